@@ -1,0 +1,226 @@
+"""Which sample stands at which position: a pure function, so that a position is the whole data state.
+
+A run sees positions 0, 1, 2, …; global batch ``s`` of G images is positions ``[sG, (s+1)G)``, of which
+each rank takes a contiguous slice. ``Order.locate`` maps a position to (domain, epoch, sample):
+
+1. *Domain.* A fixed cycle of slots is shared out among domains in proportion to their weights
+   (largest remainder) and spread evenly over the cycle. How often a domain came before a slot is a
+   table, so position p is the j-th one of its domain, found without counting.
+2. *Sample.* Number j of a domain with N samples lies in epoch ``j // N``, at place ``j % N`` of that
+   epoch's permutation: blocks of consecutive samples are permuted, then the samples within each
+   window of blocks. Reads stay nearly sequential, and every sample comes once per epoch.
+
+Permutations are keyed bijections evaluated at one point, so nothing here grows with the data set.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_ROUNDS = 4  # pairs of half rounds; below, small permutations are visibly uneven
+_CYCLE = 1024  # slots per cycle: shares of positions are multiples of 1/1024
+
+
+@dataclass(frozen=True)
+class DomainShare:
+    """A domain's trainable samples (numbers 0..size-1) and its relative share of positions."""
+
+    name: str
+    size: int
+    weight: float
+
+
+class Location(NamedTuple):
+    """Where a position points: domain number, its epoch (from 0), sample number within the domain."""
+
+    domain: int
+    epoch: int
+    sample: int
+
+
+class Permutation:
+    """A keyed bijection of 0..n-1, evaluated in O(1) either way without a table.
+
+    A Feistel network over pairs (x, y) with ``x < a``, ``y < b``, ``n <= ab``; what falls outside
+    0..n-1 is mapped again until it falls inside (on average less than once more).
+    """
+
+    def __init__(self, n: int, key: int) -> None:
+        self.n = n
+        self.a = math.isqrt(max(n - 1, 0)) + 1
+        self.b = -(-n // self.a)
+        self._keys = [_mix(key + 2 * number + 1) for number in range(2 * _ROUNDS)]
+
+    def __call__(self, i: int) -> int:
+        """The image of i."""
+        while True:
+            i = self._forward(i)
+            if i < self.n:
+                return i
+
+    def inverse(self, i: int) -> int:
+        """The number whose image is i."""
+        while True:
+            i = self._backward(i)
+            if i < self.n:
+                return i
+
+    def _forward(self, i: int) -> int:
+        x, y = divmod(i, self.b)
+        keys = self._keys
+        for number in range(0, 2 * _ROUNDS, 2):
+            x = (x + _mix(y ^ keys[number])) % self.a
+            y = (y + _mix(x ^ keys[number + 1])) % self.b
+        return x * self.b + y
+
+    def _backward(self, i: int) -> int:
+        x, y = divmod(i, self.b)
+        keys = self._keys
+        for number in range(2 * _ROUNDS - 2, -1, -2):
+            y = (y - _mix(x ^ keys[number + 1])) % self.b
+            x = (x - _mix(y ^ keys[number])) % self.a
+        return x * self.b + y
+
+
+class Order:
+    """The sequence of samples of a run.
+
+    Args:
+        shares: the source domains; weights need not sum to one.
+        seed: any integer.
+        block: consecutive samples that stay together.
+        window: blocks among which samples are permuted.
+
+    Raises:
+        ValueError: no domains, an empty domain, or a number that is not positive.
+    """
+
+    def __init__(self, shares: Sequence[DomainShare], seed: int, block: int, window: int) -> None:
+        if not shares:
+            raise ValueError("an order needs at least one domain, got none")
+        if len(shares) > _CYCLE:
+            raise ValueError(f"at most {_CYCLE} domains, got {len(shares)}; merge some")
+        for share in shares:
+            if share.size < 1 or not 0 < share.weight < math.inf:
+                raise ValueError(f"domain {share.name} needs samples and a positive weight, got {share}")
+        if block < 1 or window < 1:
+            raise ValueError(f"block and window are at least 1, got {block} and {window}")
+        self.shares = tuple(shares)
+        self._seed, self._block, self._window = seed, block, window
+        self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
+        self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
+
+    def locate(self, position: int) -> Location:
+        """The sample at a position >= 0; O(1) in time and memory."""
+        cycle, slot = divmod(position, len(self._slots))
+        domain = self._slots[slot]
+        number = cycle * self.quotas[domain] + self._before[slot]
+        share = self.shares[domain]
+        epoch, place = divmod(number, share.size)
+        key = _key(self._seed, f"{share.name}/{epoch}")
+        return Location(domain, epoch, _permute(place, share.size, self._block, self._window, key))
+
+
+def global_batch(step: int, size: int) -> range:
+    """Positions of global batch ``step`` of ``size`` images."""
+    return range(step * size, (step + 1) * size)
+
+
+def rank_slice(step: int, size: int, rank: int, world_size: int, origin: int = 0) -> range:
+    """The contiguous part of a global batch that belongs to a rank.
+
+    Slices differ by one image at most, and not at all when ``size`` is a multiple of ``world_size``.
+    ``origin`` is the position of batch 0: not 0 for a run resumed with another batch size.
+    """
+    first = origin + step * size
+    return range(first + size * rank // world_size, first + size * (rank + 1) // world_size)
+
+
+def micro_batches(
+    start: int, stop: int, size: int, micro: int | None, rank: int, world_size: int
+) -> Iterator[range]:
+    """Micro-batches of a rank for the global batches that begin at ``start`` and end at ``stop``.
+
+    Raises:
+        ValueError: ``stop - start`` is no multiple of the global batch ``size``.
+    """
+    if (stop - start) % size:
+        raise ValueError(f"positions {start}..{stop} are no whole number of global batches of {size}")
+    for step in range((stop - start) // size):
+        part = rank_slice(step, size, rank, world_size, origin=start)
+        width = micro or max(len(part), 1)
+        for first in range(part.start, part.stop, width):
+            yield range(first, min(first + width, part.stop))
+
+
+def _permute(place: int, n: int, block: int, window: int, key: int) -> int:
+    """Sample at ``place`` of an epoch of ``n`` samples.
+
+    Slots hold blocks; all have ``block`` samples but the one slot that drew the last block, which is
+    ``short`` samples shorter. Every window is ``window`` slots, the last one perhaps fewer.
+    """
+    blocks = -(-n // block)
+    short = blocks * block - n
+    order = Permutation(blocks, key)
+    short_slot = order.inverse(blocks - 1)
+
+    def first_place(slot: int) -> int:
+        return min(slot * block - (short if slot > short_slot else 0), n)
+
+    number = place // (window * block)
+    if place >= first_place((number + 1) * window):
+        number += 1  # the short slot came before: later windows begin earlier
+    begin = first_place(number * window)
+    length = first_place((number + 1) * window) - begin
+    shuffled = begin + Permutation(length, _mix(key ^ _mix(number + 1)))(place - begin)
+    slot = shuffled // block
+    if shuffled >= first_place(slot + 1):
+        slot += 1
+    return order(slot) * block + shuffled - first_place(slot)
+
+
+def _quotas(weights: Sequence[float], cycle: int) -> list[int]:
+    """Slots per domain: largest remainder, and at least one each."""
+    exact = np.asarray(weights, dtype=np.float64)
+    exact = exact / exact.sum() * cycle
+    quotas = np.maximum(np.floor(exact), 1).astype(int)
+    for domain in np.argsort(quotas - exact, kind="stable")[: max(cycle - int(quotas.sum()), 0)]:
+        quotas[domain] += 1
+    while quotas.sum() > cycle:  # tiny weights were rounded up to one slot; the largest give way
+        quotas[int(np.argmax(quotas))] -= 1
+    return [int(quota) for quota in quotas]
+
+
+def _cycle(quotas: Sequence[int], key: int) -> tuple[list[int], list[int]]:
+    """Domain of each slot, and how many slots of that domain came before it.
+
+    The i-th of a domain's q slots falls at random into the i-th q-th part of the cycle: any stretch of
+    the cycle holds the domains nearly in proportion.
+    """
+    rng = np.random.Generator(np.random.PCG64(key))
+    when = np.concatenate([(np.arange(quota) + rng.random(quota)) / quota for quota in quotas])
+    domains = np.repeat(np.arange(len(quotas)), quotas)[np.argsort(when, kind="stable")]
+    before = np.empty_like(domains)
+    for domain, quota in enumerate(quotas):
+        before[domains == domain] = np.arange(quota)
+    return domains.tolist(), before.tolist()
+
+
+def _key(seed: int, purpose: str) -> int:
+    """64 bits from seed and purpose, the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{purpose}".encode(), digest_size=8).digest(), "little")
+
+
+def _mix(x: int) -> int:
+    """SplitMix64's finaliser: 64 bits in, 64 well-mixed bits out."""
+    x = (x + 0x9E3779B97F4A7C15) & _MASK
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK
+    return x ^ (x >> 31)

@@ -1,0 +1,302 @@
+"""From positions to batches: a webdataset pipeline over indexed shards, run by loader workers.
+
+positions of this rank → locate → read (pread) → decode → augment → group into micro-batches
+
+Each worker makes every n-th micro-batch whole; they are received in turn, so the sequence does not
+depend on the number of workers. Starting anywhere costs the same. Tensors travel as uint8.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NamedTuple
+
+import torch
+import webdataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import IterableDataset, get_worker_info
+
+from ppar_dist.config import Config, ConfigError
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.order import DomainShare, Order, micro_batches
+from ppar_dist.data.samples import (
+    DataError,
+    LabelArray,
+    check_label,
+    check_sizes,
+    decode_label,
+    decode_pixels,
+    open_image,
+)
+from ppar_dist.data.transforms import EvalTransform, TrainTransform
+from ppar_dist.labels import class_set
+
+_PREFETCH = 2  # micro-batches that each worker holds ready
+
+
+@dataclass
+class Batch:
+    """A micro-batch of B samples in the order of their positions."""
+
+    images: Tensor  # uint8 (B, 3, H, W); channels last in memory, as decoded, until ``to``
+    labels: Tensor  # uint8 (B, H, W)
+    domains: Tensor  # int64 (B,), number of the source domain
+    positions: Tensor  # int64 (B,)
+    samples: Tensor  # int64 (B,), sample number within its domain
+    keys: list[str]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on a device, contiguous; from pinned memory the copy does not block."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True).contiguous())
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory."""
+        return self._each(Tensor.pin_memory)
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        tensors = {
+            field.name: change(getattr(self, field.name))
+            for field in dataclasses.fields(self)
+            if field.name != "keys"
+        }
+        return Batch(**tensors, keys=self.keys)
+
+
+class EvalSample(NamedTuple):
+    """One sample for evaluation: the image resized, the label as stored."""
+
+    image: Tensor  # uint8 (3, h, w)
+    label: Tensor  # uint8 (H, W)
+    key: str
+    sample: int
+
+
+class Decoded(NamedTuple):
+    """A decoded sample; the image may be smaller than the label by 2, 4 or 8 (see ``decode_pixels``)."""
+
+    image: Image.Image  # RGB
+    label: LabelArray  # (H, W) uint8
+    key: str
+
+
+class _Item(NamedTuple):
+    """What travels down the pipeline until it becomes part of a batch."""
+
+    position: int
+    last: bool  # of its micro-batch
+    domain: int = 0
+    sample: int = 0
+    content: Any = None  # Decoded, then (image, label) tensors
+    key: str = ""
+
+
+def open_sources(cfg: Config) -> list[DomainIndex]:
+    """Open every source domain of the configuration, in its order.
+
+    Raises:
+        ConfigError: a folder or shard is missing, or a domain has another class set than
+            ``data.classes``.
+    """
+    wanted = class_set(cfg.data.classes)
+    indexes = [DomainIndex.open(cfg.data.root / source.name) for source in cfg.data.sources]
+    for index in indexes:
+        check_classes(index, wanted.name)
+    return indexes
+
+
+def check_classes(index: DomainIndex, wanted: str) -> None:
+    """Raises ConfigError, naming both class sets, when a domain's is not the wanted one."""
+    if index.class_set != wanted or index.classes != class_set(wanted).classes:
+        raise ConfigError(
+            f"domain {index.name} has class set {index.class_set} {list(index.classes)}, the run has "
+            f"{wanted} {list(class_set(wanted).classes)}; prepare it with --classes {wanted}"
+        )
+
+
+def holdout_range(index: DomainIndex, holdout: float) -> range:
+    """Sample numbers never trained on: the last ceil(holdout * N) of a domain."""
+    size = len(index)
+    return range(size - math.ceil(holdout * size - 1e-9), size)
+
+
+def training_shares(cfg: Config, indexes: Sequence[DomainIndex]) -> list[DomainShare]:
+    """Size and weight of each source; without configured weights a domain counts by its size.
+
+    Raises:
+        ConfigError: nothing of a domain is left to train on.
+    """
+    shares = []
+    for source, index in zip(cfg.data.sources, indexes, strict=True):
+        size = holdout_range(index, cfg.data.holdout).start
+        if size == 0:
+            raise ConfigError(
+                f"domain {index.name} has {len(index)} samples and data.holdout={cfg.data.holdout} "
+                "leaves none for training; lower it or remove the domain"
+            )
+        shares.append(DomainShare(index.name, size, float(source.weight or size)))
+    return shares
+
+
+def train_loader(
+    cfg: Config,
+    indexes: Sequence[DomainIndex],
+    rank: int,
+    world_size: int,
+    start_position: int,
+    stop_position: int,
+) -> Iterator[Batch]:
+    """Micro-batches of a rank, in order, for the global batches from one position to another.
+
+    Raises:
+        ConfigError: the global batch does not divide among the ranks, there are more ranks than
+            samples, or a sample is bad (DataError, when its turn comes).
+        ValueError: the positions are no whole number of global batches.
+    """
+    shares = training_shares(cfg, indexes)
+    _check_ranks(cfg, sum(share.size for share in shares), world_size)
+    stages = Stages(
+        order=Order(shares, cfg.seed, cfg.data.block, cfg.data.window),
+        indexes=indexes,
+        transform=TrainTransform(cfg.augment, cfg.data, cfg.seed),
+    )
+    loader = webdataset.WebLoader(
+        webdataset.DataPipeline(
+            _Plan(cfg, start_position, stop_position, rank, world_size),
+            webdataset.map(stages.load),
+            webdataset.map(stages.augment),
+            _grouped,
+        ),
+        batch_size=None,
+        num_workers=cfg.data.workers,
+        prefetch_factor=_PREFETCH if cfg.data.workers else None,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_init_worker,
+        generator=torch.Generator(),  # or the loader would draw its base seed from the global state
+    )
+    return _received(loader)
+
+
+def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) -> Decoded:
+    """Read, decode and check one sample.
+
+    Raises:
+        DataError: unreadable image or label, sizes that differ, an illegal label id; the message
+            names shard and key.
+    """
+    raw = index.read(sample)
+    image = open_image(raw.image, raw.where)
+    label = decode_label(raw.label, raw.where)
+    check_sizes((image.height, image.width), (label.shape[0], label.shape[1]), raw.where)
+    check_label(label, len(index.classes), raw.where)
+    return Decoded(decode_pixels(image, raw.where, min_side), label, raw.key)
+
+
+def eval_samples(index: DomainIndex, start: int, stop: int, size: int) -> Iterator[EvalSample]:
+    """Samples [start, stop) of a domain in their order, images resized to ``size`` (shorter side)."""
+    resize = EvalTransform(size)
+    for sample in range(start, stop):
+        decoded = read_sample(index, sample)
+        label = torch.from_numpy(decoded.label.copy())
+        yield EvalSample(resize(decoded.image), label, decoded.key, sample)
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The two stages between a position and its augmented sample."""
+
+    order: Order
+    indexes: Sequence[DomainIndex]
+    transform: TrainTransform
+
+    def load(self, item: _Item) -> _Item:
+        """Find, read and decode the sample of a position."""
+        domain, _, sample = self.order.locate(item.position)
+        content = read_sample(self.indexes[domain], sample, self.transform.min_side)
+        return item._replace(domain=domain, sample=sample, content=content, key=content.key)
+
+    def augment(self, item: _Item) -> _Item:
+        """Decoded sample to (image, label) tensors."""
+        return item._replace(content=self.transform(item.content.image, item.content.label, item.position))
+
+
+class _Plan(IterableDataset[_Item]):
+    """The positions of a rank, as far as they are this worker's."""
+
+    def __init__(self, cfg: Config, start: int, stop: int, rank: int, world_size: int) -> None:
+        size, micro = cfg.train.global_batch, cfg.train.micro_batch
+        self.ranges = (start, stop, size, micro, rank, world_size)
+        next(micro_batches(*self.ranges), None)  # refuse a bad range here rather than in a worker
+
+    def __iter__(self) -> Iterator[_Item]:
+        worker = get_worker_info()
+        mine, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for number, positions in enumerate(micro_batches(*self.ranges)):
+            if number % workers == mine:
+                for position in positions:
+                    yield _Item(position, last=position == positions[-1])
+
+
+def _grouped(items: Iterable[_Item]) -> Iterator[Batch | DataError]:
+    """Micro-batches. A bad sample ends the stream with its error as a value: an exception raised in a
+    loader worker would reach the trainer as text, traceback and all."""
+    group: list[_Item] = []
+    try:
+        for item in items:
+            group.append(item)
+            if item.last:
+                yield _collate(group)
+                group = []
+    except DataError as error:
+        yield error
+
+
+def _collate(group: list[_Item]) -> Batch:
+    return Batch(
+        images=torch.stack([item.content[0].permute(1, 2, 0) for item in group]).permute(0, 3, 1, 2),
+        labels=torch.stack([item.content[1] for item in group]),  # (B, H, W)
+        domains=torch.tensor([item.domain for item in group]),
+        positions=torch.tensor([item.position for item in group]),
+        samples=torch.tensor([item.sample for item in group]),
+        keys=[item.key for item in group],
+    )
+
+
+def _received(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
+    for batch in loader:
+        if isinstance(batch, DataError):
+            raise batch
+        yield batch
+
+
+def _check_ranks(cfg: Config, samples: int, world_size: int) -> None:
+    if cfg.train.global_batch % world_size:
+        raise ConfigError(
+            f"train.global_batch={cfg.train.global_batch} does not divide among {world_size} ranks; "
+            "make it a multiple"
+        )
+    if samples < world_size:
+        raise ConfigError(
+            f"{world_size} ranks but only {samples} training samples; use at most {samples} ranks"
+        )
+
+
+def _init_worker(_: int) -> None:
+    """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, _: FrameType | None) -> None:
+    # A scheduler signals every process of a job once; a second one is meant for this worker.
+    signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,35 @@
+"""UrbanSyn: 7,539 photorealistic renderings labelled in the 19 training classes of Cityscapes.
+
+Download: https://www.urbansyn.org (https://huggingface.co/datasets/UrbanSyn/UrbanSyn), folders
+``rgb`` and ``ss``. Licence: CC BY-SA 4.0; cite Gómez et al., arXiv 2312.12176.
+
+``ss/ss_0001.png`` belongs to ``rgb/rgb_0001.png`` and stores train ids; 19 is void.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppar_dist.data.prepare.source import Domains, Pair, Source, images_below, index_labels
+from ppar_dist.labels import CITYSCAPES19, IGNORE_INDEX
+
+NAMES = dict(enumerate((*CITYSCAPES19.classes, "void"))) | {IGNORE_INDEX: "void"}
+"""Native names by label value."""
+
+
+def _domains(root: Path) -> Domains:
+    for folder in ("rgb", "ss"):
+        if not (root / folder).is_dir():
+            raise SOURCE.missing(root / folder)
+    numbers = [(image.stem.removeprefix("rgb_"), image) for image in images_below(root / "rgb")]
+    return {"urbansyn": [Pair(f"urbansyn_{n}", image, root / "ss" / f"ss_{n}.png") for n, image in numbers]}
+
+
+SOURCE = Source(
+    name="urbansyn",
+    page="https://huggingface.co/datasets/UrbanSyn/UrbanSyn",
+    licence="CC BY-SA 4.0",
+    layout="rgb/rgb_<number>.png and ss/ss_<number>.png",
+    domains=_domains,
+    decoder=index_labels(NAMES),
+)

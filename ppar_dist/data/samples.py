@@ -1,0 +1,133 @@
+"""One sample: its raw bytes, how they are decoded, and what makes it a bad one.
+
+Nothing in a shard is trusted: images are opened as JPEG or PNG only, and a label is an 8-bit
+single-channel PNG of train ids below the number of classes, or 255.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ppar_dist.config import ConfigError
+from ppar_dist.labels import IGNORE_INDEX
+
+LabelArray = npt.NDArray[np.uint8]
+
+# What Pillow raises for bytes that are no image of the format, are cut off, or are absurdly large.
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+
+
+class DataError(ConfigError):
+    """A sample that cannot be used: ``where`` (shard and key) and ``reason`` (a short fixed word)."""
+
+    def __init__(self, where: str, reason: str, detail: str) -> None:
+        super().__init__(f"{where}: {detail}")
+        self.where = where
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type[DataError], tuple[str, str, str]]:
+        return DataError, (self.where, self.reason, self.detail)
+
+
+@dataclass(frozen=True)
+class RawSample:
+    """Undecoded members of one sample, and where they came from."""
+
+    where: str  # "<domain>/<shard> sample <key>", for messages
+    key: str
+    image: bytes  # JPEG
+    label: bytes  # PNG
+
+
+def open_image(raw: bytes, where: str) -> Image.Image:
+    """The JPEG with its header read and its pixels not yet decoded."""
+    try:
+        return Image.open(io.BytesIO(raw), formats=("JPEG",))
+    except _UNREADABLE as error:
+        raise DataError(
+            where, "image_unreadable", f"the image is no readable JPEG ({error}); replace it"
+        ) from None
+
+
+def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -> Image.Image:
+    """Decode an opened JPEG to RGB.
+
+    With ``min_side`` the decoder may scale by 1/2, 1/4 or 1/8 in the DCT domain, as long as neither
+    side falls below it. The factor depends on the image size alone, hence the same pixels each time.
+    """
+    try:
+        if min_side is not None:
+            image.draft(None, (min_side, min_side))
+        return image.convert("RGB") if image.mode != "RGB" else _loaded(image)
+    except _UNREADABLE as error:
+        raise DataError(
+            where, "image_unreadable", f"the image is cut off or corrupt ({error}); replace it"
+        ) from None
+
+
+def decode_label(raw: bytes, where: str) -> LabelArray:
+    """Decode a label PNG to train ids, (H, W) uint8. The ids are not checked here."""
+    try:
+        image = Image.open(io.BytesIO(raw), formats=("PNG",))
+        if image.mode not in ("L", "P"):
+            raise DataError(
+                where,
+                "label_mode",
+                f"a label is an 8-bit single-channel PNG, got mode {image.mode}; convert it",
+            )
+        return np.asarray(image, dtype=np.uint8)
+    except _UNREADABLE as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(where, "label_unreadable", f"the label is no readable PNG ({error})") from None
+
+
+def class_counts(label: LabelArray, num_classes: int, where: str) -> npt.NDArray[np.uint32]:
+    """Pixels per train id, (K,); pixels of ``IGNORE_INDEX`` are not counted.
+
+    Raises:
+        DataError: a label id that is neither below K nor 255.
+    """
+    counts = np.bincount(label.ravel(), minlength=IGNORE_INDEX + 1)
+    illegal = np.flatnonzero(counts[num_classes:IGNORE_INDEX])
+    if illegal.size:
+        _refuse_id(int(illegal[0]) + num_classes, num_classes, where)
+    return counts[:num_classes].astype(np.uint32)
+
+
+def check_label(label: LabelArray, num_classes: int, where: str) -> None:
+    """Like ``class_counts`` without the counting: raises DataError for an illegal id."""
+    wrong = label[(label >= num_classes) & (label != IGNORE_INDEX)]
+    if wrong.size:
+        _refuse_id(int(wrong.min()), num_classes, where)
+
+
+def check_sizes(image: tuple[int, int], label: tuple[int, int], where: str) -> None:
+    """Raises DataError when image and label (height, width) differ."""
+    if image != label:
+        raise DataError(
+            where,
+            "size_mismatch",
+            f"image is {image[1]}x{image[0]} but label is {label[1]}x{label[0]} (width x height); "
+            "prepare the pair at one size",
+        )
+
+
+def _refuse_id(found: int, num_classes: int, where: str) -> None:
+    raise DataError(
+        where,
+        "label_id",
+        f"label id {found} is out of range: train ids are 0..{num_classes - 1} or {IGNORE_INDEX}; "
+        "map the labels with `ppar-dist prepare`",
+    )
+
+
+def _loaded(image: Image.Image) -> Image.Image:
+    image.load()
+    return image

@@ -1,0 +1,261 @@
+"""The loader: the order's sequence in full batches, whatever the workers, ranks and resumes."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppar_dist.config import Config, ConfigError, parse_config
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.order import Order
+from ppar_dist.data.pipeline import (
+    Batch,
+    eval_samples,
+    holdout_range,
+    open_sources,
+    read_sample,
+    train_loader,
+    training_shares,
+)
+from ppar_dist.data.samples import DataError
+from ppar_dist.data.shards import write_domain
+from ppar_dist.data.transforms import TrainTransform
+
+SIZES = {"day": 20, "rain": 11}
+
+
+def encode(pixels: np.ndarray, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def scene(number: int, height: int = 36, width: int = 48) -> tuple[bytes, bytes]:
+    rng = np.random.default_rng(number)
+    smooth = np.kron(rng.integers(0, 256, (3, 4, 3)), np.ones((height // 3, width // 4, 1)))
+    label = rng.integers(0, 6, (height, width)).astype(np.uint8)
+    return encode(smooth.astype(np.uint8), "JPEG"), encode(label, "PNG")
+
+
+def scenes(name: str, count: int) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
+    for number in range(count):
+        yield f"{name}_{number}", *scene(number), {}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for name, count in SIZES.items():
+        write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=8)
+    return folder
+
+
+def config(root: Path, data: dict[str, Any] | None = None, **train: Any) -> Config:
+    sources = {"root": str(root), "classes": "roads6", "sources": list(SIZES), "size": 24, "crop": (24, 32)}
+    return parse_config(
+        {
+            "seed": 5,
+            "run": {"dir": "run"},
+            "data": sources | {"workers": 0, "block": 4, "window": 2} | (data or {}),
+            "model": {"backbone": {"kind": "open_clip"}},
+            "train": {"steps": 10, "global_batch": 6} | train,
+        }
+    )
+
+
+def drain(cfg: Config, rank: int = 0, world: int = 1, start: int = 0, stop: int = 60) -> list[Batch]:
+    return list(train_loader(cfg, open_sources(cfg), rank, world, start, stop))
+
+
+def flat(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
+    """Everything about each position, so that runs can be compared position by position."""
+    return {
+        int(batch.positions[i]): (
+            batch.images[i].numpy().tobytes(),
+            batch.labels[i].numpy().tobytes(),
+            int(batch.domains[i]),
+            int(batch.samples[i]),
+            batch.keys[i],
+        )
+        for batch in batches
+        for i in range(len(batch))
+    }
+
+
+def test_batches_are_what_the_order_says(root: Path) -> None:
+    cfg = config(root)
+    indexes = open_sources(cfg)
+    order = Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
+    transform = TrainTransform(cfg.augment, cfg.data, cfg.seed)
+    batches = drain(cfg)
+    assert [batch.positions.tolist() for batch in batches] == [list(range(s, s + 6)) for s in range(0, 60, 6)]
+    for batch in batches:
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (6, 3, 24, 32))
+        assert (batch.labels.dtype, batch.labels.shape) == (torch.uint8, (6, 24, 32))
+        for i, position in enumerate(batch.positions.tolist()):
+            place = order.locate(position)
+            decoded = read_sample(indexes[place.domain], place.sample, transform.min_side)
+            image, label = transform(decoded.image, decoded.label, position)
+            assert (batch.domains[i], batch.samples[i]) == (place.domain, place.sample)
+            assert batch.keys[i] == f"{list(SIZES)[place.domain]}_{place.sample}"
+            assert torch.equal(batch.images[i], image)
+            assert torch.equal(batch.labels[i], label)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_do_not_change_the_sequence(root: Path, workers: int) -> None:
+    alone = drain(config(root, micro_batch=2))
+    together = drain(config(root, {"workers": workers}, micro_batch=2))
+    assert [b.positions.tolist() for b in together] == [b.positions.tolist() for b in alone]
+    assert flat(together) == flat(alone)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_ranks_share_the_sequence(root: Path, world: int) -> None:
+    alone = flat(drain(config(root)))
+    parts = [drain(config(root, micro_batch=1), rank, world) for rank in range(world)]
+    assert len({len(part) for part in parts}) == 1
+    assert {p: s for part in parts for p, s in flat(part).items()} == alone
+    first = [int(p) for batch in parts[1][: 6 // world] for p in batch.positions]
+    assert first == list(range(6 // world, 2 * (6 // world)))
+
+
+def test_resume_with_another_batch_and_world(root: Path) -> None:
+    alone = flat(drain(config(root)))
+    parts = drain(config(root), stop=18)
+    for rank in range(2):
+        parts += drain(config(root, global_batch=14, micro_batch=7), rank, 2, start=18, stop=60)
+    assert flat(parts) == alone
+
+
+def test_held_out_samples_are_never_trained_on(root: Path) -> None:
+    cfg = config(root, {"holdout": 0.25})
+    day, rain = open_sources(cfg)
+    assert holdout_range(day, 0.25) == range(15, 20)
+    assert holdout_range(rain, 0.25) == range(8, 11)
+    assert holdout_range(rain, 0.0) == range(11, 11)
+    assert [share.size for share in training_shares(cfg, [day, rain])] == [15, 8]
+    seen = {
+        (d, s) for batch in drain(cfg, stop=180) for d, s in zip(batch.domains, batch.samples, strict=True)
+    }
+    assert {(int(d), int(s)) for d, s in seen} == {(0, s) for s in range(15)} | {(1, s) for s in range(8)}
+
+
+def test_weights_come_from_sizes_or_from_the_configuration(root: Path) -> None:
+    given = {"holdout": 0, "sources": [{"name": "day", "weight": 1}, {"name": "rain", "weight": 3}]}
+    for data, expected in (({"holdout": 0}, [20.0, 11.0]), (given, [1.0, 3.0])):
+        cfg = config(root, data)
+        assert [share.weight for share in training_shares(cfg, open_sources(cfg))] == expected
+
+
+def test_loading_leaves_the_global_random_state(root: Path) -> None:
+    before = torch.get_rng_state()
+    drain(config(root, {"workers": 1}))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_moved_batches_are_contiguous(root: Path) -> None:
+    batch = drain(config(root), stop=6)[0]
+    moved = batch.to("cpu")
+    assert moved.images.is_contiguous()
+    assert torch.equal(moved.images, batch.images)
+    assert moved.keys == batch.keys
+
+
+def test_evaluation_keeps_labels_native(root: Path) -> None:
+    day = DomainIndex.open(root / "day")
+    found = list(eval_samples(day, 3, 6, size=18))
+    assert [(each.sample, each.key) for each in found] == [(n, f"day_{n}") for n in (3, 4, 5)]
+    for each in found:
+        assert (each.image.dtype, each.image.shape) == (torch.uint8, (3, 18, 24))
+        expected = Image.open(io.BytesIO(scene(each.sample)[1]))
+        assert np.array_equal(each.label.numpy(), np.asarray(expected))
+
+
+def test_big_images_are_decoded_at_a_fraction(tmp_path: Path) -> None:
+    """Never below the side asked for, and the same picture as a full decode scaled down."""
+    image, label = scene(1, 144, 192)
+    index = write_domain(tmp_path / "big", "roads6", [("a", image, label, {})])
+    full = read_sample(index, 0)
+    small = read_sample(index, 0, min_side=30)
+    assert (full.image.size, small.image.size, small.label.shape) == ((192, 144), (48, 36), (144, 192))
+    assert read_sample(index, 0, min_side=100).image.size == (192, 144)
+    reference = np.asarray(full.image.resize((48, 36), Image.Resampling.BOX), dtype=float)
+    assert np.abs(np.asarray(small.image, dtype=float) - reference).mean() < 3
+
+
+def spoil(index: DomainIndex, sample: int, member: str, content: bytes) -> None:
+    """Overwrite the beginning of a stored member in place."""
+    record = index.records[sample]
+    with (index.path / index.shards[int(record["shard"])]).open("r+b") as shard:
+        shard.seek(int(record[f"{member}_offset"]))
+        shard.write(content)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bad_sample_is_one_clear_error(tmp_path: Path, workers: int) -> None:
+    for name, count in SIZES.items():
+        write_domain(tmp_path / name, "roads6", scenes(name, count), samples_per_shard=8)
+    spoil(DomainIndex.open(tmp_path / "rain"), 2, "image", b"not a jpeg")
+    with pytest.raises(
+        DataError, match=r"rain/shard-000000\.tar sample rain_2: .* no readable JPEG"
+    ) as error:
+        drain(config(tmp_path, {"workers": workers}), stop=120)
+    assert "\n" not in str(error.value)
+    assert error.value.reason == "image_unreadable"
+
+
+def test_cut_pictures_are_refused(tmp_path: Path) -> None:
+    index = write_domain(tmp_path / "d", "roads6", scenes("d", 1))
+    size = int(index.records[0]["image_size"])
+    spoil(index, 0, "image", index.read(0).image[: size // 2].ljust(size, b"\0"))
+    with pytest.raises(DataError, match=r"sample d_0: the image is cut off or corrupt"):
+        read_sample(index, 0)
+
+
+def test_illegal_ids_and_sizes_that_changed_after_indexing(tmp_path: Path) -> None:
+    index = write_domain(tmp_path / "d", "roads6", scenes("d", 2))
+    _, other_size = scene(0, 24, 24)
+    for sample, label in ((0, other_size), (1, encode(np.full((36, 48), 9, np.uint8), "PNG"))):
+        spoil(index, sample, "label", label)  # a PNG ends by itself; what follows is not read
+    with pytest.raises(DataError, match=r"sample d_0: image is 48x36 but label is 24x24"):
+        read_sample(index, 0)
+    with pytest.raises(
+        DataError, match=r"sample d_1: label id 9 is out of range: train ids are 0\.\.5 or 255"
+    ):
+        read_sample(index, 1)
+
+
+def test_wrong_class_set_names_both(root: Path) -> None:
+    cfg = config(root, {"classes": "camvid11"})
+    with pytest.raises(
+        ConfigError, match=r"domain day has class set roads6 .*the run has camvid11 .*--classes"
+    ):
+        open_sources(cfg)
+
+
+def test_missing_domain_says_what_to_run(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no domain folder .*fog; run `ppar-dist prepare`"):
+        open_sources(config(root, {"sources": ["day", "fog"]}))
+
+
+def test_impossible_ranks(root: Path, tmp_path: Path) -> None:
+    cfg = config(root)
+    with pytest.raises(ConfigError, match=r"train\.global_batch=6 does not divide among 4 ranks"):
+        train_loader(cfg, open_sources(cfg), 0, 4, 0, 6)
+    write_domain(tmp_path / "tiny", "roads6", scenes("tiny", 2))
+    cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0})
+    with pytest.raises(ConfigError, match=r"3 ranks but only 2 training samples; use at most 2 ranks"):
+        train_loader(cfg, open_sources(cfg), 0, 3, 0, 6)
+    with pytest.raises(ValueError, match=r"no whole number of global batches of 6"):
+        train_loader(cfg, open_sources(cfg), 0, 1, 0, 7)
+    cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0.9})
+    with pytest.raises(ConfigError, match=r"domain tiny has 2 samples and data\.holdout=0\.9 leaves none"):
+        training_shares(cfg, open_sources(cfg))

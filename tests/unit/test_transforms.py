@@ -1,0 +1,185 @@
+"""Augmentation: seeded by position, geometry shared by image and label, global state untouched."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ppar_dist.config import AugmentConfig, DataConfig
+from ppar_dist.data.transforms import Draws, EvalTransform, TrainTransform
+from ppar_dist.labels import IGNORE_INDEX
+
+STILL = {"flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
+PADDING = torch.tensor([123, 117, 104])
+
+
+def data_config(**changes: Any) -> DataConfig:
+    values: dict[str, Any] = {
+        "root": ".",
+        "classes": "roads6",
+        "sources": ["a"],
+        "size": 90,
+        "crop": (90, 120),
+    }
+    return DataConfig.model_validate({**values, **changes})
+
+
+def coded_pair(height: int = 180, width: int = 240, cell: int = 30) -> tuple[Image.Image, np.ndarray]:
+    """A label of random cells, and an image that shows the label's id as grey 40·id."""
+    cells = np.random.default_rng(0).integers(0, 6, (height // cell, width // cell)).astype(np.uint8)
+    label = np.kron(cells, np.ones((cell, cell), np.uint8))
+    return Image.fromarray(np.repeat(label[..., None] * 40, 3, axis=2)), label
+
+
+def neighbours_agree(ids: torch.Tensor) -> torch.Tensor:
+    """(h, w) bool: the 3x3 neighbourhood lies in the crop and has one id."""
+    plane = ids.float()[None, None]
+    highest = torch.nn.functional.max_pool2d(plane, 3, 1, 1)
+    lowest = -torch.nn.functional.max_pool2d(-plane, 3, 1, 1)
+    agree = (highest == lowest)[0, 0]
+    agree[[0, -1]] = agree[:, [0, -1]] = False  # the crop may cut a sliver of the next cell
+    return agree
+
+
+def test_shapes_and_types() -> None:
+    image, label = coded_pair()
+    out, ids = TrainTransform(AugmentConfig(), data_config(), 0)(image, label, 5)
+    assert (out.dtype, out.shape) == (torch.uint8, (3, 90, 120))
+    assert (ids.dtype, ids.shape) == (torch.uint8, (90, 120))
+
+
+def test_only_seed_and_position_matter() -> None:
+    image, label = coded_pair()
+    first = TrainTransform(AugmentConfig(), data_config(), 3)
+    expected: dict[int, tuple[torch.Tensor, torch.Tensor]] = {p: first(image, label, p) for p in range(12)}
+    torch.manual_seed(99)
+    np.random.seed(99)
+    again = TrainTransform(AugmentConfig(), data_config(), 3)
+    for position in (11, 2, 7, 0):  # another order, another object, another global seed
+        out, ids = again(image, label, position)
+        assert torch.equal(out, expected[position][0])
+        assert torch.equal(ids, expected[position][1])
+    assert len({out.numpy().tobytes() for out, _ in expected.values()}) == 12
+    other, _ = TrainTransform(AugmentConfig(), data_config(), 4)(image, label, 0)
+    assert not torch.equal(other, expected[0][0])
+
+
+def test_global_random_state_is_untouched() -> None:
+    image, label = coded_pair()
+    before = (
+        torch.get_rng_state(),
+        np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        random.getstate(),
+    )
+    for position in range(20):
+        TrainTransform(AugmentConfig(), data_config(), 0)(image, label, position)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert before[1:] == (np.random.get_state(legacy=False)["state"]["key"].tolist(), random.getstate())
+
+
+@pytest.mark.parametrize("factor", [1, 2, 4])
+def test_image_and_label_stay_together(factor: int) -> None:
+    """Away from cell borders the image still shows the id of its label, flipped, scaled or padded.
+
+    With ``factor`` the image is smaller than its label, as the decoder may deliver it.
+    """
+    image, label = coded_pair(360, 480, 60)
+    small = image.resize((480 // factor, 360 // factor), Image.Resampling.NEAREST)
+    augment = AugmentConfig.model_validate({**STILL, "flip": 0.5, "scale": (0.5, 1.75)})
+    transform = TrainTransform(augment, data_config(), 1)
+    padded = flipped = 0
+    for position in range(40):
+        out, ids = transform(small, label, position)
+        shown = out.permute(1, 2, 0)  # (h, w, 3)
+        outside = ids == IGNORE_INDEX
+        padded += bool(outside.any())
+        flipped += Draws.at(1, position).flip < 0.5
+        assert (shown[outside] == PADDING).all()
+        inner = neighbours_agree(ids) & ~outside  # interpolation mixes colours across cell borders
+        assert inner.float().mean() > 0.2
+        assert ((shown[..., 0].int() - 40 * ids.int()).abs()[inner] <= 20).all()
+    assert 5 < padded < 40
+    assert 10 < flipped < 30
+
+
+def test_labels_are_never_mixed() -> None:
+    image, label = coded_pair()
+    transform = TrainTransform(AugmentConfig(), data_config(), 0)
+    allowed = {*np.unique(label).tolist(), IGNORE_INDEX}
+    for position in range(30):
+        assert set(transform(image, label, position)[1].unique().tolist()) <= allowed
+
+
+def test_scale_is_uniform_and_honoured() -> None:
+    """A picture of one white column: its width in the crop gives the scale that was drawn."""
+    pixels = np.zeros((180, 240, 3), np.uint8)
+    pixels[:, 100:140] = 255  # within every crop: at least 160 of 240 columns are seen
+    augment = AugmentConfig.model_validate({**STILL, "scale": (1.0, 1.5)})
+    transform = TrainTransform(augment, data_config(size=180, crop=(180, 240)), 0)
+    for position in range(20):
+        out, ids = transform(Image.fromarray(pixels), np.zeros((180, 240), np.uint8), position)
+        scale = 1.0 + 0.5 * Draws.at(0, position).scale
+        assert float((out[0, 90].float() / 255).sum()) == pytest.approx(40 * scale, abs=1.0)
+        assert not (ids == IGNORE_INDEX).any()
+    draws = np.array([Draws.at(0, p).scale for p in range(2000)])
+    assert abs(draws.mean() - 0.5) < 0.03
+    assert abs(draws.std() - 12**-0.5) < 0.02
+
+
+def test_nothing_on_leaves_the_sample_as_it_is() -> None:
+    image, label = coded_pair()
+    augment = AugmentConfig.model_validate({**STILL, "scale": (1, 1)})
+    out, ids = TrainTransform(augment, data_config(size=180, crop=(180, 240)), 0)(image, label, 3)
+    assert np.array_equal(out.permute(1, 2, 0).numpy(), np.asarray(image))
+    assert np.array_equal(ids.numpy(), label)
+
+
+@pytest.mark.parametrize(
+    "name", ["brightness", "contrast", "saturation", "hue", "gamma", "grayscale", "blur"]
+)
+def test_each_photometric_part_works_alone(name: str) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (90, 120, 3)).astype(np.uint8)
+    off = {**STILL, "scale": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "gamma": None}
+    on = {"grayscale": 1.0, "blur": 1.0, "gamma": (1.5, 2.0), "hue": 0.3}.get(name, 0.5)
+    chance = {} if name in ("grayscale", "blur") else {"photometric": 1.0}
+    label = np.zeros((90, 120), np.uint8)
+    transform = TrainTransform(AugmentConfig.model_validate({**off, **chance, name: on}), data_config(), 0)
+    out, ids = transform(Image.fromarray(pixels), label, 1)
+    assert not np.array_equal(out.permute(1, 2, 0).numpy(), pixels)
+    assert not ids.any()
+
+
+def test_decisions_do_not_shift_one_another() -> None:
+    """Switching colours off leaves crop and flip where they were."""
+    image, label = coded_pair()
+    full = TrainTransform(AugmentConfig(), data_config(), 0)
+    plain = TrainTransform(AugmentConfig.model_validate({**STILL, "flip": 0.5}), data_config(), 0)
+    for position in range(10):
+        assert torch.equal(full(image, label, position)[1], plain(image, label, position)[1])
+
+
+def test_tensors_are_accepted() -> None:
+    image, label = coded_pair()
+    transform = TrainTransform(AugmentConfig(), data_config(), 0)
+    tensor = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    for one, other in zip(
+        transform(image, label, 8), transform(tensor, torch.from_numpy(label), 8), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_min_side_covers_the_largest_scale() -> None:
+    augment = AugmentConfig.model_validate({"scale": (0.5, 1.75)})
+    assert TrainTransform(augment, data_config(size=180), 0).min_side == 315
+
+
+@pytest.mark.parametrize(("size", "expected"), [((240, 180), (90, 120)), ((180, 240), (120, 90))])
+def test_eval_resizes_the_shorter_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    out = EvalTransform(90)(Image.new("RGB", size, (10, 20, 30)))
+    assert (out.dtype, out.shape[1:]) == (torch.uint8, expected)
+    assert out[:, 0, 0].tolist() == [10, 20, 30]
