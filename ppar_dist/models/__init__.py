@@ -1,0 +1,1 @@
+"""Image towers, text prototypes, decoders and the segmentor that joins them."""

@@ -1,0 +1,158 @@
+"""The base class of image towers, and the registry that builds them.
+
+A new backbone is one file with a ``build(cfg, load_weights)`` that returns a ``Backbone``, and one line
+in ``BUILDERS``.
+
+Letters: B images, C_l channels of level l, D width of the joint image-text space, (h, w) feature grid,
+(H, W) pixels.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+
+import torch
+import torch.nn.functional as F
+from timm.layers import convert_sync_batchnorm
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.models.features import Features, FeatureShape
+from ppar_dist.models.text import TextEncoder
+
+# kind of BackboneConfig → module of this package with build(cfg, load_weights); imported when asked for
+BUILDERS = {"open_clip": "clip", "timm": "timm_trunk"}
+
+
+def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
+    """Build the backbone a configuration names.
+
+    Args:
+        cfg: kind, name and weights of the tower.
+        load_weights: False builds the same architecture (activation and statistics included) without
+            reading or downloading weights, for a checkpoint that brings them.
+
+    Raises:
+        ConfigError: unknown kind, model name, option or weights.
+    """
+    if cfg.kind not in BUILDERS:
+        raise ConfigError(f"unknown model.backbone.kind={cfg.kind}; known are {', '.join(BUILDERS)}")
+    module = importlib.import_module(f"{__package__}.{BUILDERS[cfg.kind]}")
+    backbone: Backbone = module.build(cfg, load_weights)
+    return backbone
+
+
+class Backbone(nn.Module):
+    """An image tower with multi-level features and dense features in the joint image-text space.
+
+    A subclass implements ``run_tower`` (pretrained part) and, where new layers follow, ``finish``.
+    ``trainable: none`` freezes the tower: eval mode, no gradients, also after ``train()``; layers that
+    are not the tower's stay trainable. ``batch_norm: frozen`` does the same to the tower's BatchNorm
+    layers alone: running statistics and affine parameters stay what they are.
+    """
+
+    mean: Tensor  # (3,) of pixels in 0..1
+    std: Tensor  # (3,)
+
+    def __init__(
+        self,
+        tower: nn.Module,
+        shape: FeatureShape,
+        cfg: BackboneConfig,
+        mean: tuple[float, ...],
+        std: tuple[float, ...],
+    ) -> None:
+        super().__init__()
+        self.channels, self.strides = shape.channels, shape.strides
+        self.dense_stride, self.embed_dim, self.multiple = shape.dense_stride, shape.embed_dim, shape.multiple
+        self.frozen = cfg.trainable == "none"
+        self.batch_norm_frozen = cfg.batch_norm == "frozen"
+        self.tower = tower if self.batch_norm_frozen else convert_sync_batchnorm(tower)
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self._text: list[TextEncoder] = []  # a list, so that it is no submodule: never trained nor saved
+        for module in self._fixed_modules():
+            module.requires_grad_(False)
+        self.train()
+
+    def forward(self, images: Tensor, dense: bool = True, pyramid: bool = True) -> Features:
+        """Features of prepared images.
+
+        Args:
+            images: (B, 3, H, W), normalised, H and W multiples of ``multiple`` (see ``prepare``).
+            dense: compute the dense joint features.
+            pyramid: compute the multi-level features.
+        """
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.frozen):
+            features = self.run_tower(images, dense)
+        return self.finish(features, dense, pyramid)
+
+    def run_tower(self, images: Tensor, dense: bool) -> Features:
+        """The pretrained part; runs without gradients when the tower is frozen."""
+        raise NotImplementedError
+
+    def finish(self, features: Features, dense: bool, pyramid: bool) -> Features:
+        """Layers that come on top of the tower, always trainable; none by default."""
+        return features
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Normalise and pad at the bottom and right with the mean colour.
+
+        Args:
+            images: uint8 or float 0..255, (B, 3, H, W).
+
+        Returns:
+            (B, 3, H', W') of the tower's type: the least multiples of ``multiple`` that hold every
+            started 4×4 block of the image.
+        """
+        scale = 1.0 / (255.0 * self.std.float())
+        shift = -self.mean.float() / self.std.float()
+        normalised = images.float() * scale[:, None, None] + shift[:, None, None]
+        height, width = (self._padded(size) - size for size in images.shape[-2:])
+        if height or width:
+            normalised = F.pad(normalised, (0, width, 0, height))
+        return normalised.to(next(self.tower.parameters()).dtype)
+
+    def dense_features(self, images: Tensor) -> Tensor:
+        """Dense joint features (B, D, h, w) of raw images (B, 3, H, W), as a teacher needs them."""
+        dense = self(self.prepare(images), pyramid=False).dense
+        return self.crop_dense(dense, images.shape[-2], images.shape[-1])
+
+    def crop_dense(self, dense: Tensor, height: int, width: int) -> Tensor:
+        """Drop the cells that hold padding alone: h = ceil(H / dense_stride), w likewise."""
+        return dense[..., : math.ceil(height / self.dense_stride), : math.ceil(width / self.dense_stride)]
+
+    def train(self, mode: bool = True) -> Backbone:
+        """Set the mode; what is frozen stays in eval mode."""
+        super().train(mode)
+        for module in self._fixed_modules():
+            module.eval()
+        return self
+
+    def tower_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the tower proper, which learn at ``backbone_lr``."""
+        return list(self.tower.parameters())
+
+    def attach_text_tower(self, encoder: TextEncoder) -> None:
+        """Keep the text tower that belongs to the image tower, outside parameters and state."""
+        self._text = [encoder]
+
+    def text_tower(self) -> TextEncoder | None:
+        """The text tower of the same joint space, or None (dropped, or there is none)."""
+        return self._text[0] if self._text else None
+
+    def drop_text_tower(self) -> None:
+        """Free the text tower; the prototypes have been computed, or come from a file."""
+        self._text = []
+
+    def _fixed_modules(self) -> list[nn.Module]:
+        if self.frozen:
+            return [self.tower]
+        if self.batch_norm_frozen:
+            return [module for module in self.tower.modules() if isinstance(module, _BatchNorm)]
+        return []
+
+    def _padded(self, size: int) -> int:
+        return math.ceil(4 * math.ceil(size / 4) / self.multiple) * self.multiple

@@ -1,0 +1,155 @@
+"""open_clip models: creation, weights, activation and statistics; one Backbone class per kind of image tower.
+
+Weights are loaded in fp32 whatever the file holds. The activation follows the weights: a name that ends
+in ``-quickgelu`` or a tag trained with QuickGELU (``openai``) gives QuickGELU; of a file nothing is known,
+so the name decides. Mean and standard deviation are those of the tag, else those all tags of the model
+share, else CLIP's own; ``options: {force_preprocess_cfg: {mean: …, std: …}}`` overrides them.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.modified_resnet import ModifiedResNet
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
+from open_clip.timm_model import TimmModel
+from open_clip.transformer import VisionTransformer
+from torch import Tensor, nn
+
+from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.models.backbone import Backbone
+from ppar_dist.models.clip_resnet import ClipResNet
+from ppar_dist.models.clip_timm import ClipTimm
+from ppar_dist.models.clip_vit import ClipViT
+from ppar_dist.models.weights import UNREADABLE, reason
+
+_SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
+
+
+def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
+    """Build the image tower of an open_clip model and attach its text tower; see ``build_backbone``."""
+    model = _create(cfg, load_weights)
+    visual = model.visual
+    statistics = visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]
+    backbone: Backbone
+    if isinstance(visual, ModifiedResNet):
+        backbone = ClipResNet(visual, cfg, *statistics)
+    elif isinstance(visual, VisionTransformer):
+        backbone = ClipViT(visual, cfg, *statistics)
+    elif isinstance(visual, TimmModel):
+        backbone = ClipTimm(visual, cfg, *statistics, _vision_config(cfg))
+    else:
+        raise ConfigError(
+            f"model.backbone.name={cfg.name}: no dense features for {type(visual).__name__}; use another"
+        )
+    model.visual = nn.Identity()  # the text tower does not keep the image tower alive
+    backbone.attach_text_tower(ClipText(model.eval().requires_grad_(False), cfg.name))
+    return backbone
+
+
+@dataclass
+class ClipText:
+    """The text tower of an open_clip model."""
+
+    model: Any
+    name: str  # open_clip's model name, which decides the tokenizer
+
+    @torch.no_grad()
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """(N, D) float32 embeddings of N sentences, not normalised.
+
+        Raises:
+            ConfigError: the tokenizer is neither installed nor reachable.
+        """
+        try:
+            tokenizer = open_clip.get_tokenizer(self.name, context_length=self.model.context_length)
+        except (OSError, ImportError, ValueError, AssertionError, TypeError) as error:
+            raise ConfigError(
+                f"the tokenizer of {self.name} is not available: {reason(error)}; "
+                "install transformers and allow its download once, or set text.file"
+            ) from None
+        tokens = tokenizer(list(sentences)).to(self.model.logit_scale.device)
+        return self.model.encode_text(tokens).float()
+
+
+def _create(cfg: BackboneConfig, load_weights: bool) -> Any:
+    schema = cfg.name.startswith(_SCHEMAS)
+    tag = _check_names(cfg, load_weights) if not schema else None
+    settings: dict[str, Any] = {} if schema else _settings_of_tags(cfg.name, tag)
+    settings |= cfg.options
+    try:
+        model = open_clip.create_model(
+            cfg.name,
+            pretrained=cfg.pretrained if load_weights and not schema else None,
+            load_weights=load_weights,
+            precision="fp32",
+            pretrained_text=False,
+            **settings,
+        )
+    except UNREADABLE as error:
+        raise ConfigError(
+            f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {reason(error)}; "
+            "give weights of this very model as a state dict (.pt, .safetensors) and options that it takes; "
+            "without a network, download them elsewhere and set pretrained to the file"
+        ) from None
+    _check_finite(model, cfg)
+    return model
+
+
+def _check_names(cfg: BackboneConfig, load_weights: bool) -> dict[str, Any] | None:
+    """Refuse unknown names and weights; the settings of the pretrained tag if it is one."""
+    known = open_clip.list_models()
+    name = cfg.name.replace("/", "-")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, 3) or ["RN50", "ViT-B-16-quickgelu", "EVA02-L-14-336"]
+        raise ConfigError(
+            f"unknown open_clip model model.backbone.name={cfg.name}; did you mean {', '.join(near)}?"
+        )
+    if cfg.pretrained is None:
+        return None
+    tag = get_pretrained_cfg(name, cfg.pretrained)
+    if not tag and load_weights and not Path(cfg.pretrained).is_file():
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise ConfigError(
+            f"model.backbone.pretrained={cfg.pretrained} is neither a file nor a tag of {name} "
+            f"(tags: {tags}); correct the path or take a tag"
+        )
+    return tag or None
+
+
+def _settings_of_tags(name: str, tag: dict[str, Any] | None) -> dict[str, Any]:
+    """Activation and statistics that the weights want."""
+    name = name.replace("/", "-")
+    tags = (
+        [tag] if tag else [get_pretrained_cfg(name, known) for known in list_pretrained_tags_by_model(name)]
+    )
+    statistics = {(tuple(each["mean"]), tuple(each["std"])) for each in tags}
+    settings: dict[str, Any] = {}
+    if len(statistics) == 1:
+        mean, std = statistics.pop()
+        settings["force_preprocess_cfg"] = {"mean": mean, "std": std}
+    if tag and tag.get("quick_gelu"):
+        settings["force_quick_gelu"] = True
+    return settings
+
+
+def _vision_config(cfg: BackboneConfig) -> dict[str, Any]:
+    config = open_clip.get_model_config(
+        cfg.name.replace("/", "-") if not cfg.name.startswith(_SCHEMAS) else cfg.name
+    )
+    return {**config["vision_cfg"], **cfg.options.get("vision_cfg", {})}
+
+
+def _check_finite(model: nn.Module, cfg: BackboneConfig) -> None:
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()) and "attn_mask" not in name:
+            raise ConfigError(
+                f"weights of {cfg.name} (pretrained={cfg.pretrained}) are not finite in {name}; "
+                "save them in fp32"
+            )

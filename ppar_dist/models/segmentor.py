@@ -1,0 +1,190 @@
+"""The segmentor: backbone → decoder → class logits, for images of any size.
+
+Images are padded at the bottom and right to what the backbone needs, and the outputs are cropped back: the
+logits have ceil(H/4) × ceil(W/4) cells of 4×4 pixels each, the dense features ceil(H/s) × ceil(W/s) cells of
+s×s pixels, s = ``backbone.dense_stride``, both from the top left corner. The last row and column of cells
+may reach over the image's edge.
+
+Letters: B images, K classes, D width of the joint image-text space, W decoder width, (h, w) grid of the dense
+features, (H, W) pixels.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ppar_dist.config import Config, ConfigError, ModelConfig, OptimConfig
+from ppar_dist.labels import ClassSet
+from ppar_dist.models.backbone import Backbone, build_backbone
+from ppar_dist.models.cosine import cosine_logits
+from ppar_dist.models.decoder import build_decoder
+from ppar_dist.models.features import Features
+from ppar_dist.models.text import text_prototypes
+
+
+@dataclass
+class Prediction:
+    """What the segmentor says about a batch."""
+
+    logits: Tensor  # (B, K, ceil(H/4), ceil(W/4)) float32
+    dense: Tensor  # (B, D, h, w) features to align, not normalised; (B, D, 0, 0) when not asked for
+
+
+class Segmentor(nn.Module):
+    """Segments images into K classes and gives dense features in the joint image-text space.
+
+    Args:
+        cfg: decoder, classifier and logit scale.
+        backbone: the image tower.
+        text: (K, D) text prototypes of unit length; None with the linear classifier.
+        num_classes: K.
+        features: ``dense``: the backbone's joint features are aligned; ``embedding``: the decoder's, averaged
+            over the same cells and projected by P.
+
+    Raises:
+        ConfigError: a text classifier without text, or with text of another shape.
+    """
+
+    text: Tensor | None
+
+    def __init__(
+        self,
+        cfg: ModelConfig,
+        backbone: Backbone,
+        text: Tensor | None,
+        num_classes: int,
+        features: Literal["dense", "embedding"] = "dense",
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.decoder = build_decoder(cfg.decoder, backbone.channels, backbone.strides)
+        self.features, self.scale, self.classifier = features, cfg.logit_scale, cfg.classifier
+        width = cfg.decoder.width
+        linear = cfg.classifier == "linear"
+        if not linear:
+            _check_text(text, num_classes, backbone.embed_dim)
+        self.register_buffer("text", text.clone() if text is not None and cfg.classifier == "otp" else None)
+        self.class_vectors = (
+            nn.Parameter(text.clone()) if text is not None and cfg.classifier == "otp_init" else None
+        )
+        self.linear = nn.Conv2d(width, num_classes, 1) if linear else None
+        self.projection: nn.Parameter | None = None  # P
+        if not linear or features == "embedding":
+            self.projection = nn.Parameter(nn.init.orthogonal_(torch.empty(backbone.embed_dim, width)))
+
+    def forward(self, images: Tensor, dense: bool = True) -> Prediction:
+        """Segment raw images.
+
+        Args:
+            images: uint8 or float 0..255, (B, 3, H, W), any H and W.
+            dense: also compute the dense features; False saves their time (plain fine-tuning, prediction).
+        """
+        height, width = images.shape[-2:]
+        prepared = self.backbone.prepare(images)
+        found = self.backbone(prepared, dense=dense and self.features == "dense")
+        narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
+        return Prediction(
+            self._logits(narrow, height, width), self._dense(found, narrow, dense, height, width)
+        )
+
+    def dense(self, images: Tensor) -> Tensor:
+        """The features to align alone: (B, D, h, w) for raw images (B, 3, H, W), without what only logits need."""
+        if self.features == "dense":
+            return self.backbone.dense_features(images)
+        return self(images).dense
+
+    def _logits(self, narrow: Tensor, height: int, width: int) -> Tensor:
+        stride = self.backbone.strides[0]
+        rows, columns = math.ceil(height / 4), math.ceil(width / 4)
+        if stride == 4:
+            return self._classify(narrow[..., :rows, :columns])
+        # The scale is given, so that pixel 4i of the image keeps its place whatever the padding.
+        resized = F.interpolate(
+            self._classify(narrow),
+            scale_factor=stride / 4,
+            mode="bilinear",
+            align_corners=False,
+            recompute_scale_factor=False,
+        )
+        return resized[..., :rows, :columns]
+
+    def _classify(self, narrow: Tensor) -> Tensor:
+        if self.linear is not None:
+            return self.linear(narrow).float()
+        vectors = self.text if self.class_vectors is None else F.normalize(self.class_vectors.float(), dim=1)
+        assert vectors is not None
+        assert self.projection is not None
+        return cosine_logits(narrow, self.projection, vectors, self.scale)
+
+    def _dense(self, found: Features, narrow: Tensor, asked: bool, height: int, width: int) -> Tensor:
+        if not asked:
+            return narrow.new_zeros(len(narrow), self.backbone.embed_dim, 0, 0)
+        if found.dense is not None:
+            return self.backbone.crop_dense(found.dense, height, width)
+        assert self.projection is not None
+        cells = round(self.backbone.dense_stride / self.backbone.strides[0])
+        mean = F.avg_pool2d(narrow, cells, ceil_mode=True, count_include_pad=False)  # (B, W, h, w)
+        mean = self.backbone.crop_dense(mean, height, width)
+        return F.conv2d(mean, self.projection[:, :, None, None])
+
+    def param_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
+        """Groups for the optimiser: the tower and the rest, each with and without weight decay.
+
+        Vectors and scalars (norms, biases) do not decay. ``name`` is ``backbone`` or ``head``; layers that a
+        backbone adds to its tower (pyramid, projection) are new and belong to the head. Frozen parameters are
+        in no group.
+        """
+        tower = {id(parameter) for parameter in self.backbone.tower_parameters()}
+        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                name = "backbone" if id(parameter) in tower else "head"
+                groups.setdefault((name, parameter.ndim > 1), []).append(parameter)
+        rates = {"backbone": optim.backbone_lr, "head": optim.lr}
+        return [
+            {
+                "name": name,
+                "params": params,
+                "lr": rates[name],
+                "weight_decay": optim.weight_decay if decays else 0.0,
+            }
+            for (name, decays), params in sorted(groups.items(), key=lambda item: item[0])
+        ]
+
+
+def build_segmentor(
+    cfg: Config, class_set: ClassSet, load_weights: bool = True
+) -> tuple[Segmentor, Tensor | None]:
+    """Build the segmentor of a configuration and its text prototypes (K, D), None where nothing needs them.
+
+    With ``load_weights=False`` no file is read and nothing downloaded: the same architecture, whose weights
+    and text a checkpoint brings; no prototypes are returned.
+    """
+    backbone = build_backbone(cfg.model.backbone, load_weights)
+    text = None
+    if cfg.ppar.enabled or cfg.model.classifier != "linear":
+        if load_weights:
+            text = text_prototypes(cfg.text, class_set, backbone)
+        else:
+            text = torch.eye(class_set.num_classes, backbone.embed_dim)  # a placeholder of the right shape
+    backbone.drop_text_tower()
+    segmentor = Segmentor(cfg.model, backbone, text, class_set.num_classes, cfg.ppar.alignment.features)
+    return segmentor, text if load_weights else None
+
+
+def _check_text(text: Tensor | None, num_classes: int, embed_dim: int) -> None:
+    if text is None:
+        raise ConfigError(
+            "model.classifier otp and otp_init need text prototypes; set text.file or classifier=linear"
+        )
+    if tuple(text.shape) != (num_classes, embed_dim):
+        raise ConfigError(
+            f"text prototypes are (K, D) = ({num_classes}, {embed_dim}), got {tuple(text.shape)}; "
+            "take text of the same classes and CLIP model"
+        )

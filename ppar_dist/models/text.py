@@ -1,0 +1,128 @@
+"""Original text prototypes (OTP): one frozen text vector per class (reconstruction; see README, Method).
+
+t_k = norm(mean over the names and templates of class k of norm(E_text(template(name)))), optionally
+centred over the classes and renormalised. E_text is a text tower, or a file of its embeddings.
+
+Letters: K classes, D width of the joint image-text space, N names.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppar_dist.config import ConfigError, TextConfig
+from ppar_dist.labels import ClassSet
+
+if TYPE_CHECKING:
+    from ppar_dist.models.backbone import Backbone
+
+
+class TextEncoder(Protocol):
+    """Turns sentences into vectors of the joint space."""
+
+    def encode(self, sentences: Sequence[str]) -> Tensor:
+        """(N, D) float32 embeddings of N sentences, not normalised."""
+
+
+def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | None) -> Tensor:
+    """The OTP of every class.
+
+    Args:
+        cfg: a file of embeddings, or templates for the text tower; whether to centre.
+        classes: whose ``prompts`` are looked up or encoded. Of several names of a class, those the file
+            lacks are left out; a class with none is refused.
+        backbone: brings the text tower and the width D; None with a file alone.
+
+    Returns:
+        (K, D) float32, rows of length 1.
+
+    Raises:
+        ConfigError: the file is missing, malformed, of another width or lacks a class; there is no text
+            tower; centring leaves nothing of a class.
+    """
+    if cfg.file is not None:
+        means = _from_file(cfg.file, classes)
+    else:
+        means = _from_tower(cfg.templates, classes, backbone)
+    if backbone is not None and means.shape[1] != backbone.embed_dim:
+        raise ConfigError(
+            f"text embeddings are {means.shape[1]} wide, the backbone's joint space {backbone.embed_dim}: "
+            "take text.file from the same CLIP model, or set model.backbone.embed_dim (kind: timm)"
+        )
+    prototypes = F.normalize(means.double(), dim=1)
+    if cfg.center:
+        prototypes = _centred(prototypes)
+    return prototypes.float()
+
+
+def _centred(prototypes: Tensor) -> Tensor:
+    centred = prototypes - prototypes.mean(0)
+    lengths = centred.norm(dim=1)
+    if bool((lengths < 1e-6).any()):
+        raise ConfigError(
+            "text.center leaves nothing of a class (one class, or equal texts); set text.center=false"
+        )
+    return centred / lengths[:, None]
+
+
+def _from_tower(templates: tuple[str, ...], classes: ClassSet, backbone: Backbone | None) -> Tensor:
+    encoder = backbone.text_tower() if backbone is not None else None
+    if encoder is None:
+        raise ConfigError("the backbone has no text tower: set text.file to an .npz of names and embeddings")
+    wrong = [template for template in templates if "{}" not in template]
+    if wrong or not templates:
+        raise ConfigError(
+            f"text.templates are sentences with {{}} for the name, got {wrong or 'none'}; add {{}}"
+        )
+    means = []
+    for prompts in classes.prompts:
+        sentences = [template.replace("{}", prompt) for prompt in prompts for template in templates]
+        means.append(F.normalize(encoder.encode(sentences).double(), dim=1).mean(0))  # (D,)
+    return torch.stack(means)  # (K, D)
+
+
+def _from_file(path: Path, classes: ClassSet) -> Tensor:
+    vectors = _read_embeddings(path)
+    lacking = [
+        name
+        for name, prompts in zip(classes.classes, classes.prompts, strict=True)
+        if not any(prompt in vectors for prompt in prompts)
+    ]
+    if lacking:
+        raise ConfigError(
+            f"text.file={path} has no embedding of {', '.join(lacking)} "
+            f"(it has {', '.join(sorted(vectors))}); add them, or use an open_clip backbone's text tower"
+        )
+    means = []
+    for prompts in classes.prompts:
+        found = np.stack([vectors[prompt] for prompt in prompts if prompt in vectors])
+        means.append(F.normalize(torch.from_numpy(found), dim=1).mean(0))  # (D,)
+    return torch.stack(means)  # (K, D)
+
+
+def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
+    """Name → (D,) float64, from an .npz with ``names`` (N,) and ``embeddings`` (N, D)."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            names, embeddings = archive["names"], archive["embeddings"].astype(np.float64)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(
+            f"cannot read text.file={path}: {reason}; it is an .npz with names (N,) and embeddings (N, D)"
+        ) from None
+    if embeddings.ndim != 2 or names.shape != embeddings.shape[:1]:
+        raise ConfigError(
+            f"text.file={path} holds names (N,) and embeddings (N, D), got {names.shape} "
+            f"and {embeddings.shape}; write one row per name"
+        )
+    if not np.isfinite(embeddings).all() or not np.linalg.norm(embeddings, axis=1).all():
+        raise ConfigError(f"text.file={path} holds a non-finite or zero embedding; compute it again in fp32")
+    return dict(zip((str(name) for name in names), embeddings, strict=True))

@@ -1,0 +1,27 @@
+"""What libraries raise about weights that they cannot read or that do not fit."""
+
+from __future__ import annotations
+
+import pickle
+
+from safetensors import SafetensorError
+
+UNREADABLE = (
+    RuntimeError,
+    ValueError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    AssertionError,
+    TypeError,
+    OSError,
+    EOFError,
+    StopIteration,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
+
+
+def reason(error: BaseException) -> str:
+    """The error in one line of at most 300 characters."""
+    return (" ".join(str(error).split()) or type(error).__name__)[:300]
