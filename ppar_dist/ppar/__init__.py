@@ -1,0 +1,1 @@
+"""PPAR, prototypical progressive alignment and reweighting: a reconstruction; see README, Method."""

@@ -1,0 +1,109 @@
+"""The method's state between steps: bank, visual text prototypes, moments, difficulty histogram.
+
+It changes once per step, by the sums over the global batch, so it is equal on all ranks.
+Letters: M domains, K classes, D joint width. A reconstruction; see README, Method.
+"""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from ppar_dist.config import ConfigError, PparConfig
+from ppar_dist.ppar import diagnostics, tally
+from ppar_dist.ppar.alignment import DifficultyHistogram
+from ppar_dist.ppar.cells import unit
+from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
+from ppar_dist.ppar.reweighting import MovingMoments
+from ppar_dist.ppar.sync import SyncBuffer
+
+
+class MethodState:
+    """Statistics over the steps done so far, and the prototypes that follow from them."""
+
+    def __init__(self, config: PparConfig, text: Tensor, num_domains: int, device: torch.device) -> None:
+        """Empty statistics; ``text`` (K, D) are the original text prototypes."""
+        self.config = config
+        self.text = unit(text.detach().to(device, torch.float32))  # (K, D)
+        classes, width = self.text.shape
+        self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
+        self.moments = MovingMoments(config.reweighting.momentum)
+        self.difficulty = DifficultyHistogram(config.alignment.difficulty_bins)
+        self.prototypes = self._visual_text()  # (K, D)
+        self._before = self.prototypes
+
+    def layout(self) -> dict[str, tuple[int, ...]]:
+        """Entries of the buffer that `fold` takes in, the large ones last."""
+        return {
+            "admission": (2,),  # admitted, labelled cells
+            "difficulty": (len(self.difficulty.counts),),
+            "counts": tuple(self.bank.counts.shape),
+            "sums": tuple(self.bank.sums.shape),
+        }
+
+    def fold(self, buffer: SyncBuffer, head: Tensor) -> None:
+        """Take in the reduced buffer; ``head`` is a float64 copy on the CPU of all before "counts"."""
+        sums = tally.whole(buffer, head)
+        self.moments.fold(sums["r"], sums["r_square"], sums["n_r"], sums["u"], sums["n_u"])
+        self.difficulty.fold(buffer.view("difficulty", head).tolist())
+        self.bank.fold(buffer.view("sums"), buffer.view("counts"))
+        self._before, self.prototypes = self.prototypes, self._visual_text()
+
+    def detail(self) -> diagnostics.Detail:
+        """Figures of the state after the last `fold`."""
+        similarity = diagnostics.prototype_text_similarity(self.prototypes, self.text)
+        return diagnostics.Detail(
+            domain_discrepancy=diagnostics.domain_discrepancy(*self.bank.centroids()),
+            prototype_text_similarity=similarity.tolist(),
+            prototype_drift=diagnostics.prototype_drift(self.prototypes, self._before).tolist(),
+            cells_total=self.bank.cells_total.tolist(),
+            prototype_checksum=self.checksum(),
+        )
+
+    def checksum(self) -> int:
+        """CRC-32 of the bank's bytes; equal on all ranks."""
+        bank = torch.cat([self.bank.sums.flatten(), self.bank.counts.flatten()])
+        return zlib.crc32(bank.cpu().numpy().tobytes())
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All statistics as copies; restoring them continues bit for bit."""
+        return {
+            "bank.sums": self.bank.sums.clone(),
+            "bank.counts": self.bank.counts.clone(),
+            "bank.cells_total": self.bank.cells_total.clone(),
+            "reweighting.moments": torch.tensor(self.moments.sums, dtype=torch.float64),
+            "alignment.difficulty": torch.tensor(self.difficulty.counts, dtype=torch.float64),
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore what `state_dict` gave.
+
+        Raises:
+            ConfigError: an entry is missing, unknown or of another shape.
+        """
+        mine = self.state_dict()
+        wrong = sorted(mine.keys() ^ state.keys())
+        wrong += [
+            f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"
+            for name, value in mine.items()
+            if name in state and state[name].shape != value.shape
+        ]
+        if wrong:
+            raise ConfigError(
+                f"the checkpoint's statistics do not fit this configuration: {'; '.join(wrong)}; "
+                "resume with the sources, classes and method it was written with"
+            )
+        for name in ("sums", "counts", "cells_total"):
+            getattr(self.bank, name).copy_(state[f"bank.{name}"])
+        self.moments.sums = state["reweighting.moments"].tolist()
+        self.difficulty.counts = state["alignment.difficulty"].tolist()
+        self.prototypes = self._before = self._visual_text()
+
+    def _visual_text(self) -> Tensor:
+        vtp = self.config.vtp
+        if not vtp.enabled:
+            return self.text
+        seen = self.bank.cells_total.sum(0)  # (K,)
+        return visual_text_prototypes(self.text, self.bank.class_means(), seen, vtp.alpha_max, vtp.count_0)
