@@ -1,0 +1,27 @@
+# Everything starts here: `make demo` and `make test` need Debian, Python 3.11 and a C++ compiler.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test lint clean
+
+demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
+	$(BIN)/ppar-dist demo --out demo
+
+test: $(STAMP) lint  ## the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)  ## style, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test]'
+	touch $@
+
+clean:  ## what make made, but for runs and shards
+	rm -rf $(VENV) demo build *.egg-info

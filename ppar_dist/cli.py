@@ -1,0 +1,286 @@
+"""``ppar-dist``: one subcommand per task, one contract of exit codes.
+
+0 done; 70 internal error; 78 configuration or data wrong, do not retry; 130 interrupted.
+A user's mistake is one line on stderr, never a traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ppar_dist import __version__
+from ppar_dist.config import ConfigError
+
+EXIT_DONE, EXIT_INTERNAL, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 70, 78, 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns its exit code."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    options = build_parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    _quieten_libraries()
+    try:
+        code: int | None = options.run(options, arguments)
+        return EXIT_DONE if code is None else code
+    except ConfigError as error:
+        print(f"ppar-dist: {error}", file=sys.stderr)
+        return EXIT_CONFIG
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    except Exception:  # the last resort: everything a user can cause is a ConfigError
+        logging.getLogger(__name__).exception("internal error")
+        return EXIT_INTERNAL
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with our exit code for a wrong command line."""
+
+    def error(self, message: str) -> Any:
+        self.exit(EXIT_CONFIG, f"ppar-dist: {message}; see {self.prog} --help\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = _Parser(prog="ppar-dist", description="Segmentation that holds up on domains it never saw.")
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _data_commands(commands)
+    _training_commands(commands)
+    _result_commands(commands)
+    return parser
+
+
+def _data_commands(commands: Any) -> None:
+    prepare = commands.add_parser("prepare", help="turn a data set as downloaded into shards with an index")
+    prepare.add_argument("dataset", help="camvid, labelmefacade, cityscapes, gta5, synthia, urbansyn, folder")
+    prepare.add_argument("--root", type=Path, required=True, help="where the data set was unpacked")
+    prepare.add_argument("--out", type=Path, required=True, help="folder for the domains")
+    prepare.add_argument("--classes", required=True, help="class set: roads6, cityscapes19, camvid11")
+    prepare.add_argument("--limit", type=int, help="only so many images per domain")
+    prepare.add_argument("--mapping", type=Path, help="for folder: YAML file of label values and names")
+    prepare.add_argument("--exclude", action="append", default=[], metavar="KEY", help="leave a sample out")
+    prepare.add_argument("--workers", type=int, default=1, help="threads; the result is the same")
+    prepare.set_defaults(run=_prepare)
+    synth = commands.add_parser("synth", help="render synthetic street scenes with exact labels")
+    synth.add_argument("--out", type=Path, required=True)
+    synth.add_argument("--samples", type=int, default=120, help="per domain")
+    synth.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"))
+    synth.add_argument("--seed", type=int, default=0)
+    synth.set_defaults(run=_synth)
+    index = commands.add_parser("index", help="make the index of shards that others made")
+    index.add_argument("folder", type=Path)
+    index.add_argument("--classes", required=True)
+    index.set_defaults(run=_index)
+
+
+def _training_commands(commands: Any) -> None:
+    train = commands.add_parser("train", help="train, or go on with a run that was interrupted")
+    train.add_argument("config", type=Path)
+    train.add_argument("overrides", nargs="*", metavar="key=value")
+    train.add_argument("--nproc", type=int, help="ranks on this machine (default: one per GPU, else 1)")
+    train.add_argument("--accept-changes", action="store_true", help="go on with a changed configuration")
+    train.set_defaults(run=_train)
+    demo = commands.add_parser("demo", help="render data, train on it, evaluate and report")
+    demo.add_argument("--out", type=Path, default=Path("demo"))
+    demo.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
+    demo.add_argument("--nproc", type=int, help="ranks (default: one per GPU, else 2)")
+    demo.set_defaults(run=_demo)
+
+
+def _result_commands(commands: Any) -> None:
+    evaluate = commands.add_parser("evaluate", help="mIoU on labelled domains")
+    evaluate.add_argument("checkpoint", type=Path, help="a run or one of its checkpoints")
+    evaluate.add_argument("--target", action="append", default=[], metavar="NAME=FOLDER")
+    evaluate.add_argument("--which", choices=("latest", "best"), default="latest")
+    evaluate.add_argument("--json", action="store_true")
+    evaluate.set_defaults(run=_evaluate)
+    predict = commands.add_parser("predict", help="label images of your own")
+    predict.add_argument("checkpoint", type=Path)
+    predict.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    predict.add_argument("--out", type=Path, required=True)
+    predict.add_argument("--which", choices=("latest", "best"), default="latest")
+    predict.add_argument("--overwrite", action="store_true", help="write into a folder that holds files")
+    predict.set_defaults(run=_predict)
+    export = commands.add_parser("export", help="write the model as a torch.export program")
+    export.add_argument("checkpoint", type=Path)
+    export.add_argument("--out", type=Path, required=True)
+    export.set_defaults(run=_export)
+    inspect = commands.add_parser("inspect", help="say what a checkpoint, run, shard or index holds")
+    inspect.add_argument("path", type=Path)
+    inspect.add_argument("--json", action="store_true")
+    inspect.set_defaults(run=_inspect)
+    report = commands.add_parser("report", help="write report.html of a run")
+    report.add_argument("run_dir", type=Path, metavar="RUN")
+    report.set_defaults(run=_report)
+
+
+# Each command imports what it needs: a wrong path is answered before torch is loaded.
+
+
+def _prepare(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.data.prepare import prepare
+
+    folders = prepare(
+        options.dataset,
+        options.root,
+        options.out,
+        options.classes,
+        limit=options.limit,
+        mapping=options.mapping,
+        exclude=options.exclude,
+        workers=options.workers,
+        progress=_count,
+    )
+    for folder in folders:
+        print(folder)
+
+
+def _synth(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.data.synthetic import synth
+
+    for folder in synth(options.out, options.seed, options.samples, tuple(options.size), progress=_count):
+        print(folder)
+
+
+def _index(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.data.index import build_index
+
+    index = build_index(options.folder, options.classes)
+    print(f"{options.folder}: {len(index)} samples in {len(index.shards)} shards")
+
+
+def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
+    from ppar_dist import distributed
+    from ppar_dist.config import load_config
+    from ppar_dist.launch import default_ranks, is_rank, launch
+    from ppar_dist.plan import make_plan
+
+    config = load_config(options.config, _with_text_file(options.config, options.overrides))
+    if not is_rank():
+        ranks = options.nproc if options.nproc is not None else default_ranks()
+        if ranks < 1:
+            raise ConfigError(f"--nproc is at least 1, got {ranks}")
+        make_plan(config, ranks)  # refuse here, once, rather than on every rank
+        if ranks > 1:
+            return launch(arguments, ranks)
+    from ppar_dist.trainer import train
+
+    world = distributed.join()
+    try:
+        train(config, world, options.accept_changes)
+        if world.is_main:
+            _finish(config)
+    finally:
+        distributed.leave()
+    return EXIT_DONE
+
+
+def _with_text_file(path: Path, overrides: list[str]) -> list[str]:
+    """Look a relative ``text.file`` that is not here up in $PPAR_WEIGHTS, then in $PPAR_TEST_DATA/weights."""
+    from ppar_dist.config import load_config
+
+    file = load_config(path, overrides).text.file
+    if file is None or file.is_absolute() or file.exists():
+        return overrides
+    folders = [Path(os.environ.get("PPAR_WEIGHTS", ".")), Path(os.environ.get("PPAR_TEST_DATA", ".")) / "weights"]
+    found = next((folder / file.name for folder in folders if (folder / file.name).exists()), None)
+    return overrides if found is None else [*overrides, f"text.file={found.resolve()}"]
+
+
+def _finish(config: Any) -> None:
+    """Score the targets that the configuration names, and write the report."""
+    from ppar_dist.report import write_report
+
+    if config.targets:
+        print(_score(config.run.dir, config.targets).table())
+    print(f"report {write_report(config.run.dir)}")
+
+
+def _score(run: Path, targets: dict[str, Path], which: str = "latest") -> Any:
+    from ppar_dist.evaluate import evaluate
+
+    is_run = (run / "config.yaml").exists()
+    examples = run / "predictions" if is_run else None
+    results = evaluate(run, targets, _device(), which, examples, progress=_count)
+    if is_run:
+        results.write(run / "results.json")
+    return results
+
+
+def _demo(options: argparse.Namespace, _: list[str]) -> int:
+    from ppar_dist.demo import demo
+
+    return demo(options.out, options.config, options.nproc)
+
+
+def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    targets = {}
+    for item in options.target:
+        name, separator, folder = item.partition("=")
+        if not (separator and name and folder):
+            raise ConfigError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
+        targets[name] = Path(folder)
+    if not targets:
+        raise ConfigError("nothing to evaluate on: give --target NAME=FOLDER")
+    results = _score(options.checkpoint, targets, options.which)
+    print(results.to_json() if options.json else results.table())
+
+
+def _predict(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.predict import predict
+
+    written = predict(
+        options.checkpoint, options.images, options.out, _device(), options.which, options.overwrite
+    )
+    for files in written:
+        print(files)
+    print(f"legend: {options.out / 'legend.png'}")
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.export import export
+
+    print(export(options.checkpoint, options.out))
+
+
+def _inspect(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.inspection import describe, inspect
+
+    facts = inspect(options.path)
+    print(json.dumps(facts, indent=1) if options.json else describe(facts))
+
+
+def _report(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.report import write_report
+
+    print(write_report(options.run_dir))
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _count(domain: str, done: int, total: int) -> None:
+    if sys.stderr.isatty():
+        end = "\n" if done == total else ""
+        print(f"\r{domain}: {done}/{total}", end=end, file=sys.stderr, flush=True)
+    elif done == total:
+        print(f"{domain}: {total} images", file=sys.stderr)
+
+
+def _quieten_libraries() -> None:
+    for name in ("httpx", "PIL", "timm", "torch.distributed"):
+        logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,0 +1,215 @@
+"""Evaluation: whole images, logits at the label's own size, one confusion matrix per domain."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ppar_dist.checkpoint import read_state, write_atomically
+from ppar_dist.config import Config, ConfigError
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.pipeline import EvalSample, check_classes, eval_samples, holdout_range
+from ppar_dist.examples import ExampleFolder, spread
+from ppar_dist.inference import load_segmentor
+from ppar_dist.labels import ClassSet
+from ppar_dist.metrics import ConfusionMatrix
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What a checkpoint scores on one domain; ratios from 0 to 1, None for a class the domain lacks."""
+
+    domain: str
+    images: int
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: dict[str, float | None]
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of one checkpoint over its targets."""
+
+    run: str
+    checkpoint: str
+    step: int
+    classes: tuple[str, ...]
+    targets: dict[str, TargetResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in ``results.json``."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def write(self, path: Path) -> None:
+        """Replace ``path`` by the JSON text."""
+        write_atomically(path, self.to_json() + "\n")
+
+    def table(self) -> str:
+        """Plain text columns for a terminal: per cent, ``-`` where a class does not occur."""
+        head = ["target", "images", "mIoU", "pixel acc", *self.classes]
+        rows = [
+            [name, str(item.images), _percent(item.miou), _percent(item.pixel_accuracy)]
+            + [_percent(item.iou[label]) for label in self.classes]
+            for name, item in self.targets.items()
+        ]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = []
+        for first, *cells in [head, *rows]:
+            figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([first.ljust(widths[0]), *figures]))
+        return "\n".join(lines)
+
+
+@torch.inference_mode()
+def predict_labels(segmentor: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class ids of one whole image.
+
+    Args:
+        segmentor: returns a Prediction with ``logits`` (1, K, h', w').
+        image: (3, H, W) uint8 on the segmentor's device.
+        size: (height, width) in pixels of the wanted label map; logits are upsampled before the argmax.
+
+    Returns:
+        (height, width) int64.
+    """
+    logits = segmentor(image[None], dense=False).logits.float()  # (1, K, h', w')
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def confusion(
+    segmentor: nn.Module,
+    samples: Any,
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    watch: Callable[[int, EvalSample, Tensor], None] | None = None,
+) -> tuple[ConfusionMatrix, int]:
+    """The confusion matrix over an iterable of EvalSample, and how many there were.
+
+    ``watch(number, sample, predicted)`` sees each prediction, for example to save it.
+    """
+    matrix = ConfusionMatrix(num_classes)
+    count = 0
+    for sample in samples:
+        height, width = sample.label.shape
+        predicted = predict_labels(segmentor, sample.image.to(device), (height, width)).cpu()
+        matrix.update(predicted, sample.label)
+        if watch is not None:
+            watch(count, sample, predicted)
+        count += 1
+    return matrix, count
+
+
+def evaluate(
+    path: Path,
+    targets: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    which: str = "latest",
+    examples: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Results:
+    """Score a run or checkpoint on domains of labelled shards.
+
+    Args:
+        path: a run folder or a checkpoint folder.
+        targets: name in the table to domain folder (shards and index).
+        device: where the model runs.
+        which: ``latest`` or ``best`` (on held-out source data), for a run folder.
+        examples: a folder for a few predictions per target, shown by the report; None: none are kept.
+        progress: called with (target, images done, images in all).
+
+    Raises:
+        ConfigError: the checkpoint or a target is unusable, or their classes differ.
+    """
+    if not targets:
+        raise ConfigError(
+            "nothing to evaluate on: give --target NAME=FOLDER, or targets in the configuration"
+        )
+    segmentor, config, classes, checkpoint = load_segmentor(path, device, which)
+    opened = {name: open_target(folder, classes) for name, folder in targets.items()}
+    folder = ExampleFolder(examples, classes) if examples is not None else None
+    results = {}
+    for name, index in opened.items():
+        watch = _watcher(name, len(index), folder, progress)
+        samples = eval_samples(index, 0, len(index), config.data.size)
+        matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
+        results[name] = target_result(index.name, matrix, count, classes.classes)
+    if folder is not None:
+        folder.close()
+    step = int(read_state(checkpoint).get("step", 0))
+    return Results(config.run.name, checkpoint.name, step, classes.classes, results)
+
+
+def open_target(folder: Path, classes: ClassSet) -> DomainIndex:
+    """Open a target domain and hold it to the model's class set; raises ConfigError."""
+    index = DomainIndex.open(Path(folder))
+    check_classes(index, classes.name)
+    return index
+
+
+def target_result(domain: str, matrix: ConfusionMatrix, images: int, classes: Sequence[str]) -> TargetResult:
+    """Figures of a confusion matrix."""
+    iou = [_figure(value) for value in matrix.iou().tolist()]
+    miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
+    return TargetResult(domain, images, miou, accuracy, dict(zip(classes, iou, strict=True)))
+
+
+def held_out(
+    segmentor: nn.Module,
+    config: Config,
+    indexes: Sequence[DomainIndex],
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Confusion counts on the held-out part of each source, this rank's share of the samples.
+
+    Summed over the ranks (one all-reduce), the counts are those of a single rank: integers, so exactly.
+
+    Returns:
+        (M, K, K) int64: rows are labels, columns predictions.
+    """
+    counts = []
+    for index in indexes:
+        held = holdout_range(index, config.data.holdout)
+        start = held.start + len(held) * rank // world_size
+        stop = held.start + len(held) * (rank + 1) // world_size
+        samples = eval_samples(index, start, stop, config.data.size)
+        matrix, _ = confusion(segmentor, samples, len(index.classes), device)
+        counts.append(matrix.counts)
+    return torch.stack(counts)
+
+
+def _watcher(
+    name: str,
+    total: int,
+    folder: ExampleFolder | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Callable[[int, EvalSample, Tensor], None]:
+    chosen = spread(total)
+
+    def watch(number: int, sample: EvalSample, predicted: Tensor) -> None:
+        if folder is not None and number in chosen:
+            folder.add(name, sample.key, sample.image, sample.label, predicted)
+        if progress is not None:
+            progress(name, number + 1, total)
+
+    return watch
+
+
+def _figure(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

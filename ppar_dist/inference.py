@@ -1,0 +1,61 @@
+"""From a run or checkpoint on disk to a segmentor that is ready to predict."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from ppar_dist.checkpoint import resolve
+from ppar_dist.config import Config, ConfigError, load_config
+from ppar_dist.labels import ClassSet, class_set
+from ppar_dist.models.segmentor import Segmentor, build_segmentor
+
+MODEL_FILE = "model.safetensors"
+
+
+def run_of(checkpoint: Path) -> Path:
+    """The run folder a checkpoint folder belongs to (``<run>/checkpoints/step-…``)."""
+    return checkpoint.resolve().parent.parent
+
+
+def load_segmentor(
+    path: Path, device: torch.device | str = "cpu", which: str = "latest"
+) -> tuple[Segmentor, Config, ClassSet, Path]:
+    """Build the segmentor of a run and load its weights; nothing is downloaded.
+
+    Args:
+        path: a run folder or one of its checkpoint folders.
+        device: where the segmentor goes.
+        which: for a run folder, ``latest`` or ``best`` (on held-out source data, never on a target).
+
+    Returns:
+        The segmentor in eval mode, the run's configuration, its class set and the checkpoint folder.
+
+    Raises:
+        ConfigError: there is no whole checkpoint or its configuration, or the weights do not fit.
+    """
+    checkpoint = resolve(Path(path), which)
+    config = load_config(run_of(checkpoint) / "config.yaml")
+    classes = class_set(config.data.classes)
+    segmentor, _ = build_segmentor(config, classes, load_weights=False)
+    _load_weights(segmentor, checkpoint)
+    return segmentor.to(device).eval().requires_grad_(False), config, classes, checkpoint
+
+
+def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:
+    path = checkpoint / MODEL_FILE
+    try:
+        weights = load_file(path)
+    except (OSError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise ConfigError(f"cannot read {path}: {reason}; use another checkpoint of the run") from None
+    try:
+        segmentor.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ConfigError(
+            f"{path} does not fit the model of the run's config.yaml: {reason}; restore that config.yaml"
+        ) from None

@@ -1,0 +1,206 @@
+"""What is in a path: a domain of shards, one tar, an index, a checkpoint or a run."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from ppar_dist.checkpoint import (
+    LATEST,
+    MANIFEST,
+    checkpoints_dir,
+    list_checkpoints,
+    read_manifest,
+    read_state,
+    verify,
+)
+from ppar_dist.config import ConfigError, load_config
+from ppar_dist.data.index import DomainIndex
+
+_INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
+
+
+def inspect(path: Path) -> dict[str, Any]:
+    """Describe a path in plain values (JSON-ready); ``kind`` says what it was taken for.
+
+    Raises:
+        ConfigError: nothing there, or nothing of ours.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise ConfigError(f"nothing at {path}; give a domain folder, a tar, a checkpoint or a run")
+    for fits, facts in _KINDS:
+        if fits(path):
+            return facts(path)
+    raise ConfigError(
+        f"{path} is neither a domain folder (domain.json), a tar, a checkpoint (manifest.json) nor a run "
+        "(config.yaml); run `ppar-dist index` on a folder of tars first"
+    )
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The facts as indented lines for a terminal."""
+    return "\n".join(_lines(facts, ""))
+
+
+def _domain(path: Path) -> dict[str, Any]:
+    index = DomainIndex.open(path)
+    pixels = np.asarray(index.counts, dtype=np.int64).sum(axis=0)  # (K,)
+    present = np.count_nonzero(index.counts, axis=0)  # (K,)
+    sizes = Counter(zip(index.records["width"].tolist(), index.records["height"].tolist(), strict=True))
+    total = max(1, int(pixels.sum()))
+    return {
+        "kind": "domain",
+        "path": str(path),
+        "name": index.name,
+        "class_set": index.class_set,
+        "samples": len(index),
+        "shards": len(index.shards),
+        "bytes": sum((path / name).stat().st_size for name in index.shards),
+        "sizes": {f"{width}x{height}": count for (width, height), count in sizes.most_common(5)},
+        "classes": {
+            name: {"pixel_ratio": round(int(pixels[k]) / total, 5), "samples": int(present[k])}
+            for k, name in enumerate(index.classes)
+        },
+        "first_key": index.key(0),
+        "last_key": index.key(len(index) - 1),
+        "fingerprint": index.fingerprint,
+    }
+
+
+def _tar(path: Path) -> dict[str, Any]:
+    suffixes: Counter[str] = Counter()
+    keys: Counter[str] = Counter()
+    example: list[str] = []
+    try:
+        with tarfile.open(path, mode="r:") as archive:
+            for member in archive:
+                key, _, suffix = member.name.partition(".")
+                suffixes[suffix] += 1
+                keys[key] += 1
+                if len(example) < 3:
+                    example.append(member.name)
+    except (tarfile.TarError, OSError) as error:
+        raise ConfigError(
+            f"{path} is not a whole, uncompressed tar: {error}; write the shard again"
+        ) from None
+    whole = max(keys.values(), default=0)
+    return {
+        "kind": "shard",
+        "path": str(path),
+        "bytes": path.stat().st_size,
+        "samples": len(keys),
+        "members": dict(sorted(suffixes.items())),
+        "samples_with_fewer_members": sum(count < whole for count in keys.values()),
+        "first_members": example,
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    problems = verify(path)
+    facts: dict[str, Any] = {
+        "kind": "checkpoint",
+        "path": str(path),
+        "whole": not problems,
+        "problems": problems,
+    }
+    if (path / MANIFEST).exists() and not any(MANIFEST in problem for problem in problems):
+        manifest = read_manifest(path)
+        files = manifest.pop("files", {})
+        facts["bytes"] = sum(int(entry["bytes"]) for entry in files.values())
+        facts["files"] = len(files)
+        facts["manifest"] = manifest
+    state = path / "state.json"
+    if state.exists() and not any(problem.startswith("state.json") for problem in problems):
+        facts["state"] = read_state(path)
+    for name in ("model", "ppar"):
+        file = path / f"{name}.safetensors"
+        if file.exists():
+            facts[name] = _tensors(file)
+    return facts
+
+
+def _tensors(path: Path) -> dict[str, Any]:
+    try:
+        with safe_open(path, framework="numpy") as file:
+            shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        return {"unreadable": " ".join(str(error).split())}
+    return {"tensors": len(shapes), "values": sum(int(np.prod(shape)) for shape in shapes.values())}
+
+
+def _run(path: Path) -> dict[str, Any]:
+    config = load_config(path / "config.yaml")
+    latest = checkpoints_dir(path) / LATEST
+    return {
+        "kind": "run",
+        "path": str(path),
+        "name": config.run.name,
+        "classes": config.data.classes,
+        "sources": [source.name for source in config.data.sources],
+        "backbone": f"{config.model.backbone.kind} {config.model.backbone.name}",
+        "ppar": config.ppar.enabled,
+        "steps": config.train.steps,
+        "last_logged": _last_line(path / "metrics" / "train.jsonl"),
+        "checkpoints": {item.name: verify(item) or "whole" for item in list_checkpoints(path)},
+        "latest": latest.read_text(encoding="utf-8").strip() if latest.exists() else None,
+        "results": (path / "results.json").exists(),
+    }
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """Step and loss of the last complete log line; only the file's end is read."""
+    if not path.exists():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 65536))
+        lines = file.read().splitlines()
+    for line in reversed(lines):
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue  # cut off: a run that is being written, or was killed
+        keys = ("step", "samples_seen", "stage", "loss/total")
+        return {key: record[key] for key in keys if key in record}
+    return None
+
+
+def _lines(value: Any, indent: str) -> list[str]:
+    lines = []
+    for key, item in value.items():
+        if isinstance(item, dict) and item:
+            flat = all(not isinstance(inner, (dict, list)) for inner in item.values())
+            if flat and len(item) <= 2:
+                text = ", ".join(f"{name} {_text(inner)}" for name, inner in item.items())
+                lines.append(f"{indent}{key}: {text}")
+                continue
+            lines += [f"{indent}{key}:", *_lines(item, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {_text(item)}")
+    return lines
+
+
+def _text(value: Any) -> str:
+    if value is None or value == {} or value == []:
+        return "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+_KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], dict[str, Any]]], ...] = (
+    (lambda path: (path / "domain.json").is_file(), _domain),
+    (lambda path: path.name in _INDEX_FILES, lambda path: _domain(path.parent)),
+    (lambda path: path.is_file() and path.name.endswith(".tar"), _tar),
+    (lambda path: (path / MANIFEST).is_file() or (path / "state.json").is_file(), _checkpoint),
+    (lambda path: (path / "config.yaml").is_file(), _run),
+)

@@ -1,0 +1,1 @@
+"""Prometheus figures of a run and the endpoint that serves them; the only part that knows the client."""

@@ -1,0 +1,119 @@
+"""What a configuration implies: every derived number, and the refusals that need the data at hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.config import Config, ConfigError, load_config
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.pipeline import open_sources, training_shares
+from ppar_dist.labels import class_set
+from ppar_dist.schedule import Batching, batching
+
+# A run may go on when only these differ: they do not touch what is computed.
+_FREE_KEYS = ("run", "targets", "monitoring", "checkpoint", "train.log_every", "data.workers", "data.root")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked configuration with its open sources."""
+
+    config: Config
+    indexes: tuple[DomainIndex, ...]
+    batching: Batching
+
+    def lines(self) -> list[str]:
+        """Every derived number, one fact per line."""
+        train, cut = self.config.train, self.batching
+        shares = training_shares(self.config, self.indexes)
+        images = sum(share.size for share in shares)
+        epochs = train.steps * train.global_batch / images
+        total = sum(share.weight for share in shares)
+        lines = [
+            f"source {share.name}: {share.size} images to train, {len(index) - share.size} held out, "
+            f"{share.weight / total:.1%} of positions"
+            for share, index in zip(shares, self.indexes, strict=True)
+        ]
+        lines.append(
+            f"batch: global {cut.global_batch} = {cut.global_batch // cut.local_batch} ranks x "
+            f"{cut.accumulation} micro-batches x {cut.micro_batch}"
+        )
+        lines.append(f"budget: {train.steps} steps, {epochs:.1f} epochs of {images} images")
+        if self.config.ppar.enabled and self.config.ppar.alignment.enabled:
+            starts = [round(b * train.steps) for b in self.config.ppar.alignment.boundaries]
+            lines.append(f"stages: warmup 0, text {starts[0]}, visual_text {starts[1]}, pixel {starts[2]}")
+        return lines
+
+    def facts(self) -> dict[str, Any]:
+        """What a checkpoint notes of its origin: hashes of the configuration and of each source."""
+        return {
+            "config_sha256": config_hash(self.config),
+            "data": {index.name: index.fingerprint for index in self.indexes},
+        }
+
+
+def make_plan(config: Config, world_size: int) -> Plan:
+    """Check ``config`` against the data and the number of ranks, before any model is built.
+
+    Raises:
+        ConfigError: sources, classes, targets, text file or batch cannot work; the message says which.
+    """
+    classes = class_set(config.data.classes)
+    cut = batching(config, world_size)
+    indexes = open_sources(config)
+    for index in indexes:
+        if not index.counts.any():
+            raise ConfigError(
+                f"source {index.name} has no pixel of any class of {classes.name} "
+                f"({', '.join(classes.classes)}); prepare it with the right --classes or mapping, or remove it"
+            )
+    for share in training_shares(config, indexes):
+        if share.size < 1:
+            raise ConfigError(f"source {share.name} has nothing left to train on; lower data.holdout")
+    for name, folder in config.targets.items():
+        if DomainIndex.open(folder).classes != classes.classes:
+            raise ConfigError(f"target {name} at {folder} is not labelled with {classes.name}; prepare it again")
+    return Plan(config, tuple(indexes), cut)
+
+
+def config_hash(config: Config) -> str:
+    """sha256 over what determines the result of a run."""
+    text = json.dumps(_determining(config.model_dump(mode="json")), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def config_changes(before: Config, after: Config) -> list[str]:
+    """Differences that change what is computed, as ``key: old -> new``."""
+    old, new = (_flatten(_determining(c.model_dump(mode="json"))) for c in (before, after))
+    keys = sorted(old.keys() | new.keys())
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def stored_config(run: Path) -> Config | None:
+    """The configuration a run was started with, if it was."""
+    path = run / "config.yaml"
+    return load_config(path) if path.exists() else None
+
+
+def _determining(tree: dict[str, Any]) -> dict[str, Any]:
+    for key in _FREE_KEYS:
+        section, _, leaf = key.partition(".")
+        if leaf:
+            tree[section].pop(leaf, None)
+        else:
+            tree.pop(section, None)
+    return tree
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

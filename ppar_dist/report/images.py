@@ -1,0 +1,141 @@
+"""Pictures of the report: predictions beside labels, and the most and least reliable samples."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+import statistics
+from collections import defaultdict
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ppar_dist.report.charts import signed
+from ppar_dist.config import ConfigError
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.samples import decode_label, decode_pixels, open_image
+from ppar_dist.drawing import palette_image
+from ppar_dist.labels import ClassSet
+from ppar_dist.report.records import RunRecords, SampleRecord
+
+_KINDS = ("image", "label", "prediction")
+_EXTREMES = 8  # samples shown at either end
+
+
+def example_groups(records: RunRecords) -> list[dict[str, Any]]:
+    """Examples by target, each with its three pictures as data URIs; without those whose files have gone."""
+    folder = records.run / "predictions"
+    groups = []
+    entries = [entry for entry in records.examples if isinstance(entry, dict)]
+    for target, members in groupby(entries, key=lambda entry: entry.get("target")):
+        items = [item for item in (_example(folder, entry) for entry in members) if item]
+        if items:
+            groups.append({"target": target, "items": items})
+    return groups
+
+
+def reliability_groups(records: RunRecords, classes: ClassSet) -> list[dict[str, Any]]:
+    """The samples of lowest and of highest mean reliability, seen with weights in use."""
+    samples = _mean_by_sample(records)
+    if not samples:
+        return []
+    samples.sort(key=lambda item: item["mean"])
+    count = min(_EXTREMES, len(samples) // 2) or 1
+    opened = _Sources(records, classes)
+    groups = (("Least reliable", samples[:count]), ("Most reliable", samples[: -count - 1 : -1]))
+    return [{"name": name, "items": [opened.show(item) for item in items]} for name, items in groups]
+
+
+def data_uri(picture: Image.Image, width: int = 420) -> str:
+    """A picture as a data URI: palette pictures as PNG with hard edges, photographs as JPEG."""
+    indexed = picture.mode == "P"
+    if picture.width > width:
+        size = (width, max(1, round(picture.height * width / picture.width)))
+        picture = picture.resize(size, Image.Resampling.NEAREST if indexed else Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    if indexed:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.convert("RGB").save(buffer, "JPEG", quality=82)
+    kind = "png" if indexed else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def _example(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
+    uris = {}
+    for kind in _KINDS:
+        path = folder / Path(str(entry.get(kind, ""))).name  # a bare name: nothing outside the folder
+        try:
+            with Image.open(path) as picture:
+                picture.load()
+                uris[kind] = data_uri(picture)
+        except OSError:
+            return None
+    accuracy = entry.get("accuracy")
+    text = f"{100 * accuracy:.1f} %" if isinstance(accuracy, (int, float)) else "\N{EN DASH}"
+    return {"key": entry.get("key"), "accuracy": text, **uris}
+
+
+def _mean_by_sample(records: RunRecords) -> list[dict[str, Any]]:
+    """One entry per (domain, sample): mean reliability and weight over the steps that weighted samples."""
+    start = records.config.ppar.reweighting.start_stage
+    weighted = {r["step"] for r in records.train if isinstance(r.get("stage"), int) and r["stage"] >= start}
+    seen: dict[tuple[str, int], list[SampleRecord]] = defaultdict(list)
+    for entry in records.samples:
+        if (not weighted or entry.step in weighted) and math.isfinite(entry.reliability + entry.weight):
+            seen[entry.domain, entry.sample].append(entry)
+    return [
+        {
+            "domain": domain,
+            "sample": sample,
+            "key": entries[-1].key,
+            "mean": statistics.fmean(entry.reliability for entry in entries),
+            "weight": statistics.fmean(entry.weight for entry in entries),
+            "seen": len(entries),
+        }
+        for (domain, sample), entries in seen.items()
+    ]
+
+
+class _Sources:
+    """The source domains of a run, opened when asked for; shards that have moved are done without."""
+
+    def __init__(self, records: RunRecords, classes: ClassSet) -> None:
+        self.root = records.config.data.root
+        self.known = {source.name for source in records.config.data.sources}
+        self.classes = classes
+        self._opened: dict[str, DomainIndex | None] = {}
+
+    def show(self, item: dict[str, Any]) -> dict[str, Any]:
+        pictures = self._pictures(item["domain"], item["sample"])
+        figures = {"weight": f"{item['weight']:.2f}", "reliability": signed(item["mean"])}
+        return {**item, **figures, **pictures}
+
+    def _pictures(self, domain: str, sample: int) -> dict[str, str | None]:
+        index = self._open(domain)
+        if index is None or not 0 <= sample < len(index):
+            return {"image": None, "label": None}
+        try:
+            raw = index.read(sample)
+            photo = decode_pixels(open_image(raw.image, raw.where), raw.where)
+            label = decode_label(raw.label, raw.where)
+        except ConfigError:
+            return {"image": None, "label": None}  # a bad sample: named in the report, without its picture
+        return {
+            "image": data_uri(photo, 230),
+            "label": data_uri(palette_image(np.asarray(label), self.classes), 230),
+        }
+
+    def _open(self, domain: str) -> DomainIndex | None:
+        if domain not in self.known:
+            return None
+        if domain not in self._opened:
+            try:
+                self._opened[domain] = DomainIndex.open(self.root / domain)
+            except ConfigError:
+                self._opened[domain] = None
+        return self._opened[domain]

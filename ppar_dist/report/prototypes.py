@@ -1,0 +1,42 @@
+"""The visual text prototypes of a run's last checkpoint, for its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.config import Config, ConfigError
+from ppar_dist.labels import class_set
+from ppar_dist.models.text import text_prototypes
+from ppar_dist.ppar.state import MethodState
+from ppar_dist.report.records import RunRecords
+
+
+def final_cosines(records: RunRecords) -> list[list[float]] | None:
+    """Cosines (K, K) between the final visual text prototypes; None where they cannot be rebuilt."""
+    config = records.config
+    found = list_checkpoints(records.run)
+    if not found or not config.ppar.enabled:
+        return None
+    try:
+        state = load_file(found[-1] / "ppar.safetensors")
+        domains = len(config.data.sources)
+        method = MethodState(config.ppar, _text(config, found[-1]), domains, torch.device("cpu"))
+        method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
+    except (OSError, SafetensorError, ConfigError):
+        return None  # a damaged checkpoint, or text that has moved: the rest of the report stands without
+    prototypes = method.prototypes
+    cosines: list[list[float]] = (prototypes @ prototypes.T).tolist()
+    return cosines
+
+
+def _text(config: Config, checkpoint: Path) -> Tensor:
+    """The original text prototypes: from the model when it kept them, else from the configured file."""
+    if config.model.classifier == "otp":
+        return load_file(checkpoint / "model.safetensors")["text"]
+    return text_prototypes(config.text, class_set(config.data.classes), None)

@@ -1,0 +1,161 @@
+"""A run's folder: who may use it, what a checkpoint of it holds, and how a run is taken up again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from ppar_dist import __version__, checkpoint
+from ppar_dist.config import ConfigError, dump_config
+from ppar_dist.distributed import World
+from ppar_dist.engine import Engine
+from ppar_dist.plan import Plan, config_changes, stored_config
+from ppar_dist.ppar.objective import Objective
+from ppar_dist.ppar.teacher import Teacher
+
+MODEL_FILE = "model.safetensors"
+METHOD_FILE = "ppar.safetensors"
+_TEACHER = "teacher."
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. The whole state of the data is ``samples_seen``."""
+
+    step: int = 0
+    samples_seen: int = 0
+    best_miou: float | None = None  # on held-out source data
+    best_step: int | None = None
+
+
+@dataclass
+class Training:
+    """Everything that a checkpoint restores."""
+
+    engine: Engine
+    objective: Objective
+    teacher: Teacher | None
+    state: TrainState
+
+
+class RunFolder:
+    """``run.dir`` as one rank sees it; rank 0 decides and writes for all."""
+
+    def __init__(self, plan: Plan, world: World) -> None:
+        self.plan, self.world = plan, world
+        self.path = plan.config.run.dir
+
+    def claim(self, accept_changes: bool = False) -> None:
+        """Make the folder and write the resolved configuration. Collective.
+
+        Raises:
+            ConfigError: it holds checkpoints of a configuration that computes something else, or
+                cannot be written.
+        """
+        problem = self._write_config(accept_changes) if self.world.is_main else None
+        problem = self.world.broadcast(problem)
+        if problem:
+            raise ConfigError(problem)
+
+    def _write_config(self, accept_changes: bool) -> str | None:
+        before = stored_config(self.path)
+        changes = config_changes(before, self.plan.config) if before else []
+        if changes and not accept_changes and checkpoint.list_checkpoints(self.path):
+            return (
+                f"{self.path} was started with another configuration: {'; '.join(changes)}. "
+                "Give another run.dir, or --accept-changes to go on with the new one"
+            )
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            checkpoint.write_atomically(self.path / "config.yaml", dump_config(self.plan.config))
+        except OSError as error:
+            return f"run.dir {self.path} is not writable ({error.strerror}); give another one"
+        return None
+
+    def save(self, training: Training) -> Path:
+        """Publish a checkpoint of ``training`` and delete those no longer kept. Collective.
+
+        Raises:
+            CheckpointError: on every rank alike; nothing was published.
+        """
+        versions = {"ppar_dist": __version__, "torch": torch.__version__}
+        facts = {"world_size": self.world.world_size, "versions": versions} | self.plan.facts()
+        state, keep = training.state, self.plan.config.checkpoint
+        folder = checkpoint.publish(
+            self.path, state.step, lambda where: self._write(where, training), facts, self.world
+        )
+        if self.world.is_main:
+            best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
+            checkpoint.retain(self.path, keep.keep_last, best)
+        return folder
+
+    def _write(self, folder: Path, training: Training) -> None:
+        training.engine.save(folder)
+        rng = folder / "rng"
+        rng.mkdir(exist_ok=True)
+        torch.save(torch.get_rng_state(), rng / f"rank-{self.world.rank:05d}.pt")
+        if not self.world.is_main:
+            return
+        save_file(_whole(training.engine.module.state_dict()), folder / MODEL_FILE)
+        teacher = training.teacher.state_dict() if training.teacher is not None else {}
+        method = training.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
+        save_file(_whole(method), folder / METHOD_FILE)
+        state = asdict(training.state) | {"total_steps": self.plan.config.train.steps}
+        checkpoint.write_atomically(folder / "state.json", json.dumps(state, indent=1) + "\n")
+
+    def resume(self, training: Training) -> None:
+        """Take up the newest whole checkpoint, if there is one. Collective.
+
+        1. parameters and optimiser: engine/ (DeepSpeed, all ranks)
+        2. bank, statistics, teacher: ppar.safetensors
+        3. step and data position: state.json; learning rate and stage follow from the step
+        4. generator: rng/rank-NNNNN.pt, where this rank had one
+
+        Raises:
+            ConfigError: the checkpoint's data or number of ranks is not this run's.
+        """
+        found = self.world.broadcast(checkpoint.find_checkpoint(self.path) if self.world.is_main else None)
+        if found is None:
+            return
+        self._check_origin(checkpoint.read_manifest(found))
+        training.engine.load(found)
+        method = load_file(found / METHOD_FILE)
+        if training.teacher is not None:
+            named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
+            training.teacher.load_state_dict(named)
+        training.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
+        stored = checkpoint.read_state(found)
+        training.state = TrainState(**{name: stored[name] for name in asdict(training.state)})
+        rng = found / "rng" / f"rank-{self.world.rank:05d}.pt"
+        if rng.exists():
+            torch.set_rng_state(torch.load(rng, weights_only=True))
+        if self.world.is_main:
+            log.info("resumed from %s, the newest whole checkpoint: step %d", found, training.state.step)
+
+    def _check_origin(self, manifest: dict[str, Any]) -> None:
+        before, stage = int(manifest["world_size"]), self.plan.config.engine.zero_stage
+        if stage and before != self.world.world_size:
+            raise ConfigError(
+                f"a run with engine.zero_stage={stage} resumes on as many ranks as saved it, {before}, "
+                f"got {self.world.world_size}; use --nproc {before}"
+            )
+        now = self.plan.facts()["data"]
+        changed = [name for name, fingerprint in now.items() if manifest["data"].get(name) != fingerprint]
+        if changed:
+            raise ConfigError(
+                f"the data of {', '.join(changed)} is not what {self.path} was trained on; "
+                "restore the shards, or give another run.dir"
+            )
+
+
+def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors as safetensors wants them: contiguous, on the CPU, none sharing memory."""
+    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}

@@ -1,0 +1,210 @@
+"""What rank 0 says about a run: metric files, progress, and the Prometheus registry.
+
+All figures arrive already reduced; nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any, TextIO
+
+from tqdm import tqdm
+
+from ppar_dist.data.order import Order
+from ppar_dist.data.pipeline import training_shares
+from ppar_dist.distributed import World
+from ppar_dist.engine import Engine
+from ppar_dist.labels import class_set
+from ppar_dist.monitoring import endpoint
+from ppar_dist.monitoring.metrics import RunMetrics
+from ppar_dist.plan import Plan
+from ppar_dist.ppar.alignment import Stage
+from ppar_dist.ppar.diagnostics import Figures
+
+log = logging.getLogger(__name__)
+
+
+class JsonLines:
+    """An append-only file of one JSON object per line; a resume cuts what lies after its step."""
+
+    def __init__(self, path: Path, step: int) -> None:
+        """Open ``path`` for a run that stands at ``step``; later records, of a lost attempt, are dropped."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+        temporary = path.with_name(path.name + ".kept")
+        temporary.write_text("".join(kept), encoding="utf-8")
+        temporary.replace(path)
+        self._file: TextIO = path.open("a", encoding="utf-8")
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Append one record; it is on its way to disk when this returns."""
+        self._file.write(json.dumps(record, allow_nan=False, default=_plain) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def _complete_lines(path: Path) -> list[str]:
+    if not path.exists():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    return [line for line in lines if line.endswith("}\n")]
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not JSON")
+
+
+def finite(value: Any) -> Any:
+    """``value`` with non-finite floats as None, at any depth: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value
+
+
+class Progress:
+    """A live bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, total: int, start: int, log_every: int) -> None:
+        """Show steps ``start`` to ``total``; plain lines come every ``log_every`` steps."""
+        self._bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty())
+        self._total, self._log_every = total, log_every
+        self._start, self._began = start, time.monotonic()
+
+    def step(self, step: int, facts: dict[str, str]) -> None:
+        """Report that ``step`` steps are done."""
+        self._bar.set_postfix(facts, refresh=False)
+        self._bar.update(1)
+        if self._bar.disable and (step % self._log_every == 0 or step == self._total):
+            rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
+            left = (self._total - step) / rate
+            text = " ".join(f"{key}={value}" for key, value in facts.items())
+            print(f"step {step}/{self._total} {text} {rate:.2f} step/s eta {left:.0f}s", flush=True)
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar."""
+        tqdm.write(text)
+        sys.stdout.flush()
+
+    def close(self) -> None:
+        """End the bar."""
+        self._bar.close()
+
+
+class RunLog:
+    """Rank 0's record of a run. On other ranks every method does nothing."""
+
+    def __init__(self, plan: Plan, world: World, step: int) -> None:
+        """Open the files of ``run.dir`` at ``step``, start the endpoint and print the plan."""
+        self._plan, self._world = plan, world
+        config = plan.config
+        self._total, self._every = config.train.steps, config.train.log_every
+        if not world.is_main:
+            return
+        self._domains = tuple(index.name for index in plan.indexes)
+        self._classes = class_set(config.data.classes).classes
+        shares = training_shares(config, plan.indexes)
+        self._order = Order(shares, config.seed, config.data.block, config.data.window)
+        folder = config.run.dir / "metrics"
+        self._train = JsonLines(folder / "train.jsonl", step)
+        self._samples = JsonLines(folder / "samples.jsonl", step)
+        self._evaluations = JsonLines(folder / "eval.jsonl", step)
+        self._metrics = RunMetrics(self._domains, self._classes)
+        self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
+        self.progress = Progress(self._total, step, self._every)
+        for line in plan.lines():
+            self.progress.say(line)
+        if self._endpoint is not None:
+            self.progress.say(f"metrics: {self._endpoint.url}")
+
+    def _serve(self, monitoring: Any) -> endpoint.Endpoint:
+        return endpoint.start(
+            monitoring.address, monitoring.port + self._world.local_rank, self._metrics.registry
+        )
+
+    def wants(self, step: int) -> bool:
+        """Whether ``step`` is one that is written down; every rank answers alike."""
+        return step == 1 or step % self._every == 0 or step == self._total
+
+    def step(self, step: int, figures: Figures, engine: Engine, seconds: float, waited: float) -> None:
+        """Record a step: a step took ``seconds`` after ``waited`` seconds for its data."""
+        if not self._world.is_main:
+            return
+        self._metrics.publish_step(
+            step, figures, engine.learning_rates(), engine.grad_norm(), seconds + waited, waited
+        )
+        facts = {"stage": Stage(figures.stage).name.lower(), "loss": f"{figures.loss['total']:.3f}"}
+        facts["ess"] = f"{figures.ess_ratio:.2f}"
+        self.progress.step(step, facts)
+        if not self.wants(step):
+            return
+        batch = self._plan.batching.global_batch
+        record = {"step": step, "samples_seen": step * batch, "seconds": seconds, "data_wait": waited}
+        record |= {f"lr/{name}": rate for name, rate in engine.learning_rates().items()}
+        record |= {"grad_norm": engine.grad_norm()} | figures.named(self._domains, self._classes)
+        self._train.write(finite(record))
+        self._samples.write(finite({"step": step, "samples": self._sample_rows(step, figures)}))
+
+    def _sample_rows(self, step: int, figures: Figures) -> list[dict[str, Any]]:
+        """Weight and reliability of every sample of the global batch, by name."""
+        first = (step - 1) * self._plan.batching.global_batch
+        rows = []
+        for slot, (weight, reliability) in enumerate(
+            zip(figures.sample_weights, figures.sample_reliability, strict=True)
+        ):
+            where = self._order.locate(first + slot)
+            index = self._plan.indexes[where.domain]
+            rows.append(
+                {
+                    "position": first + slot,
+                    "domain": index.name,
+                    "sample": where.sample,
+                    "key": index.key(where.sample),
+                    "weight": weight,
+                    "reliability": reliability,
+                }
+            )
+        return rows
+
+    def evaluation(self, step: int, miou: float, per_domain: dict[str, float]) -> None:
+        """Record mIoU on held-out source data."""
+        if not self._world.is_main:
+            return
+        self._evaluations.write(finite({"step": step, "miou": miou, "domains": per_domain}))
+        for name, value in per_domain.items():
+            self._metrics.publish_miou(name, value)
+        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}")
+
+    def checkpoint(self, folder: Path, seconds: float) -> None:
+        """Record a published checkpoint."""
+        if not self._world.is_main:
+            return
+        self._metrics.publish_checkpoint(seconds)
+        self.progress.say(f"checkpoint {folder} ({seconds:.1f} s)")
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong without ending the run."""
+        if self._world.is_main:
+            log.warning("%s", text)
+
+    def close(self) -> None:
+        """End files, bar and endpoint."""
+        if not self._world.is_main:
+            return
+        for file in (self._train, self._samples, self._evaluations):
+            file.close()
+        self.progress.close()
+        if self._endpoint is not None:
+            self._endpoint.stop()

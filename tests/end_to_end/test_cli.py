@@ -1,0 +1,195 @@
+"""The command line as a user meets it: the whole path, wrong input, and a run that is killed."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.ranks import (
+    TIMEOUT_S,
+    read_lines,
+    run_command,
+    run_ranks,
+    start_ranks,
+    tiny_config,
+    write_blocks_domain,
+    write_config,
+)
+
+
+def config_file(root: Path, tmp_path: Path, **sections: dict[str, Any]) -> str:
+    return str(write_config(tmp_path / "config.yaml", tiny_config(root, tmp_path / "run", **sections)))
+
+
+def refused(arguments: Sequence[str]) -> str:
+    """The one line with which a command refuses; exit code 78 and no traceback."""
+    done = run_command(arguments)
+    assert done.returncode == 78, done.stdout + done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith("ppar-dist: ")]
+    assert len(lines) == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope="module")
+def finished(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of 2 ranks started by the DeepSpeed launcher, with a target."""
+    folder = tmp_path_factory.mktemp("finished")
+    tree = tiny_config(blocks, folder / "run", data={**tiny_config(blocks, folder)["data"], "holdout": 0.25})
+    tree["targets"] = {"unseen": str(blocks / "right")}
+    done = run_command(["train", str(write_config(folder / "config.yaml", tree)), "--nproc", "2"])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 ranks x 1 micro-batches x 3" in done.stdout
+    return folder / "run"
+
+
+def test_training_leaves_checkpoint_table_and_report(finished: Path) -> None:
+    results = json.loads((finished / "results.json").read_text())
+    assert 0 <= results["targets"]["unseen"]["miou"] <= 1
+    assert (finished / "checkpoints" / "latest").read_text().strip() == "step-00000008"
+    page = (finished / "report.html").read_text()
+    assert "unseen" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is loaded from outside
+
+
+def test_evaluate_agrees_with_the_table_of_the_run(finished: Path, blocks: Path) -> None:
+    written = json.loads((finished / "results.json").read_text())["targets"]["unseen"]["miou"]
+    done = run_command(["evaluate", str(finished), "--target", f"unseen={blocks / 'right'}", "--json"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["targets"]["unseen"]["miou"] == pytest.approx(written, abs=1e-6)
+
+
+def test_predict_writes_palette_overlay_and_legend(finished: Path, tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg")
+    done = run_command(["predict", str(finished), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr
+    written = [Path(line) for line in done.stdout.split()]
+    assert all(path.exists() for path in written)
+    palettes = [image for image in map(Image.open, written) if image.mode == "P"]
+    assert palettes[0].size == (70, 50)
+    assert np.asarray(palettes[0]).max() < 6
+
+
+@pytest.mark.parametrize("what", ["run", "checkpoint", "shards"])
+def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) -> None:
+    path = {"run": finished, "checkpoint": finished / "checkpoints" / "step-00000008", "shards": blocks / "left"}[what]
+    done = run_command(["inspect", str(path), "--json"])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        (["train.stepz=3"], "unknown key train.stepz"),
+        (["data.root=nowhere"], "nowhere"),
+        (["data.classes=cityscapes19"], "has class set roads6"),
+        (["data.classes=roads7"], "roads6"),
+        (["data.sources=[left, missing]"], "missing"),
+        (["text.file=none.npz"], "none.npz"),
+        (["train.global_batch=2", "--nproc", "3"], "every rank needs a sample per step"),
+        (["train.global_batch=14", "--nproc", "14"], "14 ranks"),
+        (["--nproc", "0"], "--nproc is at least 1, got 0"),
+        (["targets.x=nowhere"], "nowhere"),
+        (["model.backbone.name=resnet1"], "resnet1"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else None,
+)
+def test_a_wrong_configuration_is_one_line(blocks: Path, tmp_path: Path, extra: list[str], message: str) -> None:
+    text = refused(["train", config_file(blocks, tmp_path), *extra])
+    assert message in text
+
+
+def test_a_source_without_any_class_is_refused(blocks: Path, tmp_path: Path) -> None:
+    from ppar_dist.data.index import DomainIndex
+
+    for name in ("left", "right"):
+        write_blocks_domain(tmp_path / name, 4, 0, None)
+    counts = np.lib.format.open_memmap(tmp_path / "right" / "counts.npy", mode="r+")
+    counts[:] = 0
+    counts.flush()
+    assert not DomainIndex.open(tmp_path / "right").counts.any()
+    text = refused(["train", config_file(tmp_path, tmp_path)])
+    assert "source right has no pixel of any class of roads6" in text
+    assert "mapping" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", "nowhere", "--target", "a=b"], "no run or checkpoint at nowhere"),
+        (["evaluate", "nowhere"], "give --target NAME=FOLDER"),
+        (["evaluate", "nowhere", "--target", "a"], "--target is NAME=FOLDER, got 'a'"),
+        (["predict", "nowhere", "x.jpg", "--out", "o"], "nowhere"),
+        (["report", "nowhere"], "nowhere is not a run"),
+        (["inspect", "nowhere"], "nowhere"),
+        (["prepare", "nothing", "--root", ".", "--out", "o", "--classes", "roads6"], "nothing"),
+        (["prepare", "camvid", "--root", "nowhere", "--out", "o", "--classes", "roads6"], "nowhere"),
+        (["train"], "the following arguments are required"),
+        (["fly"], "invalid choice: 'fly'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None:
+    assert message in refused(arguments)
+
+
+def test_a_damaged_checkpoint_is_refused_by_name(blocks: Path, tmp_path: Path) -> None:
+    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
+    run_ranks(["train", config], 1)
+    (weights,) = (tmp_path / "run").glob("checkpoints/*/model.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    text = refused(["evaluate", str(weights.parent), "--target", f"a={blocks / 'left'}"])
+    assert "model.safetensors has 100 bytes" in text
+
+
+def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Path) -> None:
+    """SIGKILL after a checkpoint, the same command again: parameters, bank and log as without the kill."""
+    sections = {"train": {"steps": 12, "global_batch": 6, "log_every": 1}, "checkpoint": {"every": 4}}
+    trees = {name: tiny_config(blocks, tmp_path / name, **sections) for name in ("whole", "killed")}
+    configs = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in trees.items()}
+    run_ranks(["train", configs["whole"]], 2)
+    processes = start_ranks(["train", configs["killed"]], 2)
+    wait_for(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
+    for process in processes:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    run_ranks(["train", configs["killed"]], 2)
+    final = "checkpoints/step-00000012"
+    for file in ("model.safetensors", "ppar.safetensors"):
+        whole, killed = (load_file(tmp_path / name / final / file) for name in ("whole", "killed"))
+        assert all(torch.equal(whole[key], killed[key]) for key in whole)
+    for file in ("train.jsonl", "samples.jsonl"):
+        whole_log, killed_log = (read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed"))
+        assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
+
+
+def untimed(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key not in ("seconds", "data_wait")}
+
+
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+def test_a_changed_configuration_does_not_go_on_unasked(blocks: Path, tmp_path: Path) -> None:
+    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
+    run_ranks(["train", config], 1)
+    text = refused(["train", config, "optim.lr=0.5", "train.log_every=3"])
+    assert "optim.lr: 0.001 -> 0.5" in text
+    assert "log_every" not in text
+    assert run_command(["train", config, "train.log_every=3"]).returncode == 0

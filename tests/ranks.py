@@ -1,0 +1,146 @@
+"""Real ranks for tests: tiny data, a tiny model, and processes joined by gloo that cannot hang a test."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from PIL import Image
+
+from ppar_dist.data.shards import ShardSample, write_domain
+
+TIMEOUT_S = 240
+_COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3))
+
+
+def write_blocks_domain(folder: Path, samples: int, seed: int, rare_in: int | None) -> None:
+    """Images of 64×96 made of coloured blocks; class 5 only in sample ``rare_in``."""
+
+    def draw() -> Iterator[ShardSample]:
+        rng = np.random.default_rng(seed)
+        for number in range(samples):
+            label = rng.integers(0, 5, (2, 3)).repeat(32, 0).repeat(32, 1).astype(np.uint8)
+            if number == rare_in:
+                label[:32, :32] = 5
+            noise = rng.normal(0, 20, (64, 96, 3))
+            pixels = (_COLOURS[label] + noise + 10 * seed).clip(0, 255).astype(np.uint8)
+            yield ShardSample(f"s{number:04d}", _encode(pixels, "JPEG"), _encode(label, "PNG"), {})
+
+    write_domain(folder, "roads6", draw())
+
+
+def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
+    """A configuration that trains in seconds; ``sections`` are merged into it."""
+    text = root / "text.npz"
+    if not text.exists():
+        names = np.array(["road", "sidewalk", "building", "vegetation", "sky", "car"])
+        np.savez(text, names=names, embeddings=np.random.default_rng(5).normal(size=(6, 16)).astype("f4"))
+    tree: dict[str, Any] = {
+        "run": {"dir": str(run)},
+        "data": {
+            "root": str(root),
+            "classes": "roads6",
+            "sources": ["left", "right"],
+            "size": 48,
+            "crop": [48, 64],
+            "holdout": 0.0,
+            "workers": 0,
+        },
+        "model": {
+            "backbone": {"kind": "timm", "name": "test_convnext", "embed_dim": 16, "dense_stride": 8},
+            "decoder": {"width": 16},
+        },
+        "text": {"file": str(text)},
+        "ppar": {
+            "alignment": {"boundaries": [0.15, 0.35, 0.6]},
+            "vtp": {"count_0": 50},
+            "reweighting": {"beta": 1.0},
+        },
+        "train": {"steps": 8, "global_batch": 6, "log_every": 1},
+        "checkpoint": {"every": 0},
+        "monitoring": {"enabled": False},
+    }
+    for name, section in sections.items():
+        tree[name] = {**tree.get(name, {}), **section}
+    return tree
+
+
+def write_config(path: Path, tree: dict[str, Any]) -> Path:
+    """Write ``tree`` as YAML."""
+    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    return path
+
+
+def start_ranks(arguments: Sequence[str], ranks: int) -> list[subprocess.Popen[str]]:
+    """Start ``ppar-dist ARGUMENTS`` once per rank, as a launcher would."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        environment = rank_environment() | {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        }
+        processes.append(_start(arguments, environment))
+    return processes
+
+
+def run_ranks(arguments: Sequence[str], ranks: int) -> None:
+    """Run to the end; a rank that fails or hangs fails the test with its output."""
+    processes = start_ranks(arguments, ranks)
+    try:
+        for rank, process in enumerate(processes):
+            output, _ = process.communicate(timeout=TIMEOUT_S)
+            assert process.returncode == 0, f"rank {rank} ended with {process.returncode}:\n{output}"
+    finally:
+        for process in processes:
+            process.kill()
+
+
+def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run ``ppar-dist ARGUMENTS`` as a user would, without a launcher."""
+    return subprocess.run(
+        [sys.executable, "-m", "ppar_dist", *arguments],
+        env=rank_environment(),
+        text=True,
+        capture_output=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+
+
+def rank_environment() -> dict[str, str]:
+    """This environment without a launcher's variables, one thread, the CPU."""
+    kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
+    return kept | {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Records of a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "ppar_dist", *arguments]
+    return subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+def _encode(pixels: np.ndarray, kind: str) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind)
+    return file.getvalue()

@@ -1,0 +1,93 @@
+"""The configuration: strict, complete in its complaints, and the same when written and read back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ppar_dist.config import Config, ConfigError, dump_config, load_config, parse_config
+from tests.ranks import tiny_config, write_config
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> dict[str, Any]:
+    return tiny_config(tmp_path, tmp_path / "run")
+
+
+def test_a_resolved_file_reads_back_equal(tree: dict[str, Any], tmp_path: Path) -> None:
+    config = parse_config(tree)
+    assert load_config(_write(tmp_path, yaml.safe_load(dump_config(config)))) == config
+
+
+def test_overrides_are_yaml_and_win(tree: dict[str, Any], tmp_path: Path) -> None:
+    path = _write(tmp_path, tree)
+    config = load_config(path, ["train.steps=17", "augment.gamma=null", "data.sources=[a, b]", "targets.x=y"])
+    assert config.train.steps == 17
+    assert config.augment.gamma is None
+    assert [source.name for source in config.data.sources] == ["a", "b"]
+    assert config.targets == {"x": Path("y")}
+
+
+def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
+    tree["train"]["steps"] = 0
+    tree["data"]["crop_size"] = 3
+    del tree["model"]
+    with pytest.raises(ConfigError) as caught:
+        parse_config(tree)
+    text = str(caught.value)
+    assert "\n" not in text
+    for part in ("train.steps", "got 0", "unknown key data.crop_size", "model is required"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.step=3", "unknown key train.step"),
+        ("train.steps", "an override is key=value, got 'train.steps'"),
+        ("=3", "an override is key=value"),
+        ("train.steps=[", "is not valid YAML"),
+        ("train.steps.x=3", "steps is a value, not a section"),
+        ("train.steps=many", "train.steps"),
+        ("train.micro_batch=4", "train.global_batch=6 is a multiple of train.micro_batch=4"),
+        ("text.file=null", "set text.file"),
+        ("data.sources=[a, a]", r"\['a'\] are repeated"),
+        ("data.sources=[{name: a, weight: 1}, b]", "give every source a weight, or none"),
+        ("ppar.alignment.boundaries=[0.5, 0.2, 0.7]", "boundaries rise"),
+        ("ppar.reweighting.min=1.5", "min <= 1 <= max"),
+        ("augment.scale=[2, 1]", r"scale is \(low, high\)"),
+        ("model.backbone.embed_dim=null", "needs embed_dim"),
+        ("optim.lr=.nan", "optim.lr"),
+    ],
+)
+def test_a_wrong_override_says_what_to_change(
+    tree: dict[str, Any], tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(_write(tmp_path, tree), [override])
+
+
+@pytest.mark.parametrize(("text", "message"), [("[1]", "holds keys and values, got list"), ("a: [", "not valid YAML")])
+def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        load_config(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+def test_a_configuration_cannot_be_changed_in_flight(tree: dict[str, Any]) -> None:
+    config: Config = parse_config(tree)
+    with pytest.raises(ValueError, match="frozen"):
+        config.train.steps = 5  # type: ignore[misc]
+
+
+def _write(folder: Path, tree: dict[str, Any]) -> Path:
+    return write_config(folder / "config.yaml", tree)

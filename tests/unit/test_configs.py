@@ -1,0 +1,47 @@
+"""Every file of configs/ is valid, says what STYLE asks of its head, and names models that exist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import open_clip
+import pytest
+import timm
+from open_clip.pretrained import list_pretrained_tags_by_model
+
+from ppar_dist.config import load_config
+from ppar_dist.labels import class_set
+
+FOLDER = Path(__file__).parents[2] / "configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+GPU_FILES = ("gta5_rn101", "gta5_vitb16", "gta5_synthia_urbansyn_eva02l")
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_is_valid_and_names_what_exists(path: Path) -> None:
+    config = load_config(path)
+    class_set(config.data.classes)
+    backbone = config.model.backbone
+    if backbone.kind == "timm":
+        assert timm.is_model(backbone.name)
+    else:
+        assert backbone.name in open_clip.list_models()
+        assert backbone.pretrained in list_pretrained_tags_by_model(backbone.name)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_config_opens_with_purpose_and_command_and_names_no_place_of_one_machine(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    head = [line for line in text.splitlines() if line.startswith("#")]
+    assert len(head) >= 3
+    assert f"configs/{path.name}" in "\n".join(head) or "ppar-dist demo" in text
+    assert "/work/" not in text
+    assert "/root/" not in text
+
+
+@pytest.mark.parametrize("name", GPU_FILES)
+def test_what_was_not_measured_is_marked_so(name: str) -> None:
+    text = (FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
+    assert "not run here" in text
+    assert "Hardware:" in text
+    assert "Time: not measured" in text

@@ -1,0 +1,178 @@
+from __future__ import annotations
+
+import math
+import urllib.request
+from typing import Any
+
+import pytest
+from prometheus_client import REGISTRY
+from prometheus_client.parser import text_string_to_metric_families
+
+from ppar_dist.config import ConfigError
+from ppar_dist.monitoring import endpoint
+from ppar_dist.monitoring.metrics import RunMetrics
+from ppar_dist.ppar.diagnostics import Detail, Figures
+from ppar_dist.ppar.reweighting import WEIGHT_EDGES
+
+DOMAINS, CLASSES = ("day", "fog"), ("road", "sky")
+WEIGHTS = {"day": [0.05, 0.95, 1.0, 1.1, 7.0], "fog": [0.3]}
+
+
+def histogram(weights: list[float]) -> list[int]:
+    """Independent of the product: count by comparing, one bin above the last edge."""
+    edges = (*WEIGHT_EDGES, math.inf)
+    counts = [0] * len(edges)
+    for weight in weights:
+        counts[min(i for i, edge in enumerate(edges) if weight <= edge)] += 1
+    return counts
+
+
+def figures(**changes: Any) -> Figures:
+    values: dict[str, Any] = {
+        "finite": True,
+        "stage": 3,
+        "loss": {"total": 0.9, "segmentation": 0.7, "pixel": 1.5},
+        "samples": [5, 1],
+        "quantile": 0.6,
+        "threshold": 0.4,
+        "admitted_ratio": 0.55,
+        "ess_ratio": 0.8,
+        "weight_mean": [2.02, 0.3],
+        "weight_std": 1.0,
+        "weight_sum": [sum(WEIGHTS["day"]), sum(WEIGHTS["fog"])],
+        "weight_histogram": [histogram(WEIGHTS["day"]), histogram(WEIGHTS["fog"])],
+        "risk": [0.7, 0.8],
+        "reliability": [-1.0, math.nan],
+        "sample_weights": [],
+        "sample_reliability": [],
+        "detail": Detail(0.3, [0.9, 0.8], [0.01, 0.02], [[10.0, 0.0], [3.0, 4.0]], 7),
+    }
+    return Figures(**(values | changes))
+
+
+def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        assert answer.status == 200
+        text = answer.read().decode()
+    families = text_string_to_metric_families(text)
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in families
+        for sample in family.samples
+    }
+
+
+def publish(metrics: RunMetrics, step: int, **changes: Any) -> None:
+    metrics.publish_step(step, figures(**changes), {"backbone": 1e-4, "head": 1e-3}, 2.5, 0.4, 0.1)
+
+
+@pytest.fixture
+def metrics() -> RunMetrics:
+    return RunMetrics(DOMAINS, CLASSES, {"run": "roads"})
+
+
+def read(metrics: RunMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+    with endpoint.start("127.0.0.1", 0, metrics.registry) as served:
+        return scrape(served.url)
+
+
+def test_everything_a_step_says_is_scraped(metrics: RunMetrics) -> None:
+    publish(metrics, 1)
+    metrics.publish_checkpoint(3.0)
+    metrics.publish_miou("night", 0.5)
+    found = read(metrics)
+    expected = {
+        ("ppar_alignment_stage", ()): 3,
+        ("ppar_alignment_admitted_ratio", ()): 0.55,
+        ("ppar_effective_sample_size_ratio", ()): 0.8,
+        ("ppar_reliability", (("domain", "day"),)): -1.0,
+        ("ppar_loss", (("term", "pixel"),)): 1.5,
+        ("ppar_loss", (("term", "total"),)): 0.9,
+        ("ppar_source_risk", (("domain", "fog"),)): 0.8,
+        ("ppar_domain_discrepancy", ()): 0.3,
+        ("ppar_prototype_text_similarity", (("class", "sky"),)): 0.8,
+        ("ppar_prototype_drift", (("class", "road"),)): 0.01,
+        ("ppar_prototype_cells_total", (("class", "sky"), ("domain", "fog"))): 4,
+        ("ppar_learning_rate", (("group", "head"),)): 1e-3,
+        ("ppar_grad_norm", ()): 2.5,
+        ("ppar_steps_total", ()): 1,
+        ("ppar_samples_total", (("domain", "day"),)): 5,
+        ("ppar_step_duration_seconds_sum", ()): 0.4,
+        ("ppar_step_duration_seconds_count", ()): 1,
+        ("ppar_data_wait_seconds_total", ()): 0.1,
+        ("ppar_checkpoint_duration_seconds_sum", ()): 3.0,
+        ("ppar_miou", (("target", "night"),)): 0.5,
+    }
+    assert {key: found.get(key) for key in expected} == expected
+    assert found["ppar_last_step_timestamp_seconds", ()] > 1.6e9
+    info = [dict(labels) for name, labels in found if name == "ppar_run_info"]
+    assert info[0]["run"] == "roads"
+
+
+def test_sample_weights_are_a_cumulative_histogram_per_domain(metrics: RunMetrics) -> None:
+    publish(metrics, 1)
+    publish(metrics, 2)
+    found = read(metrics)
+    for domain, weights in WEIGHTS.items():
+        for edge in (*WEIGHT_EDGES, math.inf):
+            name = "+Inf" if math.isinf(edge) else str(edge)
+            key = ("ppar_sample_weight_bucket", (("domain", domain), ("le", name)))
+            assert found[key] == 2 * sum(weight <= edge for weight in weights)
+        assert found["ppar_sample_weight_count", (("domain", domain),)] == 2 * len(weights)
+        assert found["ppar_sample_weight_sum", (("domain", domain),)] == pytest.approx(2 * sum(weights))
+
+
+def test_quantiles_fall_in_the_bin_of_the_weights(metrics: RunMetrics) -> None:
+    publish(metrics, 1)
+    found = read(metrics)
+    assert 0.9 <= found["ppar_sample_weight_quantile", (("domain", "day"), ("quantile", "0.5"))] <= 1.0
+    assert 0.2 <= found["ppar_sample_weight_quantile", (("domain", "fog"), ("quantile", "0.5"))] <= 0.3
+
+
+def test_a_resumed_run_goes_on_counting_and_never_back(metrics: RunMetrics) -> None:
+    publish(metrics, 500)
+    assert read(metrics)["ppar_steps_total", ()] == 500
+    publish(metrics, 480)  # taken up again at an older checkpoint
+    publish(metrics, 481)
+    assert read(metrics)["ppar_steps_total", ()] == 501
+
+
+def test_bank_counter_follows_the_cumulative_figure(metrics: RunMetrics) -> None:
+    key = ("ppar_prototype_cells_total", (("class", "road"), ("domain", "day")))
+    publish(metrics, 1)
+    later = Detail(0.3, [0.9, 0.8], [0.0, 0.0], [[25.0, 0.0], [3.0, 4.0]], 7)
+    publish(metrics, 2, detail=later)
+    assert read(metrics)[key] == 25
+
+
+def test_a_mean_over_nothing_leaves_the_last_value_but_a_broken_loss_shows(metrics: RunMetrics) -> None:
+    publish(metrics, 1)
+    publish(metrics, 2, reliability=[math.nan, math.nan], loss={"total": math.nan}, detail=None)
+    found = read(metrics)
+    assert found["ppar_reliability", (("domain", "day"),)] == -1.0
+    assert math.isnan(found["ppar_loss", (("term", "total"),)])
+    assert found["ppar_domain_discrepancy", ()] == 0.3
+
+
+def test_registries_are_separate_and_the_global_one_is_untouched(metrics: RunMetrics) -> None:
+    other = RunMetrics(DOMAINS, CLASSES)
+    publish(other, 3)
+    assert read(metrics)["ppar_steps_total", ()] == 0
+    names = {family.name for family in REGISTRY.collect()}
+    assert not any(name.startswith("ppar_") for name in names)
+
+
+def test_a_taken_port_is_refused_with_the_key_to_change(metrics: RunMetrics) -> None:
+    with endpoint.start("127.0.0.1", 0, metrics.registry) as first:
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{first.port}.*monitoring\.port") as caught:
+            endpoint.start("127.0.0.1", first.port, metrics.registry)
+        assert "\n" not in str(caught.value)
+
+
+def test_stop_frees_the_port_and_may_be_repeated(metrics: RunMetrics) -> None:
+    first = endpoint.start("127.0.0.1", 0, metrics.registry)
+    first.stop()
+    first.stop()
+    second = endpoint.start("127.0.0.1", first.port, metrics.registry)
+    assert second.port == first.port
+    second.stop()

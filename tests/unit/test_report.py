@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+
+from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
+from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.config import ConfigError
+from ppar_dist.evaluate import evaluate
+from ppar_dist.report.records import RunRecords
+from ppar_dist.report import write_report
+from ppar_dist.report.prototypes import final_cosines
+from tests.unit.tiny_run import CLASSES, make_domain, make_run
+
+NASTY = "</td><script>alert(1)</script>"
+
+
+class Page(HTMLParser):
+    """Tags, their attributes and the text of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def log_run(run: Path) -> None:
+    """Metric files as the trainer writes them, the last line cut off."""
+    metrics = run / "metrics"
+    metrics.mkdir(exist_ok=True)
+    train, samples = [], []
+    for step in range(1, 41):
+        progress = step / 40
+        stage = sum(progress >= boundary for boundary in (0.1, 0.3, 0.5))
+        record: dict[str, Any] = {"step": step, "samples_seen": 4 * step, "stage": stage, "ess_ratio": 0.9}
+        record |= {"loss/total": 2 - progress, "loss/segmentation": 1.5 - progress, "domain_discrepancy": 0.4}
+        if stage:
+            record |= {"loss/text": None if step == 20 else 1.0}
+        record |= {
+            f"prototype_text_similarity/{name}": 0.5 + k / 20 for k, name in enumerate(CLASSES.classes)
+        }
+        record |= {f"prototype_drift/{name}": 0.01 for name in CLASSES.classes}
+        train.append(json.dumps(record))
+        rows = []
+        for slot in range(4):
+            sample = (4 * step + slot) % 5
+            value = -1.0 - sample
+            rows.append({"domain": "ab"[slot % 2], "sample": sample, "key": f"s{sample:03d}"})
+            rows[-1] |= {"weight": 0.5 + sample / 4, "reliability": value, "position": 4 * step + slot}
+        samples.append(json.dumps({"step": step, "samples": rows}))
+    (metrics / "train.jsonl").write_text("\n".join(train) + '\n{"step": 41, "lo')
+    (metrics / "samples.jsonl").write_text("\n".join(samples) + "\n")
+    evals = [{"step": step, "miou": step / 100, "domains": {"a": step / 100, "b": None}} for step in (20, 40)]
+    (metrics / "eval.jsonl").write_text("\n".join(map(json.dumps, evals)) + "\n")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("report")
+    make_run(root / "shards", root / "run")
+    make_domain(root / "shards" / "night", 3, 9)
+    log_run(root / "run")
+    results = evaluate(
+        root / "run", {"night": root / "shards" / "night"}, examples=root / "run" / "predictions"
+    )
+    results.write(root / "run" / "results.json")
+    return root / "run"
+
+
+def test_the_page_is_whole_and_needs_nothing_else(run: Path) -> None:
+    path = write_report(run)
+    text = path.read_text()
+    page = Page(text)
+    assert path == run / "report.html"
+    for _, attributes in page.tags:
+        assert (attributes.get("src") or "data:image/").startswith("data:image/")
+        assert "href" not in attributes
+    assert "@import" not in text
+    assert "url(" not in text
+    assert "prefers-color-scheme: dark" in text
+    assert page.text.count("not recorded") == 1  # the admitted ratio, which this log lacks
+    for svg in re.findall(r"<svg.*?</svg>", text, re.S):
+        ElementTree.fromstring(svg)  # well-formed
+
+
+def test_the_table_holds_what_results_json_holds(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    target = json.loads((run / "results.json").read_text())["targets"]["night"]
+    for value in (target["miou"], target["pixel_accuracy"], target["iou"]["road"]):
+        assert f"{100 * value:.1f}" in page.text
+
+
+def test_pictures_decode_and_show_the_labels(run: Path) -> None:
+    page = Page(write_report(run).read_text())
+    images = [a for tag, a in page.tags if tag == "img"]
+    labels = [a["src"] for a in images if a["alt"] == "label"]
+    assert len(labels) >= 3
+    for attributes in images:
+        raw = base64.b64decode((attributes["src"] or "").partition(",")[2])
+        with Image.open(io.BytesIO(raw)) as picture:
+            picture.load()
+    with Image.open(io.BytesIO(base64.b64decode((labels[0] or "").partition(",")[2]))) as picture:
+        shown = set(np.unique(np.asarray(picture)))
+    assert shown <= {0, 1, 2, 3, 4, 255}
+    assert len(shown) > 3
+
+
+def test_least_reliable_samples_come_first(run: Path) -> None:
+    text = Page(write_report(run).read_text()).text
+    least, most = text.split("Least reliable")[1].split("Most reliable")
+    assert re.findall(r"s00\d", least)[0] == "s004"  # reliability -1 - sample
+    assert re.findall(r"s00\d", most)[0] == "s000"
+    assert "\N{MINUS SIGN}5.00" in least
+
+
+def test_stage_bands_follow_the_log(run: Path) -> None:
+    records = RunRecords.read(run)
+    assert records.unreadable == 1
+    text = write_report(run).read_text()
+    assert "visual text</text>" in text
+    assert "1 unreadable record" in text
+
+
+def test_prototypes_of_the_checkpoint(run: Path) -> None:
+    cosines = final_cosines(RunRecords.read(run))
+    checkpoint = list_checkpoints(run)[-1]
+    state, text = (
+        load_file(checkpoint / "ppar.safetensors"),
+        load_file(checkpoint / "model.safetensors")["text"],
+    )
+    assert cosines is not None
+    vectors = []
+    for k in range(6):  # v_k = norm((1-a) t_k + a norm(mean over domains of the unit centroids))
+        centroids = [row[k].double() / row[k].double().norm() for row in state["bank.sums"]]
+        mean = sum(centroids) / len(centroids)
+        alpha = 0.5 * (1 - math.exp(-float(state["bank.cells_total"][:, k].sum()) / 2000))
+        vector = (1 - alpha) * text[k].double() + alpha * mean / mean.norm()
+        vectors.append(vector / vector.norm())
+    expected = torch.stack(vectors) @ torch.stack(vectors).T
+    assert torch.allclose(torch.tensor(cosines, dtype=torch.float64), expected, atol=1e-5)
+
+
+def test_a_bare_run_says_what_is_missing(tmp_path: Path) -> None:
+    make_run(tmp_path / "shards", tmp_path / "run", steps=())
+    page = Page(write_report(tmp_path / "run").read_text())
+    assert page.text.count("not recorded") >= 9
+
+
+def test_the_baseline_shows_no_stages(tmp_path: Path) -> None:
+    make_run(tmp_path / "shards", tmp_path / "run", steps=(), ppar={"enabled": False})
+    log_run(tmp_path / "run")
+    text = write_report(tmp_path / "run").read_text()
+    assert "plain fine-tuning (PPAR off)" in text
+    assert "visual text</text>" not in text
+    assert 'span-odd"' not in text
+
+
+def test_names_from_shards_cannot_break_the_page(run: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "shards", tmp_path / "run", steps=())
+    metrics = tmp_path / "run" / "metrics"
+    metrics.mkdir()
+    row = {"domain": NASTY, "sample": 1, "key": NASTY, "weight": 1.0, "reliability": -1.0}
+    (metrics / "samples.jsonl").write_text(json.dumps({"step": 1, "samples": [row]}) + "\n")
+    (metrics / "eval.jsonl").write_text(
+        json.dumps({"step": 1, "miou": 0.1, "domains": {NASTY: 0.1, "b": 0.2}})
+    )
+    entry = {"target": NASTY, "key": NASTY, "image": "../../../config.yaml"}
+    (tmp_path / "run" / "predictions").mkdir()
+    (tmp_path / "run" / "predictions" / "examples.json").write_text(json.dumps([entry]))
+    (tmp_path / "run" / "results.json").write_text("{")
+    text = write_report(tmp_path / "run").read_text()
+    assert "<script" not in text
+    assert "&lt;script&gt;" in text
+
+
+def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is not a run: no config\.yaml"):
+        write_report(tmp_path)
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_round_and_inside(low: float, span: float) -> None:
+    high = low + span
+    found = ticks(low, high)
+    slack = 1e-6 * (abs(low) + span)
+    assert len(found) <= 8
+    assert all(low - slack <= value <= high + slack for value in found)
+
+
+@given(st.lists(st.floats(-1e3, 1e3), min_size=1, max_size=300), st.integers(1, 50))
+def test_binning_keeps_the_range_and_drops_nothing_finite(values: list[float], points: int) -> None:
+    x = [float(i) for i in range(len(values))]
+    steps, means = bin_mean([*x, 1.0], [*values, math.nan], points)
+    assert len(means) <= points
+    assert min(values) - 1e-9 <= min(means) <= max(means) <= max(values) + 1e-9
+    assert steps == sorted(steps)
+
+
+def test_charts_survive_flat_single_and_empty_data() -> None:
+    for values in ([1.0], [0.0, 0.0], [-2.0, -2.0]):
+        steps = [float(i) for i in range(len(values))]
+        chart = line_chart([Series("x", steps, values)], title="t", spans=[Span("s", 0, 0)])
+        ElementTree.fromstring(str(chart))
+        assert "nan" not in chart
+    assert "not recorded" in line_chart([Series("x", [], [])], title="t")
+    bars = ElementTree.fromstring(str(bar_chart([0.5, math.nan, -0.2], ["a", "b", "c"], title="t")))
+    assert len([item for item in bars if item.tag == "rect"]) == 2
+    ElementTree.fromstring(str(matrix_chart([[1.0, -0.3], [-0.3, 1.0]], ["a<b", "c&d"], title="t")))
