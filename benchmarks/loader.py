@@ -4,7 +4,8 @@
 
 Every round runs all contestants once, in turn, over the same number of samples of one domain:
 
-* ``decode``      JPEG and PNG decoding alone, of bytes already in memory, in as many processes;
+* ``decode``      JPEG (torchvision) and PNG (Pillow) decoding alone, by the very calls of the loader, of
+                  bytes already in memory, in as many processes;
 * ``loader``      ours without augmentation: whole images at their stored size, checked, in batches;
 * ``stock``       a stock WebDataset pipeline over the same shards doing the same;
 * ``loader+aug``  ours with the default augmentation;
@@ -30,6 +31,7 @@ import torch
 import webdataset
 from PIL import Image
 from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
 from ppar_dist.config import AugmentConfig, Config, parse_config
@@ -220,7 +222,7 @@ def decode_part(raw: list[tuple[bytes, bytes]], numbers: range) -> float:
     start = time.perf_counter()
     for number in numbers:
         image, label = raw[number % len(raw)]
-        Image.open(io.BytesIO(image)).convert("RGB")
+        decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8), mode=ImageReadMode.RGB)
         np.asarray(Image.open(io.BytesIO(label)))
     return time.perf_counter() - start
 

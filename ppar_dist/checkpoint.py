@@ -54,9 +54,7 @@ def checkpoint_name(step: int) -> str:
     return f"{_PREFIX}{step:08d}"
 
 
-def publish(
-    run: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], world: World
-) -> Path:
+def publish(run: Path, step: int, write: Callable[[Path], None], facts: dict[str, Any], world: World) -> Path:
     """Write a checkpoint with ``write(folder)`` on every rank and make it visible at once. Collective.
 
     Args:
@@ -94,7 +92,7 @@ def verify(folder: Path) -> list[str]:
 
 
 def find_checkpoint(run: Path) -> Path | None:
-    """The newest checkpoint of ``run`` that verifies, else the one before, and so on; None if there is none."""
+    """The newest checkpoint of ``run`` that verifies, passing over damaged ones; None if there is none."""
     for folder in reversed(list_checkpoints(run)):
         problems = verify(folder)
         if not problems:
@@ -214,7 +212,9 @@ def _file_problem(folder: Path, name: str, size: int, sha256: str) -> str | None
         actual = path.stat().st_size
         if actual != size:
             return f"{name} has {actual} bytes, {size} were written"
-        return None if _describe(path)["sha256"] == sha256 else f"{name} differs from what was written (sha256)"
+        return (
+            None if _describe(path)["sha256"] == sha256 else f"{name} differs from what was written (sha256)"
+        )
     except FileNotFoundError:
         return f"{name} is missing"
     except OSError as error:

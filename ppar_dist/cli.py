@@ -78,6 +78,13 @@ def _data_commands(commands: Any) -> None:
     synth.add_argument("--size", type=int, nargs=2, default=(180, 240), metavar=("H", "W"))
     synth.add_argument("--seed", type=int, default=0)
     synth.set_defaults(run=_synth)
+    text = commands.add_parser("text", help="write a CLIP text tower's class embeddings to a file")
+    text.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip model name")
+    text.add_argument("--pretrained", default="openai", help="open_clip tag or a checkpoint file")
+    text.add_argument("--classes", required=True)
+    text.add_argument("--template", action="append", metavar="'a photo of a {}.'")
+    text.add_argument("--out", type=Path, required=True)
+    text.set_defaults(run=_text)
     index = commands.add_parser("index", help="make the index of shards that others made")
     index.add_argument("folder", type=Path)
     index.add_argument("--classes", required=True)
@@ -153,6 +160,21 @@ def _synth(options: argparse.Namespace, _: list[str]) -> None:
         print(folder)
 
 
+def _text(options: argparse.Namespace, _: list[str]) -> None:
+    from ppar_dist.config import BackboneConfig, TextConfig
+    from ppar_dist.labels import class_set
+    from ppar_dist.models.backbone import build_backbone
+    from ppar_dist.models.text import write_embeddings
+
+    names = [prompt for prompts in class_set(options.classes).prompts for prompt in prompts]
+    backbone = build_backbone(BackboneConfig(name=options.model, pretrained=options.pretrained))
+    encoder = backbone.text_tower()
+    if encoder is None:
+        raise ConfigError(f"{options.model} has no text tower; choose another --model")
+    write_embeddings(options.out, names, options.template or TextConfig().templates, encoder)
+    print(f"{options.out}: {len(names)} names of {options.classes}, {backbone.embed_dim} wide")
+
+
 def _index(options: argparse.Namespace, _: list[str]) -> None:
     from ppar_dist.data.index import build_index
 
@@ -193,7 +215,10 @@ def _with_text_file(path: Path, overrides: list[str]) -> list[str]:
     file = load_config(path, overrides).text.file
     if file is None or file.is_absolute() or file.exists():
         return overrides
-    folders = [Path(os.environ.get("PPAR_WEIGHTS", ".")), Path(os.environ.get("PPAR_TEST_DATA", ".")) / "weights"]
+    folders = [
+        Path(os.environ.get("PPAR_WEIGHTS", ".")),
+        Path(os.environ.get("PPAR_TEST_DATA", ".")) / "weights",
+    ]
     found = next((folder / file.name for folder in folders if (folder / file.name).exists()), None)
     return overrides if found is None else [*overrides, f"text.file={found.resolve()}"]
 

@@ -30,7 +30,9 @@ def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     ranks = ranks or torch.cuda.device_count() or 2
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
-        print(f"table {run / 'results.json'}\ncheckpoints {run / 'checkpoints'}\nreport {run / 'report.html'}")
+        print(
+            f"table {run / 'results.json'}\ncheckpoints {run / 'checkpoints'}\nreport {run / 'report.html'}"
+        )
     return code
 
 

@@ -32,7 +32,10 @@ class Engine:
         self._base_rates = [float(group["lr"]) for group in trained]
         optimizer = torch.optim.AdamW(trained, betas=config.optim.betas)
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model.to(world.device), optimizer=optimizer, config=self._settings(), dist_init_required=False
+            model=model.to(world.device),
+            optimizer=optimizer,
+            config=self._settings(),
+            dist_init_required=False,
         )
         self._factor = 1.0
         self._grad_norm: Any = None
@@ -117,6 +120,9 @@ def _import_deepspeed(world: World) -> Any:
     os.environ.setdefault("DS_LOG_LEVEL", "warning")
     import deepspeed
 
+    # Its shared-memory collective serves inference only, but is compiled at every first start, and a
+    # process killed meanwhile leaves a lock file on which all later ones wait for ever.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
 
 

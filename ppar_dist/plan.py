@@ -69,14 +69,16 @@ def make_plan(config: Config, world_size: int) -> Plan:
         if not index.counts.any():
             raise ConfigError(
                 f"source {index.name} has no pixel of any class of {classes.name} "
-                f"({', '.join(classes.classes)}); prepare it with the right --classes or mapping, or remove it"
+                f"({', '.join(classes.classes)}); prepare it with other --classes or another mapping, or drop it"
             )
     for share in training_shares(config, indexes):
         if share.size < 1:
             raise ConfigError(f"source {share.name} has nothing left to train on; lower data.holdout")
     for name, folder in config.targets.items():
         if DomainIndex.open(folder).classes != classes.classes:
-            raise ConfigError(f"target {name} at {folder} is not labelled with {classes.name}; prepare it again")
+            raise ConfigError(
+                f"target {name} at {folder} is not labelled with {classes.name}; prepare it again"
+            )
     return Plan(config, tuple(indexes), cut)
 
 

@@ -103,6 +103,16 @@ class Progress:
         self._bar.close()
 
 
+def _run_info(plan: Plan) -> dict[str, str]:
+    config = plan.config
+    return {
+        "run": config.run.name or config.run.dir.name,
+        "backbone": config.model.backbone.name,
+        "method": "ppar" if config.ppar.enabled else "plain",
+        "classes": config.data.classes,
+    }
+
+
 class RunLog:
     """Rank 0's record of a run. On other ranks every method does nothing."""
 
@@ -121,7 +131,7 @@ class RunLog:
         self._train = JsonLines(folder / "train.jsonl", step)
         self._samples = JsonLines(folder / "samples.jsonl", step)
         self._evaluations = JsonLines(folder / "eval.jsonl", step)
-        self._metrics = RunMetrics(self._domains, self._classes)
+        self._metrics = RunMetrics(self._domains, self._classes, _run_info(plan))
         self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
         self.progress = Progress(self._total, step, self._every)
         for line in plan.lines():
@@ -145,9 +155,7 @@ class RunLog:
         self._metrics.publish_step(
             step, figures, engine.learning_rates(), engine.grad_norm(), seconds + waited, waited
         )
-        facts = {"stage": Stage(figures.stage).name.lower(), "loss": f"{figures.loss['total']:.3f}"}
-        facts["ess"] = f"{figures.ess_ratio:.2f}"
-        self.progress.step(step, facts)
+        self.progress.step(step, self._facts(figures))
         if not self.wants(step):
             return
         batch = self._plan.batching.global_batch
@@ -156,6 +164,12 @@ class RunLog:
         record |= {"grad_norm": engine.grad_norm()} | figures.named(self._domains, self._classes)
         self._train.write(finite(record))
         self._samples.write(finite({"step": step, "samples": self._sample_rows(step, figures)}))
+
+    def _facts(self, figures: Figures) -> dict[str, str]:
+        facts = {"loss": f"{figures.loss['total']:.3f}"}
+        if self._plan.config.ppar.enabled:
+            facts |= {"stage": Stage(figures.stage).name.lower(), "ess": f"{figures.ess_ratio:.2f}"}
+        return facts
 
     def _sample_rows(self, step: int, figures: Figures) -> list[dict[str, Any]]:
         """Weight and reliability of every sample of the global batch, by name."""

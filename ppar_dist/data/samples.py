@@ -11,7 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from PIL import Image
+from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from ppar_dist.config import ConfigError
 from ppar_dist.labels import IGNORE_INDEX
@@ -56,7 +59,7 @@ def open_image(raw: bytes, where: str) -> Image.Image:
 
 
 def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -> Image.Image:
-    """Decode an opened JPEG to RGB.
+    """Decode an opened JPEG to an RGB picture.
 
     With ``min_side`` the decoder may scale by 1/2, 1/4 or 1/8 in the DCT domain, as long as neither
     side falls below it. The factor depends on the image size alone, hence the same pixels each time.
@@ -64,11 +67,25 @@ def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -
     try:
         if min_side is not None:
             image.draft(None, (min_side, min_side))
-        return image.convert("RGB") if image.mode != "RGB" else _loaded(image)
+        return image.convert("RGB")
     except _UNREADABLE as error:
-        raise DataError(
-            where, "image_unreadable", f"the image is cut off or corrupt ({error}); replace it"
-        ) from None
+        raise _corrupt(where, error) from None
+
+
+def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None = None) -> Tensor:
+    """Decode a JPEG to uint8 (3, H, W): the pixels of ``decode_pixels``, at full size without its copies
+    and like it channels last in memory.
+
+    ``image`` is ``raw`` opened by ``open_image``.
+    """
+    scaled = min_side is not None and min(image.size) >= 2 * min_side
+    if scaled or image.mode != "RGB":
+        pixels = np.array(decode_pixels(image, where, min_side))
+        return torch.from_numpy(pixels).permute(2, 0, 1)
+    try:
+        return decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), mode=ImageReadMode.RGB)
+    except RuntimeError as error:
+        raise _corrupt(where, error) from None
 
 
 def decode_label(raw: bytes, where: str) -> LabelArray:
@@ -103,9 +120,9 @@ def class_counts(label: LabelArray, num_classes: int, where: str) -> npt.NDArray
 
 def check_label(label: LabelArray, num_classes: int, where: str) -> None:
     """Like ``class_counts`` without the counting: raises DataError for an illegal id."""
-    wrong = label[(label >= num_classes) & (label != IGNORE_INDEX)]
-    if wrong.size:
-        _refuse_id(int(wrong.min()), num_classes, where)
+    shifted = label + np.uint8(1)  # 255 wraps to 0: what is legal is 0..K now
+    if int(shifted.max()) > num_classes:
+        _refuse_id(int(label[shifted > num_classes].min()), num_classes, where)
 
 
 def check_sizes(image: tuple[int, int], label: tuple[int, int], where: str) -> None:
@@ -128,6 +145,6 @@ def _refuse_id(found: int, num_classes: int, where: str) -> None:
     )
 
 
-def _loaded(image: Image.Image) -> Image.Image:
-    image.load()
-    return image
+def _corrupt(where: str, error: Exception) -> DataError:
+    reason = " ".join(str(error).split())
+    return DataError(where, "image_unreadable", f"the image is cut off or corrupt ({reason}); replace it")

@@ -94,7 +94,7 @@ class Segmentor(nn.Module):
         )
 
     def dense(self, images: Tensor) -> Tensor:
-        """The features to align alone: (B, D, h, w) for raw images (B, 3, H, W), without what only logits need."""
+        """Only the features to align, (B, D, h, w), of raw images (B, 3, H, W)."""
         if self.features == "dense":
             return self.backbone.dense_features(images)
         return self(images).dense

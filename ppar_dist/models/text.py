@@ -63,6 +63,25 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
     return prototypes.float()
 
 
+def write_embeddings(
+    path: Path, names: Sequence[str], templates: Sequence[str], encoder: TextEncoder
+) -> None:
+    """Write the .npz that ``text.file`` reads: a row norm(mean over templates of norm(E_text)) per name.
+
+    Raises:
+        ConfigError: the file cannot be written.
+    """
+    rows = []
+    for name in names:
+        sentences = [template.replace("{}", name) for template in templates]
+        mean = F.normalize(encoder.encode(sentences).double(), dim=1).mean(0)  # (D,)
+        rows.append(F.normalize(mean, dim=0).float())
+    try:
+        np.savez(path, names=np.array(list(names)), embeddings=torch.stack(rows).numpy())
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --out") from None
+
+
 def _centred(prototypes: Tensor) -> Tensor:
     centred = prototypes - prototypes.mean(0)
     lengths = centred.norm(dim=1)

@@ -13,13 +13,13 @@ from typing import Any
 import jinja2
 
 from ppar_dist import __version__
-from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
 from ppar_dist.checkpoint import write_atomically
 from ppar_dist.config import dump_config
 from ppar_dist.labels import class_set
-from ppar_dist.report.records import RunRecords
+from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
 from ppar_dist.report.images import example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
+from ppar_dist.report.records import RunRecords
 
 MISSING = "\N{EN DASH}"
 STAGES = ("warm-up", "text", "visual text", "pixel")

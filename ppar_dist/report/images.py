@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppar_dist.report.charts import signed
 from ppar_dist.config import ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.samples import decode_label, decode_pixels, open_image
 from ppar_dist.drawing import palette_image
 from ppar_dist.labels import ClassSet
+from ppar_dist.report.charts import signed
 from ppar_dist.report.records import RunRecords, SampleRecord
 
 _KINDS = ("image", "label", "prediction")

@@ -41,11 +41,15 @@ def one_rank(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def assert_same(a: Run, b: Run) -> None:
     """Losses, weights, prototypes and parameters agree."""
     for key in a.parameters:
-        torch.testing.assert_close(a.parameters[key], b.parameters[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key)
+        torch.testing.assert_close(
+            a.parameters[key], b.parameters[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key
+        )
     for key in a.method:
         torch.testing.assert_close(a.method[key], b.method[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key)
     for left, right in zip(a.steps, b.steps, strict=True):
-        compared = {k for k in left if k.startswith(("loss/", "risk/", "weight/", "ess", "prototype", "grad_norm"))}
+        compared = {
+            k for k in left if k.startswith(("loss/", "risk/", "weight/", "ess", "prototype", "grad_norm"))
+        }
         assert {"loss/total", "grad_norm"} <= compared
         for key in compared:
             assert left[key] == pytest.approx(right[key], rel=_RELATIVE, abs=_ABSOLUTE), (left["step"], key)
@@ -73,7 +77,9 @@ def test_more_ranks_compute_the_same(one_rank: Run, blocks: Path, tmp_path: Path
     assert_same(one_rank, train(blocks, tmp_path / "run", ranks))
 
 
-def test_accumulation_and_loader_workers_compute_the_same(one_rank: Run, blocks: Path, tmp_path: Path) -> None:
+def test_accumulation_and_loader_workers_compute_the_same(
+    one_rank: Run, blocks: Path, tmp_path: Path
+) -> None:
     sections = {
         "train": {"steps": 8, "global_batch": 6, "log_every": 1, "micro_batch": 1},
         "data": {**tiny_config(blocks, tmp_path)["data"], "workers": 2},

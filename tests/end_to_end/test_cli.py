@@ -72,18 +72,22 @@ def test_evaluate_agrees_with_the_table_of_the_run(finished: Path, blocks: Path)
 def test_predict_writes_palette_overlay_and_legend(finished: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
-    done = run_command(["predict", str(finished), str(tmp_path / "photo.jpg"), "--out", str(tmp_path / "out")])
+    out = tmp_path / "out"
+    done = run_command(["predict", str(finished), str(tmp_path / "photo.jpg"), "--out", str(out)])
     assert done.returncode == 0, done.stderr
-    written = [Path(line) for line in done.stdout.split()]
-    assert all(path.exists() for path in written)
-    palettes = [image for image in map(Image.open, written) if image.mode == "P"]
-    assert palettes[0].size == (70, 50)
-    assert np.asarray(palettes[0]).max() < 6
+    assert {path.name for path in out.iterdir()} == {"photo.png", "photo_overlay.jpg", "legend.png"}
+    labels = Image.open(out / "photo.png")
+    assert (labels.mode, labels.size) == ("P", (70, 50))
+    assert np.asarray(labels).max() < 6
 
 
 @pytest.mark.parametrize("what", ["run", "checkpoint", "shards"])
 def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) -> None:
-    path = {"run": finished, "checkpoint": finished / "checkpoints" / "step-00000008", "shards": blocks / "left"}[what]
+    path = {
+        "run": finished,
+        "checkpoint": finished / "checkpoints" / "step-00000008",
+        "shards": blocks / "left",
+    }[what]
     done = run_command(["inspect", str(path), "--json"])
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
@@ -106,7 +110,9 @@ def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) 
     ],
     ids=lambda value: value[0] if isinstance(value, list) else None,
 )
-def test_a_wrong_configuration_is_one_line(blocks: Path, tmp_path: Path, extra: list[str], message: str) -> None:
+def test_a_wrong_configuration_is_one_line(
+    blocks: Path, tmp_path: Path, extra: list[str], message: str
+) -> None:
     text = refused(["train", config_file(blocks, tmp_path), *extra])
     assert message in text
 
@@ -171,7 +177,9 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
         whole, killed = (load_file(tmp_path / name / final / file) for name in ("whole", "killed"))
         assert all(torch.equal(whole[key], killed[key]) for key in whole)
     for file in ("train.jsonl", "samples.jsonl"):
-        whole_log, killed_log = (read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed"))
+        whole_log, killed_log = (
+            read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed")
+        )
         assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
 
 

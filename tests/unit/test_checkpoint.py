@@ -59,7 +59,9 @@ def test_a_failed_write_publishes_nothing_and_keeps_the_last(tmp_path: Path) -> 
         (folder / "half").write_text("half")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(checkpoint.CheckpointError, match=r"step-00000020 was not written: rank 0: .*No space"):
+    with pytest.raises(
+        checkpoint.CheckpointError, match=r"step-00000020 was not written: rank 0: .*No space"
+    ):
         checkpoint.publish(tmp_path, 20, write, {}, ALONE)
     assert checkpoint.list_checkpoints(tmp_path) == [good]
     assert checkpoint.find_checkpoint(tmp_path) == good
@@ -89,7 +91,7 @@ def test_resolve_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
         checkpoint.resolve(tmp_path)
     folder = publish(tmp_path, 20)
     (folder / "engine" / "part.bin").write_bytes(b"")
-    with pytest.raises(ConfigError, match="is damaged: engine/part.bin has 0 bytes"):
+    with pytest.raises(ConfigError, match=r"is damaged: engine/part\.bin has 0 bytes"):
         checkpoint.resolve(folder)
 
 

@@ -70,7 +70,9 @@ def test_a_wrong_override_says_what_to_change(
         load_config(_write(tmp_path, tree), [override])
 
 
-@pytest.mark.parametrize(("text", "message"), [("[1]", "holds keys and values, got list"), ("a: [", "not valid YAML")])
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "holds keys and values, got list"), ("a: [", "not valid YAML")]
+)
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)

@@ -31,7 +31,17 @@ DOORS = {
     "prometheus_client": {"monitoring"},
     "webdataset": {"data.pipeline", "data.shards"},
 }
-PURE = ("config", "labels", "models", "ppar", "losses", "metrics", "schedule", "data.order", "data.transforms")
+PURE = (
+    "config",
+    "labels",
+    "models",
+    "ppar",
+    "losses",
+    "metrics",
+    "schedule",
+    "data.order",
+    "data.transforms",
+)
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 

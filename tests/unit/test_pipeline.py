@@ -161,7 +161,7 @@ def test_loading_leaves_the_global_random_state(root: Path) -> None:
     assert torch.equal(before, torch.get_rng_state())
 
 
-def test_moved_batches_are_contiguous(root: Path) -> None:
+def test_batches_move_whole(root: Path) -> None:
     batch = drain(config(root), stop=6)[0]
     moved = batch.to("cpu")
     assert moved.images.is_contiguous()
@@ -185,10 +185,24 @@ def test_big_images_are_decoded_at_a_fraction(tmp_path: Path) -> None:
     index = write_domain(tmp_path / "big", "roads6", [("a", image, label, {})])
     full = read_sample(index, 0)
     small = read_sample(index, 0, min_side=30)
-    assert (full.image.size, small.image.size, small.label.shape) == ((192, 144), (48, 36), (144, 192))
-    assert read_sample(index, 0, min_side=100).image.size == (192, 144)
-    reference = np.asarray(full.image.resize((48, 36), Image.Resampling.BOX), dtype=float)
-    assert np.abs(np.asarray(small.image, dtype=float) - reference).mean() < 3
+    assert full.image.shape == (3, 144, 192)
+    assert (small.image.shape, small.label.shape) == ((3, 36, 48), (144, 192))
+    assert read_sample(index, 0, min_side=100).image.shape == (3, 144, 192)
+    reference = torch.nn.functional.avg_pool2d(full.image.float(), 4)
+    assert (small.image.float() - reference).abs().mean() < 3
+
+
+def test_pixels_are_those_of_pillow(tmp_path: Path) -> None:
+    image, label = scene(2)
+    index = write_domain(tmp_path / "d", "roads6", [("a", image, label, {})])
+    expected = np.asarray(Image.open(io.BytesIO(image)))
+    assert np.array_equal(read_sample(index, 0).image.permute(1, 2, 0).numpy(), expected)
+
+
+def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
+    grey = np.full((36, 48), 77, np.uint8)
+    index = write_domain(tmp_path / "d", "roads6", [("a", encode(grey, "JPEG"), scene(0)[1], {})])
+    assert (read_sample(index, 0).image == 77).all()
 
 
 def spoil(index: DomainIndex, sample: int, member: str, content: bytes) -> None:

@@ -302,8 +302,8 @@ def test_options_are_checked(tmp_path: Path) -> None:
         prepare("folder", tmp_path, tmp_path, "roads6")
     with pytest.raises(ConfigError, match="limit is at least 1, got 0"):
         prepare("camvid", tmp_path, tmp_path, "roads6", limit=0)
+    camvid_root(tmp_path)
     with pytest.raises(ConfigError, match="unknown class set 'roads7'"):
-        camvid_root(tmp_path)
         prepare("camvid", tmp_path, tmp_path / "out", "roads7")
     assert DATASETS[-1] == "folder"
 

@@ -18,13 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
 from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.config import ConfigError
 from ppar_dist.evaluate import evaluate
-from ppar_dist.report.records import RunRecords
 from ppar_dist.report import write_report
+from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
 from ppar_dist.report.prototypes import final_cosines
+from ppar_dist.report.records import RunRecords
 from tests.unit.tiny_run import CLASSES, make_domain, make_run
 
 NASTY = "</td><script>alert(1)</script>"

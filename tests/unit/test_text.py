@@ -15,7 +15,7 @@ from torch import Tensor
 from ppar_dist.config import BackboneConfig, ConfigError, TextConfig
 from ppar_dist.labels import ClassSet, class_set
 from ppar_dist.models.backbone import build_backbone
-from ppar_dist.models.text import text_prototypes
+from ppar_dist.models.text import text_prototypes, write_embeddings
 from tests.unit.tiny_clip import register
 
 CLASSES = ClassSet(
@@ -108,6 +108,21 @@ def test_the_text_tower_route(tmp_path: Path) -> None:
     expected = loops([tower.encode(group).double().tolist() for group in groups], False)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
     assert not found.requires_grad
+
+
+def test_a_written_file_gives_the_prototypes_of_its_tower(tmp_path: Path) -> None:
+    """With one name per class; with several, the file averages names after templates."""
+    register(tmp_path)
+    backbone = build_backbone(BackboneConfig(name="tiny-vit"))
+    tower = backbone.text_tower()
+    assert tower is not None
+    path = tmp_path / "text.npz"
+    roads = class_set("roads6")
+    assert all(len(prompts) == 1 for prompts in roads.prompts)
+    write_embeddings(path, [prompts[0] for prompts in roads.prompts], TEMPLATES, tower)
+    from_file = text_prototypes(TextConfig(file=path), roads, None)
+    from_tower = text_prototypes(TextConfig(templates=TEMPLATES), roads, backbone)
+    torch.testing.assert_close(from_file, from_tower, atol=1e-5, rtol=1e-5)
 
 
 def write(path: Path, **arrays: np.ndarray) -> TextConfig:

@@ -180,6 +180,8 @@ def test_min_side_covers_the_largest_scale() -> None:
 
 @pytest.mark.parametrize(("size", "expected"), [((240, 180), (90, 120)), ((180, 240), (120, 90))])
 def test_eval_resizes_the_shorter_side(size: tuple[int, int], expected: tuple[int, int]) -> None:
-    out = EvalTransform(90)(Image.new("RGB", size, (10, 20, 30)))
+    out = EvalTransform(90)(
+        torch.tensor([10, 20, 30], dtype=torch.uint8)[:, None, None].expand(3, *size[::-1])
+    )
     assert (out.dtype, out.shape[1:]) == (torch.uint8, expected)
     assert out[:, 0, 0].tolist() == [10, 20, 30]

@@ -1,0 +1,1 @@
+"""Measurements: every figure of the README comes from one of these commands."""

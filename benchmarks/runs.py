@@ -1,0 +1,117 @@
+"""Training runs for benchmarks: one process each, a few at a time, and a table of means over seeds."""
+
+from __future__ import annotations
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a variant's name, its overrides, a seed."""
+
+    name: str
+    overrides: tuple[str, ...]
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        """Its folder below the benchmark's output."""
+        return f"{self.name}-seed{self.seed}".replace(" ", "-")
+
+
+def real_data() -> Path:
+    """The folder named by PPAR_TEST_DATA, which holds ``data`` and ``weights``."""
+    folder = os.environ.get("PPAR_TEST_DATA")
+    if not folder:
+        sys.exit("set PPAR_TEST_DATA to the folder that holds data/camvid, data/labelmefacade and weights")
+    return Path(folder).resolve()
+
+
+def prepare_streets(shards: Path) -> None:
+    """CamVid and LabelMeFacade as roads6 shards, unless they are there."""
+    for name, sample in (("camvid", "camvid_0001TP"), ("labelmefacade", "labelmefacade_test")):
+        if not (shards / sample / "domain.json").exists():
+            root = str(real_data() / "data" / name)
+            command(["prepare", name, "--root", root, "--out", str(shards), "--classes", "roads6"])
+
+
+def command(arguments: Sequence[str]) -> str:
+    """Run ``ppar-dist ARGUMENTS`` on one thread and return its output."""
+    done = subprocess.run(
+        [sys.executable, "-m", "ppar_dist", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode:
+        sys.exit(f"ppar-dist {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def run_all(
+    jobs: Sequence[Job], config: Path, out: Path, common: Sequence[str], parallel: int
+) -> dict[tuple[str, int], Path]:
+    """Run every job without results, ``parallel`` at a time; returns run folders by (name, seed)."""
+
+    def run(job: Job) -> None:
+        folder = out / job.folder
+        if (folder / "results.json").exists():
+            return
+        options = [
+            f"run.dir={folder}",
+            f"seed={job.seed}",
+            "monitoring.enabled=false",
+            *common,
+            *job.overrides,
+        ]
+        command(["train", str(config), *options, "--nproc", "1"])
+        print(
+            f"{job.folder}: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in scores(folder).items()), flush=True
+        )
+
+    with ThreadPoolExecutor(parallel) as pool:
+        list(pool.map(run, jobs))
+    return {(job.name, job.seed): out / job.folder for job in jobs}
+
+
+def scores(folder: Path) -> dict[str, float]:
+    """mIoU per target of a finished run, and on held-out source data."""
+    targets: Mapping[str, Any] = json.loads((folder / "results.json").read_text())["targets"]
+    found = {name: float(target["miou"]) for name, target in targets.items()}
+    held_out = folder / "metrics" / "eval.jsonl"
+    lines = held_out.read_text().splitlines() if held_out.exists() else []
+    return found | ({"held-out source": json.loads(lines[-1])["miou"]} if lines else {})
+
+
+def table(runs: Mapping[tuple[str, int], Path], against: str | None = None) -> str:
+    """Markdown: mean ± standard deviation over seeds per target, and the paired difference to ``against``."""
+    names = list(dict.fromkeys(name for name, _ in runs))
+    columns = list(scores(next(iter(runs.values()))))
+    rows = [["run", "seeds", *columns]]
+    for name in names:
+        found = {seed: scores(path) for (run, seed), path in runs.items() if run == name}
+        cells = [_spread([100 * score[column] for score in found.values()]) for column in columns]
+        if against is not None and name != against:
+            base = {seed: scores(runs[against, seed]) for seed in found if (against, seed) in runs}
+            cells = [
+                f"{cell} ({statistics.mean(100 * (found[seed][c] - base[seed][c]) for seed in base):+.1f})"
+                for cell, c in zip(cells, columns, strict=True)
+            ]
+        rows.append([name, str(len(found)), *cells])
+    rows.insert(1, ["---"] * len(rows[0]))
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _spread(values: Sequence[float]) -> str:
+    spread = statistics.stdev(values) if len(values) > 1 else 0.0
+    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
