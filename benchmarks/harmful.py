@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.runs import Job, prepare_streets, run_all, scores, table
-from benchmarks.separation import chart, course, read_draws, weight_ratio
+from benchmarks.separation import chart, course, mean_known, read_draws, weight_ratio
 from benchmarks.spoil import spoil, spoiled_keys
 
 SPOILT, OTHERS = "camvid_0016E5", ("camvid_0006R0", "camvid_Seq05VD")
@@ -29,6 +29,8 @@ REWEIGHTED, UNWEIGHTED, REMOVED, PLAIN = (
     "PPAR without reweighting, spoiled part removed",
     "plain fine-tuning",
 )
+RATIO = "mean weight, spoiled / clean"
+CHART_WINDOWS = 15
 Runs = Mapping[tuple[str, int], Path]
 
 
@@ -73,17 +75,20 @@ def harm_taken_away(reweighted: float, unweighted: float, removed: float) -> flo
 def harm_table(runs: Runs) -> str:
     """Per scenario and target: harm in points of mIoU and the share of it that reweighting takes away.
 
-    Both from means over seeds: a ratio of single differences would be dominated by the smallest of them.
+    The harm is the mean ± standard deviation of differences paired by seed. The share comes from means
+    over seeds: a mean of ratios would be dominated by the seed with the least harm.
     """
     rows = [["scenario", "target", "harm (points)", "taken away by reweighting"], ["---"] * 4]
     for name in _scenarios(runs):
         for target in TARGETS:
-            means = [
-                _mean(runs, f"{name}: {variant}", target) for variant in (REWEIGHTED, UNWEIGHTED, REMOVED)
+            found = [
+                _per_seed(runs, f"{name}: {which}", target) for which in (REWEIGHTED, UNWEIGHTED, REMOVED)
             ]
-            share = harm_taken_away(*means)
+            harm = [100 * (after - before) for before, after in zip(found[1], found[2], strict=True)]
+            spread = statistics.stdev(harm) if len(harm) > 1 else 0.0
+            share = harm_taken_away(*map(statistics.mean, found))
             said = "no harm to take away" if math.isnan(share) else f"{100 * share:.0f} %"
-            rows.append([name, target, f"{100 * (means[2] - means[1]):.1f}", said])
+            rows.append([name, target, f"{statistics.mean(harm):.1f} ± {spread:.1f}", said])
     return _markdown(rows)
 
 
@@ -104,7 +109,7 @@ def separation(runs: Runs, shards: Path, windows: int) -> dict[str, dict[str, li
                         rows["weight, within the spoiled domain"] = course(
                             draws, draws.weight, windows, scenario.within
                         )
-                    rows["mean weight, spoiled / clean"] = weight_ratio(draws, windows)
+                    rows[RATIO] = weight_ratio(draws, windows)
                 for score, row in rows.items():
                     scores_of.setdefault(score, []).append(row)
     return found
@@ -116,7 +121,7 @@ def separation_table(found: Mapping[str, Mapping[str, Sequence[Sequence[float]]]
     rows = [["scenario", "AUROC of clean over spoiled by", *heads], ["---"] * (windows + 2)]
     for name, scores_of in found.items():
         for score, seeds in scores_of.items():
-            rows.append([name, score, *(f"{statistics.mean(w):.2f}" for w in zip(*seeds, strict=True))])
+            rows.append([name, score, *(f"{mean_known(w):.2f}" for w in zip(*seeds, strict=True))])
     return _markdown(rows)
 
 
@@ -124,8 +129,9 @@ def _scenarios(runs: Runs) -> list[str]:
     return list(dict.fromkeys(job.split(": ")[0] for job, _ in runs))
 
 
-def _mean(runs: Runs, job: str, target: str) -> float:
-    return statistics.mean(scores(path)[target] for (name, _), path in runs.items() if name == job)
+def _per_seed(runs: Runs, job: str, target: str) -> list[float]:
+    """mIoU on a target, in the order of the seeds."""
+    return [scores(runs[key])[target] for key in sorted(runs) if key[0] == job]
 
 
 def _markdown(rows: Sequence[Sequence[str]]) -> str:
@@ -161,15 +167,15 @@ def main() -> None:
     jobs = [job for name in names for job in SCENARIOS[name].jobs(name, options.seeds)]
     order = list(dict.fromkeys(job.name for job in jobs))
     jobs.sort(key=lambda job: job.seed)  # after the first seed there is a first table to look at
-    found = run_all(jobs, options.config, options.out, [*common, *options.overrides], options.parallel)
-    runs = {key: found[key] for key in sorted(found, key=lambda key: (order.index(key[0]), key[1]))}
-    courses = separation(runs, options.shards, options.windows)
-    print(table(runs), harm_table(runs), separation_table(courses, options.windows), sep="\n\n")
+    folders = run_all(jobs, options.config, options.out, [*common, *options.overrides], options.parallel)
+    runs = {key: folders[key] for key in sorted(folders, key=lambda key: (order.index(key[0]), key[1]))}
+    print(table(runs), "(held-out source data hold spoiled labels where none were removed)", sep="\n\n")
+    found = separation(runs, options.shards, options.windows)
+    print("\n" + harm_table(runs), separation_table(found, options.windows), sep="\n\n")
     if options.chart:
-        shown = {
-            name: {score: seeds for score, seeds in scores_of.items() if not score.startswith("mean weight")}
-            for name, scores_of in courses.items()
-        }
+        shown = separation(runs, options.shards, CHART_WINDOWS)
+        for courses in shown.values():
+            courses.pop(RATIO)  # no AUROC
         drawn = chart(shown, options.chart)
         print(f"\nchart: {options.chart}" if drawn else "\nno chart: matplotlib is not installed")
 

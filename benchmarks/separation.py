@@ -74,15 +74,19 @@ def course(
 
 
 def weight_ratio(draws: Draws, windows: int) -> list[float]:
-    """Mean weight of spoiled draws over that of clean ones, in each window."""
+    """Mean weight of spoiled draws over that of clean ones, in each window; nan if either is missing."""
     window = np.ceil(draws.progress * windows - 1e-9).astype(int) - 1
-    return [
-        float(
-            draws.weight[draws.spoiled & (window == w)].mean()
-            / draws.weight[~draws.spoiled & (window == w)].mean()
-        )
-        for w in range(windows)
-    ]
+    ratios = []
+    for w in range(windows):
+        bad, good = draws.weight[draws.spoiled & (window == w)], draws.weight[~draws.spoiled & (window == w)]
+        ratios.append(float(bad.mean() / good.mean()) if len(bad) and len(good) else float("nan"))
+    return ratios
+
+
+def mean_known(values: Sequence[float]) -> float:
+    """Mean of the values that are not nan; nan if all are."""
+    known = [value for value in values if value == value]
+    return sum(known) / len(known) if known else float("nan")
 
 
 def chart(courses: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: Path) -> bool:
@@ -109,12 +113,14 @@ def chart(courses: Mapping[str, Mapping[str, Sequence[Sequence[float]]]], path: 
         for name, seeds in scores.items():
             table = np.array(seeds, dtype=float)  # (seeds, windows)
             places = (np.arange(table.shape[1]) + 0.5) / table.shape[1]
-            (line,) = panel.plot(places, table.mean(0), marker="o", markersize=3, label=name)
+            means = [mean_known(window) for window in table.T.tolist()]
+            (line,) = panel.plot(places, means, marker="o", markersize=3, label=name)
             panel.fill_between(places, table.min(0), table.max(0), alpha=0.2, color=line.get_color(), lw=0)
         panel.axhline(0.5, color="grey", lw=0.8, ls=":")
-        panel.set(title=scenario, xlabel="share of training done", xlim=(0, 1), ylim=(0.4, 1.02))
+        panel.set(title=scenario, xlabel="share of training done", xlim=(0, 1), ylim=(0, 1.03))
     panels[0][0].set_ylabel("AUROC, clean over spoiled")
-    panels[0][-1].legend(loc="lower right", fontsize=8)
+    for panel in panels[0]:
+        panel.legend(loc="lower right", fontsize=7)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)

@@ -67,13 +67,12 @@ def make_plan(config: Config, world_size: int) -> Plan:
     indexes = open_sources(config)
     for index in indexes:
         if not index.counts.any():
+            names = ", ".join(classes.classes)
             raise ConfigError(
-                f"source {index.name} has no pixel of any class of {classes.name} "
-                f"({', '.join(classes.classes)}); prepare it with other --classes or another mapping, or drop it"
+                f"source {index.name} has no pixel of any class of {classes.name} ({names}); "
+                "prepare it with other --classes or another mapping, or drop it"
             )
-    for share in training_shares(config, indexes):
-        if share.size < 1:
-            raise ConfigError(f"source {share.name} has nothing left to train on; lower data.holdout")
+    training_shares(config, indexes)  # refuses a source of which nothing is left
     for name, folder in config.targets.items():
         if DomainIndex.open(folder).classes != classes.classes:
             raise ConfigError(

@@ -15,7 +15,7 @@ from PIL import Image
 
 from benchmarks.distance import distances, domain_centroids
 from benchmarks.harmful import harm_taken_away
-from benchmarks.separation import auroc, chart, course, read_draws, weight_ratio
+from benchmarks.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
 from benchmarks.spoil import (
     PICTURES,
     derangement,
@@ -157,9 +157,17 @@ def test_the_course_of_the_separation(tmp_path: Path) -> None:
     assert weight_ratio(draws, 2) == pytest.approx([1 / (3.2 / 3), 0.2 / (3.2 / 3)])
 
 
+def test_a_window_without_spoiled_draws_is_left_out_of_means(tmp_path: Path) -> None:
+    write_draws(tmp_path)
+    draws = read_draws(tmp_path, {})
+    assert all(math.isnan(value) for value in weight_ratio(draws, 2) + course(draws, draws.weight, 2))
+    assert mean_known([0.5, math.nan, 1.0]) == 0.75
+    assert math.isnan(mean_known([math.nan]))
+
+
 def test_a_chart_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
-    assert chart({"scenario": {"weight": [[0.5, 0.9], [0.6, 1.0]]}}, tmp_path / "new" / "chart.png")
+    assert chart({"scenario": {"weight": [[0.5, math.nan], [0.6, 1.0]]}}, tmp_path / "new" / "chart.png")
     with Image.open(tmp_path / "new" / "chart.png") as image:
         assert image.format == "PNG"
 
