@@ -54,7 +54,7 @@ def command(arguments: Sequence[str]) -> str:
         check=False,
     )
     if done.returncode:
-        sys.exit(f"ppar-dist {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+        sys.exit(f"ppar-dist {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
     return done.stdout
 
 

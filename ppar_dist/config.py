@@ -185,9 +185,10 @@ class ReweightingConfig(Section):
 
     enabled: bool = True
     start_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    beta: NonNegative = 0.5
-    min: Positive = 0.2
-    max: Positive = 3.0
+    beta: NonNegative = 1.5
+    min: Positive = 0.05
+    max: Positive = 1.5
+    min_spread: Positive = 1.0  # nats; floor of σ_r, so that clean sources keep nearly equal weights
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
 
     @model_validator(mode="after")

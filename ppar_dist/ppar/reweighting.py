@@ -16,8 +16,6 @@ from ppar_dist.ppar.alignment import pooled_alignment
 
 # Upper edges of the weight histogram (Prometheus "le"); weights above the last go to one more bin.
 WEIGHT_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
-# Below this spread (nats) samples are equally reliable: dividing by less amplifies rounding.
-MIN_SPREAD = 1e-2
 
 
 def reliability(
@@ -35,8 +33,12 @@ def reliability(
 
 
 def raw_weights(r: Tensor, mean: float, spread: float, config: ReweightingConfig) -> Tensor:
-    """u_i = clip(exp(β (r_i - r̄) / σ_r), min, max) for reliabilities of any shape."""
-    score = config.beta * (r - mean) / max(spread, MIN_SPREAD)
+    """u_i = clip(exp(β (r_i - r̄) / max(σ_r, σ_min)), min, max) for reliabilities of any shape.
+
+    The floor σ_min keeps weights near 1 where reliabilities hardly differ: a source without harmful
+    samples has a small σ_r, and its hard samples are what an unseen domain needs most.
+    """
+    score = config.beta * (r - mean) / max(spread, config.min_spread)
     return score.exp().clamp(config.min, config.max)  # exp may reach inf; the clip takes it back
 
 

@@ -102,7 +102,7 @@ class NaiveMethod:
             if classes:
                 rs.append(-visual)
             if classes and spread is not None:
-                score = weighing.beta * (-visual - mean) / max(spread, 1e-2)
+                score = weighing.beta * (-visual - mean) / max(spread, weighing.min_spread)
                 us.append(min(weighing.max, max(weighing.min, math.exp(score))))
                 if weighing.enabled and stage >= weighing.start_stage and mean_weight is not None:
                     weight = us[-1] / mean_weight

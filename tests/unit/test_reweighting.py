@@ -18,7 +18,7 @@ from ppar_dist.ppar.reweighting import (
     weight_histogram,
 )
 
-CONFIG = ReweightingConfig(beta=0.7, min=0.3, max=2.5, momentum=0.8)
+CONFIG = ReweightingConfig(beta=0.7, min=0.3, max=2.5, momentum=0.8, min_spread=0.5)
 
 
 def test_reliability_is_the_loop_over_classes() -> None:
@@ -47,9 +47,12 @@ def test_raw_weights_are_the_loop_and_clip() -> None:
     assert found[2] == 1.0
 
 
-def test_no_spread_gives_no_weights_out_of_rounding() -> None:
-    r = torch.tensor([-1.0, -1.0 + 1e-6])
-    assert raw_weights(r, -1.0, 0.0, CONFIG).tolist() == pytest.approx([1.0, 1.0], abs=1e-3)
+def test_below_the_smallest_spread_differences_count_in_its_units() -> None:
+    """Samples that hardly differ keep weights near 1 instead of being spread to unit variance."""
+    r = torch.tensor([-1.2, -1.0, -1.0 + 1e-6], dtype=torch.float64)
+    expected = [math.exp(0.7 * -0.2 / 0.5), 1.0, 1.0]
+    assert raw_weights(r, -1.0, 0.1, CONFIG).tolist() == pytest.approx(expected, abs=1e-5)
+    assert raw_weights(r, -1.0, 0.0, CONFIG).tolist() == pytest.approx(expected, abs=1e-5)
 
 
 def test_moments_are_the_loop_over_batches() -> None:
