@@ -32,7 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/ablation"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--parallel", type=int, default=2, help="runs at a time, a thread each")
-    parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--step-ratio", type=float, default=1.05, help="PPAR step time over plain step time")
     options = parser.parse_args()
     prepare_streets(options.shards)

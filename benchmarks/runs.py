@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,8 @@ class Job:
     @property
     def folder(self) -> str:
         """Its folder below the benchmark's output."""
-        return f"{self.name}-seed{self.seed}".replace(" ", "-")
+        words = re.sub(r"[^A-Za-z0-9]+", "-", self.name)
+        return f"{words}-seed{self.seed}"
 
 
 def real_data() -> Path:

@@ -225,7 +225,7 @@ def _attempt(action: Callable[[], None]) -> str | None:
     """Run ``action``; its failure as text, because the other ranks must hear of it before anybody raises."""
     try:
         action()
-    except (OSError, RuntimeError, ValueError) as error:
+    except Exception as error:  # whatever it is: safetensors, for one, has errors of its own for a full disk
         return f"{type(error).__name__}: {error}"
     return None
 

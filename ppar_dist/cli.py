@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,14 @@ from ppar_dist import __version__
 from ppar_dist.config import ConfigError
 
 EXIT_DONE, EXIT_INTERNAL, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 70, 78, 130
+_PEER_GRACE_S = 5.0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    options = build_parser().parse_args(arguments)
+    _open_closed_streams()
+    options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
     _quieten_libraries()
     try:
@@ -41,6 +44,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception:  # the last resort: everything a user can cause is a ConfigError
         logging.getLogger(__name__).exception("internal error")
         return EXIT_INTERNAL
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """The options; overrides may also stand after other options, where argparse allows none."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and (not hasattr(options, "overrides") or any(item.startswith("-") for item in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides += rest
+    return options
 
 
 class _Parser(argparse.ArgumentParser):
@@ -203,6 +217,14 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
         train(config, world, options.accept_changes)
         if world.is_main:
             _finish(config)
+    except ConfigError:
+        raise
+    except Exception:
+        if world.world_size > 1:
+            # Perhaps only because another rank has left: its exit code, not this one's, is what the launcher
+            # should see first (it looks every second, and ends the ranks that are left).
+            time.sleep(_PEER_GRACE_S)
+        raise
     finally:
         distributed.leave()
     return EXIT_DONE
@@ -227,9 +249,11 @@ def _finish(config: Any) -> None:
     """Score the targets that the configuration names, and write the report."""
     from ppar_dist.report import write_report
 
-    if config.targets:
-        print(_score(config.run.dir, config.targets).table())
-    print(f"report {write_report(config.run.dir)}")
+    table = _score(config.run.dir, config.targets).table() if config.targets else None
+    report = write_report(config.run.dir)
+    if table is not None:
+        print(table)
+    print(f"report {report}")
 
 
 def _score(run: Path, targets: dict[str, Path], which: str = "latest") -> Any:
@@ -304,6 +328,13 @@ def _count(domain: str, done: int, total: int) -> None:
         print(f"\r{domain}: {done}/{total}", end=end, file=sys.stderr, flush=True)
     elif done == total:
         print(f"{domain}: {total} images", file=sys.stderr)
+
+
+def _open_closed_streams() -> None:
+    """A standard stream closed at the start (`>&-`) is None, and libraries write to it all the same."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
 
 
 def _quieten_libraries() -> None:

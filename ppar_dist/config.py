@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
 Ratio = Annotated[float, Field(ge=0, le=1)]
+Momentum = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 
 
@@ -166,10 +167,10 @@ class AlignmentConfig(Section):
 class BankConfig(Section):
     """The prototype bank."""
 
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    momentum: Momentum = 0.9
     teacher: Literal["student", "ema", "frozen"] = "student"
     teacher_every: Count = 1  # steps between passes of the teacher (frozen, ema)
-    teacher_momentum: Annotated[float, Field(ge=0, lt=1)] = 0.99
+    teacher_momentum: Momentum = 0.99
 
 
 class VtpConfig(Section):
@@ -189,7 +190,7 @@ class ReweightingConfig(Section):
     min: Positive = 0.05
     max: Positive = 1.5
     min_spread: Positive = 1.0  # nats; floor of σ_r, so that clean sources keep nearly equal weights
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    momentum: Momentum = 0.95
 
     @model_validator(mode="after")
     def _clip_holds_one(self) -> ReweightingConfig:
@@ -215,7 +216,7 @@ class OptimConfig(Section):
     lr: Positive = 1e-3  # decoder and classifier
     backbone_lr: NonNegative = 1e-3
     weight_decay: NonNegative = 0.05
-    betas: tuple[Ratio, Ratio] = (0.9, 0.999)
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
     warmup_ratio: Ratio = 0.05
     power: Positive = 0.9
     clip_grad_norm: NonNegative = 1.0  # 0: off

@@ -18,22 +18,29 @@ _SAMPLES = 96  # scenes per domain
 def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     """Run the whole path below ``out`` and return the exit code of training.
 
-    Training runs on ``ranks`` ranks (default: one per GPU, else two on the CPU) through the launcher.
+    Training runs on ``ranks`` ranks (default: one per GPU, as far as the batch divides among them, else two
+    on the CPU) through the launcher.
     """
     shards, run, text = out / "shards", out / "run", out / "text.npz"
     overrides = [f"data.root={shards}", f"run.dir={run}", f"targets.night={shards / TARGET_DOMAIN}"]
     overrides.append(f"text.file={text}")
-    width = load_config(config, overrides).model.backbone.embed_dim
+    settings = load_config(config, overrides)
+    width = settings.model.backbone.embed_dim
     print(f"rendering {_SAMPLES} scenes per domain into {shards}", flush=True)
     synth(shards, samples_per_domain=_SAMPLES)
     _write_text(text, width or 512)
-    ranks = ranks or torch.cuda.device_count() or 2
+    ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
         print(
             f"table {run / 'results.json'}\ncheckpoints {run / 'checkpoints'}\nreport {run / 'report.html'}"
         )
     return code
+
+
+def _even_ranks(available: int, global_batch: int) -> int:
+    """The most ranks among which a global batch divides."""
+    return next(ranks for ranks in range(available, 0, -1) if global_batch % ranks == 0)
 
 
 def _write_text(path: Path, width: int) -> None:

@@ -58,11 +58,18 @@ class Engine:
         self._engine.backward(loss)
 
     def step(self, step: int) -> None:
-        """Apply the accumulated gradient at the learning rate that belongs to ``step``."""
+        """Apply the accumulated gradient at the learning rate that belongs to ``step``.
+
+        Raises:
+            FloatingPointError: with ZeRO stage 0, when the gradient is not finite: on every rank alike, and
+                before any parameter was touched.
+        """
         self._factor = learning_rate_factor(step, self.config.train.steps, self.config.optim)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self._factor
         norm = self._clip()
+        if norm is not None and not bool(norm.isfinite()):
+            raise FloatingPointError(f"step {step + 1} gave a gradient of norm {float(norm)}; lower optim.lr")
         self._engine.step()
         self._grad_norm = norm if norm is not None else self._engine.get_global_grad_norm()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ppar_dist import __version__, checkpoint
 from ppar_dist.config import ConfigError, dump_config
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
+from ppar_dist.models.weights import reason
 from ppar_dist.plan import Plan, config_changes, stored_config
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import Teacher
@@ -54,31 +56,53 @@ class RunFolder:
         self.path = plan.config.run.dir
 
     def claim(self, accept_changes: bool = False) -> None:
-        """Make the folder and write the resolved configuration. Collective.
+        """Make the folder. Collective.
 
         Raises:
             ConfigError: it holds checkpoints of a configuration that computes something else, or
                 cannot be written.
         """
-        problem = self._write_config(accept_changes) if self.world.is_main else None
+        self._refuse_together(self._claim_problem(accept_changes) if self.world.is_main else None)
+
+    def record(self) -> None:
+        """Write the resolved configuration, once nothing speaks against going on with it. Collective.
+
+        Raises:
+            ConfigError: it cannot be written.
+        """
+        self._refuse_together(self._write_config() if self.world.is_main else None)
+
+    def _refuse_together(self, problem: str | None) -> None:
+        """Raise rank 0's problem on every rank: raised on one alone, the others would wait for it."""
         problem = self.world.broadcast(problem)
         if problem:
             raise ConfigError(problem)
 
-    def _write_config(self, accept_changes: bool) -> str | None:
-        before = stored_config(self.path)
-        changes = config_changes(before, self.plan.config) if before else []
-        if changes and not accept_changes and checkpoint.list_checkpoints(self.path):
-            return (
-                f"{self.path} was started with another configuration: {'; '.join(changes)}. "
-                "Give another run.dir, or --accept-changes to go on with the new one"
-            )
+    def _claim_problem(self, accept_changes: bool) -> str | None:
         try:
+            before = None if accept_changes else stored_config(self.path)
+            changes = config_changes(before, self.plan.config) if before else []
+            if changes and checkpoint.list_checkpoints(self.path):
+                return (
+                    f"{self.path} was started with another configuration: {'; '.join(changes)}. "
+                    "Give another run.dir, or --accept-changes to go on with the new one"
+                )
             self.path.mkdir(parents=True, exist_ok=True)
+        except ConfigError as error:
+            return f"{error}. Give another run.dir, or --accept-changes to replace it"
+        except OSError as error:
+            return self._not_writable(error.strerror)
+        return None if os.access(self.path, os.W_OK) else self._not_writable("no permission")
+
+    def _write_config(self) -> str | None:
+        try:
             checkpoint.write_atomically(self.path / "config.yaml", dump_config(self.plan.config))
         except OSError as error:
-            return f"run.dir {self.path} is not writable ({error.strerror}); give another one"
+            return self._not_writable(error.strerror)
         return None
+
+    def _not_writable(self, why: str | None) -> str:
+        return f"run.dir {self.path} is not writable ({why}); give another one"
 
     def save(self, training: Training) -> Path:
         """Publish a checkpoint of ``training`` and delete those no longer kept. Collective.
@@ -120,12 +144,28 @@ class RunFolder:
         4. generator: rng/rank-NNNNN.pt, where this rank had one
 
         Raises:
-            ConfigError: the checkpoint's data or number of ranks is not this run's.
+            ConfigError: the checkpoint's data, number of ranks or model is not this run's.
         """
         found = self.world.broadcast(checkpoint.find_checkpoint(self.path) if self.world.is_main else None)
         if found is None:
             return
-        self._check_origin(checkpoint.read_manifest(found))
+        manifest = checkpoint.read_manifest(found)
+        self._check_origin(manifest)
+        try:
+            self._restore(training, found)
+        except (RuntimeError, KeyError, ValueError, OSError) as error:
+            if manifest["config_sha256"] == self.plan.facts()["config_sha256"]:
+                raise
+            raise ConfigError(
+                f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
+            ) from None
+        rng = found / "rng" / f"rank-{self.world.rank:05d}.pt"
+        if rng.exists():
+            torch.set_rng_state(torch.load(rng, weights_only=True))
+        if self.world.is_main:
+            log.info("resumed from %s, the newest whole checkpoint: step %d", found, training.state.step)
+
+    def _restore(self, training: Training, found: Path) -> None:
         training.engine.load(found)
         method = load_file(found / METHOD_FILE)
         if training.teacher is not None:
@@ -133,12 +173,12 @@ class RunFolder:
             training.teacher.load_state_dict(named)
         training.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
         stored = checkpoint.read_state(found)
-        training.state = TrainState(**{name: stored[name] for name in asdict(training.state)})
-        rng = found / "rng" / f"rank-{self.world.rank:05d}.pt"
-        if rng.exists():
-            torch.set_rng_state(torch.load(rng, weights_only=True))
-        if self.world.is_main:
-            log.info("resumed from %s, the newest whole checkpoint: step %d", found, training.state.step)
+        state = training.state = TrainState(**{name: stored[name] for name in asdict(training.state)})
+        if state.samples_seen != state.step * self.plan.config.train.global_batch:
+            raise ConfigError(
+                f"{state.samples_seen} samples in {state.step} steps are no global batches of "
+                f"{self.plan.config.train.global_batch}; keep train.global_batch"
+            )
 
     def _check_origin(self, manifest: dict[str, Any]) -> None:
         before, stage = int(manifest["world_size"]), self.plan.config.engine.zero_stage

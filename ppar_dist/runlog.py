@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 import time
 from pathlib import Path
@@ -91,12 +92,16 @@ class Progress:
             rate = (step - self._start) / max(1e-9, time.monotonic() - self._began)
             left = (self._total - step) / rate
             text = " ".join(f"{key}={value}" for key, value in facts.items())
-            print(f"step {step}/{self._total} {text} {rate:.2f} step/s eta {left:.0f}s", flush=True)
+            self.say(f"step {step}/{self._total} {text} {rate:.2f} step/s eta {left:.0f}s")
 
     def say(self, text: str) -> None:
         """A line of its own, above the bar."""
-        tqdm.write(text)
-        sys.stdout.flush()
+        try:
+            tqdm.write(text)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Whoever read has gone (`train … | head`); the run goes on without being watched.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
         """End the bar."""

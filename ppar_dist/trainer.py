@@ -6,6 +6,7 @@ summed while the backward pass runs. Everything logged comes out of it.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Iterator
 from itertools import islice
@@ -13,7 +14,7 @@ from itertools import islice
 import torch
 
 from ppar_dist.checkpoint import CheckpointError
-from ppar_dist.config import Config
+from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.pipeline import Batch, train_loader
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
@@ -44,6 +45,7 @@ class Trainer:
         self.folder.claim(accept_changes)
         self.training = build_training(plan, world)
         self.folder.resume(self.training)
+        self.folder.record()
         self.log = RunLog(plan, world, self.state.step)
 
     @property
@@ -58,9 +60,8 @@ class Trainer:
             figures = self.train_step(batches)
             seconds = time.monotonic() - began
             self.log.step(self.state.step, figures, self.training.engine, seconds, waited)
-            if self._is_due(self.config.train.eval_every):
-                self.evaluate()
-            if self._is_due(self.config.checkpoint.every):
+            is_best = self._is_due(self.config.train.eval_every) and self.evaluate()
+            if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
                 self.save()
         return self.state
 
@@ -71,6 +72,7 @@ class Trainer:
             NonFiniteLoss: on every rank alike, before any parameter was touched.
         """
         engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
+        torch.manual_seed(noise_seed(self.config.seed, self.state.step, self.world.rank))
         objective.begin_step(self.state.step / self.config.train.steps)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
@@ -130,10 +132,10 @@ class Trainer:
         step = self.state.step
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
-    def evaluate(self) -> None:
-        """mIoU on the held-out part of the sources; remembers the best step."""
+    def evaluate(self) -> bool:
+        """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this."""
         if not self.config.data.holdout:
-            return
+            return False
         world, model = self.world, self.training.engine.module.eval()
         counts = held_out(model, self.config, self.plan.indexes, world.rank, world.world_size, world.device)
         model.train()
@@ -141,9 +143,11 @@ class Trainer:
         names = (index.name for index in self.plan.indexes)
         per_domain = {name: mean_iou(matrix) for name, matrix in zip(names, counts, strict=True)}
         miou = mean_iou(counts.sum(0))
-        if self.state.best_miou is None or miou > self.state.best_miou:
+        is_best = miou > (-1.0 if self.state.best_miou is None else self.state.best_miou)  # nan never is
+        if is_best:
             self.state.best_miou, self.state.best_step = miou, self.state.step
         self.log.evaluation(self.state.step, miou, per_domain)
+        return is_best
 
     def save(self) -> None:
         """Publish a checkpoint; a failure before the last step is logged and training goes on."""
@@ -162,11 +166,19 @@ class Trainer:
         self.log.close()
 
 
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the noise inside the model (drop path): another on each rank, the same after a resume."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
 def build_training(plan: Plan, world: World) -> Training:
     """Model, engine, objective and teacher as ``plan`` describes them, at step 0."""
     config, classes = plan.config, class_set(plan.config.data.classes)
     torch.manual_seed(config.seed)
     segmentor, text = build_segmentor(config, classes)
+    if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
+        raise ConfigError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
     engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
     objective = Objective(
         config.ppar,

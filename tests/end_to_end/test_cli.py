@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import time
+import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from tests.ranks import (
@@ -105,6 +108,9 @@ def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) 
         (["train.global_batch=2", "--nproc", "3"], "every rank needs a sample per step"),
         (["train.global_batch=14", "--nproc", "14"], "14 ranks"),
         (["--nproc", "0"], "--nproc is at least 1, got 0"),
+        (["--nproc", "1", "train.stepz=3"], "unknown key train.stepz"),
+        (["--nprok", "1", "train.steps=3"], "unrecognized arguments: --nprok"),
+        (["model.backbone.name=resnet18", "model.backbone.batch_norm=sync"], "batch_norm=sync works on GPUs"),
         (["targets.x=nowhere"], "nowhere"),
         (["model.backbone.name=resnet1"], "resnet1"),
     ],
@@ -183,6 +189,42 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
         assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
 
 
+def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    train = {"steps": 400, "global_batch": 6, "log_every": 1}
+    config = config_file(blocks, tmp_path, train=train, monitoring={"enabled": True, "port": port})
+    processes = start_ranks(["train", config], 2)
+    try:
+        page = scrape_until(f"http://127.0.0.1:{port}/metrics", "ppar_steps_total", 20)
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    samples = {(s.name, s.labels.get("domain", s.labels.get("term", ""))): s.value for s in page}
+    assert samples["ppar_samples_total", "left"] + samples["ppar_samples_total", "right"] >= 6 * 20
+    assert samples["ppar_loss", "total"] > 0
+    assert samples["ppar_alignment_stage", ""] == 0
+    assert samples["ppar_effective_sample_size_ratio", ""] == pytest.approx(1.0)
+    assert samples["ppar_sample_weight_count", "left"] == samples["ppar_samples_total", "left"]
+
+
+def scrape_until(url: str, counter: str, least: float) -> list[Any]:
+    """All samples of an endpoint once ``counter`` has reached ``least``."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            text = urllib.request.urlopen(url, timeout=5).read().decode()
+        except OSError:
+            text = ""
+        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
+        if any(s.name == counter and s.value >= least for s in samples):
+            return samples
+        time.sleep(0.05)
+    raise AssertionError(f"{counter} did not reach {least}")
+
+
 def untimed(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in ("seconds", "data_wait")}
 
@@ -201,3 +243,22 @@ def test_a_changed_configuration_does_not_go_on_unasked(blocks: Path, tmp_path: 
     assert "optim.lr: 0.001 -> 0.5" in text
     assert "log_every" not in text
     assert run_command(["train", config, "train.log_every=3"]).returncode == 0
+
+
+def test_the_best_checkpoint_is_kept_and_a_refused_change_leaves_the_run_alone(
+    blocks: Path, tmp_path: Path
+) -> None:
+    """At a rate of nearly 0 the first evaluation stays the best; no checkpoint was due at that step."""
+    sections = {
+        "train": {"steps": 4, "global_batch": 6, "eval_every": 1},
+        "optim": {"lr": 1e-12, "backbone_lr": 0.0},
+        "data": {**tiny_config(blocks, tmp_path)["data"], "holdout": 0.25},
+    }
+    config = config_file(blocks, tmp_path, **sections)
+    run_ranks(["train", config], 1)
+    run = tmp_path / "run"
+    assert {path.name for path in run.glob("checkpoints/step-*")} == {"step-00000001", "step-00000004"}
+    before = (run / "config.yaml").read_text()
+    text = refused(["train", config, "--accept-changes", "train.steps=8", "train.global_batch=12"])
+    assert "24 samples in 4 steps are no global batches of 12; keep train.global_batch" in text
+    assert (run / "config.yaml").read_text() == before

@@ -7,6 +7,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ppar_dist import checkpoint
 from ppar_dist.config import ConfigError
@@ -100,3 +102,11 @@ def test_publishing_the_same_step_again_replaces_it(tmp_path: Path) -> None:
     folder = publish(tmp_path, 10, "new")
     assert (folder / "engine" / "part.bin").read_bytes().startswith(b"new")
     assert checkpoint.verify(folder) == []
+
+
+def test_an_unusual_failure_is_told_to_the_other_ranks_too(tmp_path: Path) -> None:
+    def write(folder: Path) -> None:
+        save_file({"x": torch.zeros(1)}, folder / "no" / "such" / "folder")
+
+    with pytest.raises(checkpoint.CheckpointError, match="rank 0: SafetensorError"):
+        checkpoint.publish(tmp_path, 10, write, {"world_size": 1}, ALONE)

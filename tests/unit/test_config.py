@@ -57,6 +57,7 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
         ("data.sources=[a, a]", r"\['a'\] are repeated"),
         ("data.sources=[{name: a, weight: 1}, b]", "give every source a weight, or none"),
         ("ppar.alignment.boundaries=[0.5, 0.2, 0.7]", "boundaries rise"),
+        ("optim.betas=[0.9, 1.0]", r"optim\.betas\.1: .* less than 1"),
         ("ppar.reweighting.min=1.5", "min <= 1 <= max"),
         ("augment.scale=[2, 1]", r"scale is \(low, high\)"),
         ("model.backbone.embed_dim=null", "needs embed_dim"),
