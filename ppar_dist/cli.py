@@ -135,7 +135,9 @@ def _result_commands(commands: Any) -> None:
     predict.set_defaults(run=_predict)
     export = commands.add_parser("export", help="write the model as a torch.export program")
     export.add_argument("checkpoint", type=Path)
-    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--out", type=Path, required=True, help="a .pt2 file")
+    export.add_argument("--size", type=int, nargs=2, metavar=("H", "W"), help="default: the training crop")
+    export.add_argument("--which", choices=("latest", "best"), default="latest")
     export.set_defaults(run=_export)
     inspect = commands.add_parser("inspect", help="say what a checkpoint, run, shard or index holds")
     inspect.add_argument("path", type=Path)
@@ -260,6 +262,7 @@ def _score(run: Path, targets: dict[str, Path], which: str = "latest") -> Any:
     from ppar_dist.evaluate import evaluate
 
     is_run = (run / "config.yaml").exists()
+    is_run = is_run and which == "latest"  # the table and pictures of a run are those of its last checkpoint
     examples = run / "predictions" if is_run else None
     results = evaluate(run, targets, _device(), which, examples, progress=_count)
     if is_run:
@@ -300,7 +303,8 @@ def _predict(options: argparse.Namespace, _: list[str]) -> None:
 def _export(options: argparse.Namespace, _: list[str]) -> None:
     from ppar_dist.export import export
 
-    print(export(options.checkpoint, options.out))
+    size = tuple(options.size) if options.size else None
+    print(export(options.checkpoint, options.out, size, options.which))
 
 
 def _inspect(options: argparse.Namespace, _: list[str]) -> None:

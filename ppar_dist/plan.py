@@ -15,7 +15,17 @@ from ppar_dist.labels import class_set
 from ppar_dist.schedule import Batching, batching
 
 # A run may go on when only these differ: they do not touch what is computed.
-_FREE_KEYS = ("run", "targets", "monitoring", "checkpoint", "train.log_every", "data.workers", "data.root")
+# Shards and text may lie elsewhere: their content is compared by hash.
+_FREE_KEYS = (
+    "run",
+    "targets",
+    "monitoring",
+    "checkpoint",
+    "train.log_every",
+    "data.workers",
+    "data.root",
+    "text.file",
+)
 
 
 @dataclass(frozen=True)
@@ -52,6 +62,7 @@ class Plan:
         """What a checkpoint notes of its origin: hashes of the configuration and of each source."""
         return {
             "config_sha256": config_hash(self.config),
+            "text_sha256": _content_hash(self.config.text.file),
             "data": {index.name: index.fingerprint for index in self.indexes},
         }
 
@@ -73,6 +84,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
                 "prepare it with other --classes or another mapping, or drop it"
             )
     training_shares(config, indexes)  # refuses a source of which nothing is left
+    _content_hash(config.text.file)  # refuses a file that cannot be read
     for name, folder in config.targets.items():
         if DomainIndex.open(folder).classes != classes.classes:
             raise ConfigError(
@@ -98,6 +110,19 @@ def stored_config(run: Path) -> Config | None:
     """The configuration a run was started with, if it was."""
     path = run / "config.yaml"
     return load_config(path) if path.exists() else None
+
+
+def _content_hash(path: Path | None) -> str | None:
+    """sha256 of a file: it is the same text wherever it lies."""
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read text.file={path}: {error.strerror}; give the path of an .npz of class embeddings, "
+            "or put its folder into $PPAR_WEIGHTS (`ppar-dist text` writes such a file)"
+        ) from None
 
 
 def _determining(tree: dict[str, Any]) -> dict[str, Any]:

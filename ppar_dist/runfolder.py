@@ -62,7 +62,7 @@ class RunFolder:
             ConfigError: it holds checkpoints of a configuration that computes something else, or
                 cannot be written.
         """
-        self._refuse_together(self._claim_problem(accept_changes) if self.world.is_main else None)
+        self.refuse_together(self._claim_problem(accept_changes) if self.world.is_main else None)
 
     def record(self) -> None:
         """Write the resolved configuration, once nothing speaks against going on with it. Collective.
@@ -70,10 +70,14 @@ class RunFolder:
         Raises:
             ConfigError: it cannot be written.
         """
-        self._refuse_together(self._write_config() if self.world.is_main else None)
+        self.refuse_together(self._write_config() if self.world.is_main else None)
 
-    def _refuse_together(self, problem: str | None) -> None:
-        """Raise rank 0's problem on every rank: raised on one alone, the others would wait for it."""
+    def refuse_together(self, problem: str | None) -> None:
+        """Raise rank 0's problem on every rank; on one alone, the others would wait for it. Collective.
+
+        Raises:
+            ConfigError: rank 0 gave a problem.
+        """
         problem = self.world.broadcast(problem)
         if problem:
             raise ConfigError(problem)
@@ -186,6 +190,11 @@ class RunFolder:
             raise ConfigError(
                 f"a run with engine.zero_stage={stage} resumes on as many ranks as saved it, {before}, "
                 f"got {self.world.world_size}; use --nproc {before}"
+            )
+        if manifest.get("text_sha256") != self.plan.facts()["text_sha256"]:
+            raise ConfigError(
+                f"text.file={self.plan.config.text.file} does not hold what {self.path} was trained with; "
+                "restore the file, or give another run.dir"
             )
         now = self.plan.facts()["data"]
         changed = [name for name, fingerprint in now.items() if manifest["data"].get(name) != fingerprint]

@@ -46,7 +46,20 @@ class Trainer:
         self.training = build_training(plan, world)
         self.folder.resume(self.training)
         self.folder.record()
-        self.log = RunLog(plan, world, self.state.step)
+        self.log = self._open_log()
+
+    def _open_log(self) -> RunLog:
+        """The run's records; what stops rank 0 from opening them (a port in use) stops every rank."""
+        log, problem = None, None
+        try:
+            log = RunLog(self.plan, self.world, self.state.step)
+        except ConfigError as error:
+            problem = str(error)
+        except OSError as error:
+            problem = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
+        self.folder.refuse_together(problem)
+        assert log is not None, "a rank without a problem has its log"
+        return log
 
     @property
     def state(self) -> TrainState:

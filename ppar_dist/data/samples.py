@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
@@ -54,7 +54,7 @@ def open_image(raw: bytes, where: str) -> Image.Image:
         return Image.open(io.BytesIO(raw), formats=("JPEG",))
     except _UNREADABLE as error:
         raise DataError(
-            where, "image_unreadable", f"the image is no readable JPEG ({error}); replace it"
+            where, "image_unreadable", f"the image is no readable JPEG ({_said(error)}); replace it"
         ) from None
 
 
@@ -102,7 +102,8 @@ def decode_label(raw: bytes, where: str) -> LabelArray:
     except _UNREADABLE as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(where, "label_unreadable", f"the label is no readable PNG ({error})") from None
+        detail = f"the label is no readable PNG ({_said(error)}); replace it"
+        raise DataError(where, "label_unreadable", detail) from None
 
 
 def class_counts(label: LabelArray, num_classes: int, where: str) -> npt.NDArray[np.uint32]:
@@ -143,6 +144,11 @@ def _refuse_id(found: int, num_classes: int, where: str) -> None:
         f"label id {found} is out of range: train ids are 0..{num_classes - 1} or {IGNORE_INDEX}; "
         "map the labels with `ppar-dist prepare`",
     )
+
+
+def _said(error: Exception) -> str:
+    """What a decoder said; Pillow names the buffer it could not identify, which tells a user nothing."""
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
 
 
 def _corrupt(where: str, error: Exception) -> DataError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import socket
 import time
@@ -187,6 +188,28 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
             read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed")
         )
         assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
+
+
+def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
+    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
+    run_ranks(["train", config], 1)
+    moved = tmp_path / "moved.npz"
+    shutil.copy(blocks / "text.npz", moved)
+    assert run_command(["train", config, f"text.file={moved}"]).returncode == 0
+    names = np.load(moved)["names"]
+    np.savez(moved, names=names, embeddings=np.random.default_rng(6).normal(size=(6, 16)))
+    assert "moved.npz does not hold what" in refused(["train", config, f"text.file={moved}"])
+
+
+def test_a_metrics_port_in_use_is_refused_by_all_ranks(blocks: Path, tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        monitoring = {"enabled": True, "port": taken.getsockname()[1]}
+        processes = start_ranks(["train", config_file(blocks, tmp_path, monitoring=monitoring)], 2)
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    assert [process.returncode for process in processes] == [78, 78], outputs
+    assert all("monitoring.port" in output for output in outputs)
 
 
 def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
