@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ppar_dist import checkpoint
 from ppar_dist.config import load_config
 from ppar_dist.data.synthetic import CLASS_SET, TARGET_DOMAIN, synth
 from ppar_dist.labels import class_set
@@ -32,9 +33,7 @@ def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
-        print(
-            f"table {run / 'results.json'}\ncheckpoints {run / 'checkpoints'}\nreport {run / 'report.html'}"
-        )
+        print(f"table {run / 'results.json'}\ncheckpoint {checkpoint.resolve(run)}")
     return code
 
 

@@ -33,7 +33,7 @@ def write_blocks_domain(folder: Path, samples: int, seed: int, rare_in: int | No
                 label[:32, :32] = 5
             noise = rng.normal(0, 20, (64, 96, 3))
             pixels = (_COLOURS[label] + noise + 10 * seed).clip(0, 255).astype(np.uint8)
-            yield ShardSample(f"s{number:04d}", _encode(pixels, "JPEG"), _encode(label, "PNG"), {})
+            yield ShardSample(f"s{number:04d}", encode(pixels, "JPEG"), encode(label, "PNG"), {})
 
     write_domain(folder, "roads6", draw())
 
@@ -140,7 +140,8 @@ def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.
     )
 
 
-def _encode(pixels: np.ndarray, kind: str) -> bytes:
+def encode(pixels: np.ndarray, kind: str) -> bytes:
+    """``pixels`` as the bytes of a JPEG or PNG file."""
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, kind)
     return file.getvalue()

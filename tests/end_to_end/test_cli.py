@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import signal
 import socket
+import tarfile
 import time
 import urllib.request
 from collections.abc import Sequence
@@ -21,6 +23,7 @@ from safetensors.torch import load_file
 
 from tests.ranks import (
     TIMEOUT_S,
+    encode,
     read_lines,
     run_command,
     run_ranks,
@@ -156,6 +159,26 @@ def test_a_source_without_any_class_is_refused(blocks: Path, tmp_path: Path) -> 
 )
 def test_a_wrong_command_is_one_line(arguments: list[str], message: str) -> None:
     assert message in refused(arguments)
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (np.full((32, 48), 77, dtype=np.uint8), "label id 77 is out of range: train ids are 0..5 or 255"),
+        (np.zeros((32, 40), dtype=np.uint8), "image is 48x32 but label is 40x32 (width x height)"),
+    ],
+    ids=["label id", "size"],
+)
+def test_shards_of_others_are_checked_when_indexed(tmp_path: Path, label: np.ndarray, message: str) -> None:
+    members = {"a.jpg": encode(np.zeros((32, 48, 3), dtype=np.uint8), "JPEG"), "a.png": encode(label, "PNG")}
+    with tarfile.open(tmp_path / "theirs-000000.tar", "w") as tar:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    text = refused(["index", str(tmp_path), "--classes", "roads6"])
+    assert message in text
+    assert "sample a" in text
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(blocks: Path, tmp_path: Path) -> None:

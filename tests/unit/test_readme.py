@@ -1,0 +1,52 @@
+"""The README names only what there is: its commands parse, its files and pictures exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from ppar_dist.cli import build_parser
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = re.findall(r"^ppar-dist (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
+
+
+def test_there_are_commands_to_check() -> None:
+    assert {line.split()[0] for line in COMMANDS} >= {
+        "prepare",
+        "train",
+        "evaluate",
+        "predict",
+        "inspect",
+        "report",
+    }
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_a_command_of_the_readme_parses(line: str) -> None:
+    options = build_parser().parse_args(shlex.split(line))
+    assert callable(options.run)
+
+
+@pytest.mark.parametrize("target", re.findall(r"^(?:\t|    )?make (\w[\w-]*)", README, re.MULTILINE))
+def test_a_make_target_of_the_readme_exists(target: str) -> None:
+    assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", sorted(set(re.findall(r"\b([a-z_]+\.py)\b", README))))
+def test_a_file_of_the_tree_exists(name: str) -> None:
+    assert list((ROOT / "ppar_dist").rglob(name)) or list((ROOT / "benchmarks").rglob(name))
+
+
+@pytest.mark.parametrize("path", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
+def test_a_picture_of_the_readme_exists(path: str) -> None:
+    assert (ROOT / path).stat().st_size > 1000
+
+
+@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks\.\w+)", README))))
+def test_a_benchmark_of_the_readme_exists(module: str) -> None:
+    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
