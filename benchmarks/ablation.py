@@ -24,6 +24,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 
 def main() -> None:
+    """Run what is missing and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -154,6 +154,7 @@ def distance_table(found: dict[str, list[Distances]]) -> str:
 
 
 def main() -> None:
+    """Collect the features of the given runs and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -158,6 +158,7 @@ def _options() -> argparse.Namespace:
 
 
 def main() -> None:
+    """Spoil, run what is missing, print the tables and draw the chart."""
     options = _options()
     prepare_streets(options.shards)
     spoil(options.shards, SPOILT, OTHERS, options.fraction, options.irrelevant)

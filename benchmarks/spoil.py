@@ -230,6 +230,7 @@ def spoil(shards: Path, domain: str, others: tuple[str, ...], fraction: float, i
 
 
 def main() -> None:
+    """Spoil prepared shards from the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

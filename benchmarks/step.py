@@ -112,6 +112,7 @@ def in_processes(arguments: Sequence[str], ranks: int = 1) -> None:
 
 
 def main() -> None:
+    """Compare the steps, then measure memory and the all-reduce in processes of their own."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -172,7 +172,8 @@ def build_segmentor(
         if load_weights:
             text = text_prototypes(cfg.text, class_set, backbone)
         else:
-            text = torch.eye(class_set.num_classes, backbone.embed_dim)  # a placeholder of the right shape
+            # Right in shape; a checkpoint brings the values.
+            text = torch.eye(class_set.num_classes, backbone.embed_dim)
     backbone.drop_text_tower()
     segmentor = Segmentor(cfg.model, backbone, text, class_set.num_classes, cfg.ppar.alignment.features)
     return segmentor, text if load_weights else None
