@@ -15,13 +15,13 @@ from typing import Any
 
 import timm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ppar_dist.config import BackboneConfig, ConfigError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.pyramid import SimplePyramid, pyramid_strides
+from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.models.weights import UNREADABLE, reason
 
 
@@ -73,8 +73,7 @@ class TimmTrunk(Backbone):
         joint = self.projections[0](levels[0])  # (B, D, h, w)
         for projection, level in zip(self.projections[1:], levels[1:], strict=True):
             # Projecting and resizing commute; on the coarse grid the product is 4 to 16 times smaller.
-            coarse = F.interpolate(projection(level), joint.shape[-2:], mode="bilinear", align_corners=False)
-            joint = joint + coarse
+            joint = joint + resize_bilinear(projection(level), (joint.shape[2], joint.shape[3]))
         return joint
 
 
