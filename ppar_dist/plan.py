@@ -83,7 +83,11 @@ def make_plan(config: Config, world_size: int) -> Plan:
                 f"source {index.name} has no pixel of any class of {classes.name} ({names}); "
                 "prepare it with other --classes or another mapping, or drop it"
             )
-    training_shares(config, indexes)  # refuses a source of which nothing is left
+    images = sum(share.size for share in training_shares(config, indexes))
+    if images < world_size:
+        raise ConfigError(
+            f"{world_size} ranks but only {images} training samples; use at most {images} ranks"
+        )
     _content_hash(config.text.file)  # refuses a file that cannot be read
     for name, folder in config.targets.items():
         if DomainIndex.open(folder).classes != classes.classes:

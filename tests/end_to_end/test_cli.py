@@ -147,7 +147,7 @@ def test_a_source_without_any_class_is_refused(blocks: Path, tmp_path: Path) -> 
         (["evaluate", "nowhere", "--target", "a=b"], "no run or checkpoint at nowhere"),
         (["evaluate", "nowhere"], "give --target NAME=FOLDER"),
         (["evaluate", "nowhere", "--target", "a"], "--target is NAME=FOLDER, got 'a'"),
-        (["predict", "nowhere", "x.jpg", "--out", "o"], "nowhere"),
+        (["predict", "nowhere", "x.jpg", "--out", "o"], "no image at x.jpg"),
         (["report", "nowhere"], "nowhere is not a run"),
         (["inspect", "nowhere"], "nowhere"),
         (["prepare", "nothing", "--root", ".", "--out", "o", "--classes", "roads6"], "nothing"),
