@@ -20,6 +20,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPat
         for step in (1, 2):
             progress.step(step, {"loss": "1.0"})
         progress.close()
+        assert os.path.sameopenfile(stdout.fileno(), os.open(os.devnull, os.O_WRONLY))
 
 
 def test_closed_streams_are_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
