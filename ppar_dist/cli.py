@@ -1,6 +1,6 @@
 """``ppar-dist``: one subcommand per task, one contract of exit codes.
 
-0 done; 70 internal error; 78 configuration or data wrong, do not retry; 130 interrupted.
+Exit codes are those of ``exitcodes.py``.
 A user's mistake is one line on stderr, never a traceback.
 """
 
@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ppar_dist import __version__
+from ppar_dist import __version__, exitcodes
 from ppar_dist.config import ConfigError
 
-EXIT_DONE, EXIT_INTERNAL, EXIT_CONFIG, EXIT_INTERRUPTED = 0, 70, 78, 130
 _PEER_GRACE_S = 5.0
 
 
@@ -32,18 +31,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _quieten_libraries()
     try:
         code: int | None = options.run(options, arguments)
-        return EXIT_DONE if code is None else code
+        return exitcodes.DONE if code is None else code
     except ConfigError as error:
         print(f"ppar-dist: {error}", file=sys.stderr)
-        return EXIT_CONFIG
+        return exitcodes.CONFIG
     except KeyboardInterrupt:
-        return EXIT_INTERRUPTED
+        return exitcodes.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_DONE
+        return exitcodes.DONE
     except Exception:  # the last resort: everything a user can cause is a ConfigError
         logging.getLogger(__name__).exception("internal error")
-        return EXIT_INTERNAL
+        return exitcodes.INTERNAL
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -61,7 +60,7 @@ class _Parser(argparse.ArgumentParser):
     """argparse with our exit code for a wrong command line."""
 
     def error(self, message: str) -> Any:
-        self.exit(EXIT_CONFIG, f"ppar-dist: {message}; see {self.prog} --help\n")
+        self.exit(exitcodes.CONFIG, f"ppar-dist: {message}; see {self.prog} --help\n")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -229,7 +228,7 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
         raise
     finally:
         distributed.leave()
-    return EXIT_DONE
+    return exitcodes.DONE
 
 
 def _with_text_file(path: Path, overrides: list[str]) -> list[str]:

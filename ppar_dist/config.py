@@ -55,6 +55,7 @@ class DataConfig(Section):
     block: Count = 16  # consecutive samples that stay together (sequential reads)
     window: Count = 8  # blocks among which samples are permuted
     workers: Annotated[int, Field(ge=0)] = 1  # loader processes per rank
+    max_bad_ratio: Ratio = 0.01  # of a domain's positions; more bad samples than that end the job
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -230,6 +231,7 @@ class TrainConfig(Section):
     micro_batch: Count | None = None  # images per forward pass and rank; None: no accumulation
     log_every: Count = 10
     eval_every: Annotated[int, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
+    ledger: bool = False  # write down the key of every sample trained on
 
 
 class EngineConfig(Section):
@@ -244,7 +246,19 @@ class CheckpointConfig(Section):
 
     every: Annotated[int, Field(ge=0)] = 200  # steps; 0: only at the end
     keep_last: Count = 2
+    keep_every: Annotated[int, Field(ge=0)] = 0  # steps; those at its multiples stay for good; 0: none
     keep_best: bool = True
+    background: bool = True  # written by a thread from a copy in memory, while training goes on
+
+
+class FaultsConfig(Section):
+    """How long a job waits, and how often it tries again, before it gives up."""
+
+    grace_s: Positive = 120.0  # seconds from a preemption signal to a forced exit; less than the scheduler's
+    stall_s: Positive = 600.0  # seconds in one phase of a step after which a rank counts as hung
+    peer_s: Positive = 60.0  # seconds of silence after which a rank counts as dead
+    max_non_finite: Count = 5  # steps in a row without a finite result before the run rolls back
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3  # in a run; the next one ends it
 
 
 class MonitoringConfig(Section):
@@ -269,6 +283,7 @@ class Config(Section):
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    faults: FaultsConfig = FaultsConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
     targets: dict[str, Path] = {}  # unseen domains, evaluated when the run has ended
 

@@ -21,8 +21,13 @@ _FREE_KEYS = (
     "targets",
     "monitoring",
     "checkpoint",
+    "faults",
     "train.log_every",
+    "train.ledger",
+    "train.micro_batch",
+    "engine.zero_stage",
     "data.workers",
+    "data.max_bad_ratio",
     "data.root",
     "text.file",
 )
