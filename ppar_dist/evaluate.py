@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ppar_dist.checkpoint import read_state, write_atomically
+from ppar_dist.checkpoint import opened, read_state, write_atomically
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.pipeline import EvalSample, check_classes, eval_samples, holdout_range
 from ppar_dist.examples import ExampleFolder, spread
-from ppar_dist.inference import load_segmentor
+from ppar_dist.inference import read_segmentor
 from ppar_dist.labels import ClassSet
 from ppar_dist.metrics import ConfusionMatrix
 
@@ -135,18 +135,19 @@ def evaluate(
         raise ConfigError(
             "nothing to evaluate on: give --target NAME=FOLDER, or targets in the configuration"
         )
-    segmentor, config, classes, checkpoint = load_segmentor(path, device, which)
-    opened = {name: open_target(folder, classes) for name, folder in targets.items()}
+    with opened(Path(path), which) as checkpoint:
+        segmentor, config, classes = read_segmentor(checkpoint, device)
+        step = int(read_state(checkpoint).get("step", 0))
+    indexes = {name: open_target(folder, classes) for name, folder in targets.items()}
     folder = ExampleFolder(examples, classes) if examples is not None else None
     results = {}
-    for name, index in opened.items():
+    for name, index in indexes.items():
         watch = _watcher(name, len(index), folder, progress)
         samples = eval_samples(index, 0, len(index), config.data.size)
         matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
         results[name] = target_result(index.name, matrix, count, classes.classes)
     if folder is not None:
         folder.close()
-    step = int(read_state(checkpoint).get("step", 0))
     return Results(config.run.name, checkpoint.name, step, classes.classes, results)
 
 

@@ -8,7 +8,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ppar_dist.checkpoint import resolve
+from ppar_dist.checkpoint import opened
 from ppar_dist.config import Config, ConfigError, load_config
 from ppar_dist.labels import ClassSet, class_set
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
@@ -37,12 +37,19 @@ def load_segmentor(
     Raises:
         ConfigError: there is no whole checkpoint or its configuration, or the weights do not fit.
     """
-    checkpoint = resolve(Path(path), which)
+    with opened(Path(path), which) as checkpoint:
+        return *read_segmentor(checkpoint, device), checkpoint
+
+
+def read_segmentor(
+    checkpoint: Path, device: torch.device | str = "cpu"
+) -> tuple[Segmentor, Config, ClassSet]:
+    """As ``load_segmentor``, from a checkpoint folder that the caller has opened."""
     config = load_config(run_of(checkpoint) / "config.yaml")
     classes = class_set(config.data.classes)
     segmentor, _ = build_segmentor(config, classes, load_weights=False)
     _load_weights(segmentor, checkpoint)
-    return segmentor.to(device).eval().requires_grad_(False), config, classes, checkpoint
+    return segmentor.to(device).eval().requires_grad_(False), config, classes
 
 
 def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:

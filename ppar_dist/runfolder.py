@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from ppar_dist import __version__, checkpoint
 from ppar_dist.config import ConfigError, dump_config
@@ -22,6 +23,8 @@ from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import Teacher
 
 MODEL_FILE = "model.safetensors"
+OPTIMIZER_FILE = "optimizer.safetensors"
+RNG_FILE = "rng.safetensors"
 METHOD_FILE = "ppar.safetensors"
 _TEACHER = "teacher."
 
@@ -116,36 +119,64 @@ class RunFolder:
         """
         versions = {"ppar_dist": __version__, "torch": torch.__version__}
         facts = {"world_size": self.world.world_size, "versions": versions} | self.plan.facts()
-        state, keep = training.state, self.plan.config.checkpoint
-        folder = checkpoint.publish(
-            self.path, state.step, lambda where: self._write(where, training), facts, self.world
-        )
+        snapshot = self._snapshot(training, facts)
+        folder, problem = None, None
         if self.world.is_main:
-            best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
-            checkpoint.retain(self.path, keep.keep_last, best)
+            try:
+                folder = checkpoint.publish(self.path, snapshot)
+                self._retain(training.state)
+            except checkpoint.CheckpointError as error:
+                problem = str(error)
+        folder, problem = self.world.broadcast((folder, problem))
+        if problem:
+            raise checkpoint.CheckpointError(problem)
         return folder
 
-    def _write(self, folder: Path, training: Training) -> None:
-        training.engine.save(folder)
-        rng = folder / "rng"
-        rng.mkdir(exist_ok=True)
-        torch.save(torch.get_rng_state(), rng / f"rank-{self.world.rank:05d}.pt")
-        if not self.world.is_main:
-            return
-        save_file(_whole(training.engine.module.state_dict()), folder / MODEL_FILE)
+    def _retain(self, state: TrainState) -> None:
+        keep = self.plan.config.checkpoint
+        best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
+        checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best)
+
+    def _snapshot(self, training: Training, facts: dict[str, Any]) -> checkpoint.Snapshot:
+        """Everything that a checkpoint restores, in memory. Collective."""
+        rng = {
+            f"rank-{rank:05d}": value for rank, value in enumerate(self.world.gather(torch.get_rng_state()))
+        }
         teacher = training.teacher.state_dict() if training.teacher is not None else {}
         method = training.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
-        save_file(_whole(method), folder / METHOD_FILE)
         state = asdict(training.state) | {"total_steps": self.plan.config.train.steps}
-        checkpoint.write_atomically(folder / "state.json", json.dumps(state, indent=1) + "\n")
+        tensors = {
+            MODEL_FILE: _whole(training.engine.module.state_dict()),
+            OPTIMIZER_FILE: self._engine_files(training),
+            METHOD_FILE: _whole(method),
+            RNG_FILE: _whole(rng),
+        }
+        texts = {"state.json": json.dumps(state, indent=1) + "\n"}
+        return checkpoint.Snapshot(training.state.step, tensors, texts, facts)
+
+    def _engine_files(self, training: Training) -> dict[str, torch.Tensor]:
+        """DeepSpeed's files as bytes, by their path."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(self.world.broadcast(name))
+            training.engine.save(folder)
+            self.world.barrier()
+            files = [path for path in folder.rglob("*") if path.is_file()] if self.world.is_main else []
+            found = {
+                path.relative_to(folder).as_posix(): torch.frombuffer(
+                    bytearray(path.read_bytes()), dtype=torch.uint8
+                )
+                for path in files
+            }
+            self.world.barrier()
+        return found
 
     def resume(self, training: Training) -> None:
         """Take up the newest whole checkpoint, if there is one. Collective.
 
-        1. parameters and optimiser: engine/ (DeepSpeed, all ranks)
+        1. parameters and optimiser: optimizer.safetensors
         2. bank, statistics, teacher: ppar.safetensors
         3. step and data position: state.json; learning rate and stage follow from the step
-        4. generator: rng/rank-NNNNN.pt, where this rank had one
+        4. generator: rng.safetensors, where this rank had one
 
         Raises:
             ConfigError: the checkpoint's data, number of ranks or model is not this run's.
@@ -163,14 +194,14 @@ class RunFolder:
             raise ConfigError(
                 f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
             ) from None
-        rng = found / "rng" / f"rank-{self.world.rank:05d}.pt"
-        if rng.exists():
-            torch.set_rng_state(torch.load(rng, weights_only=True))
+        rng = load_file(found / RNG_FILE).get(f"rank-{self.world.rank:05d}")
+        if rng is not None:
+            torch.set_rng_state(rng)
         if self.world.is_main:
             log.info("resumed from %s, the newest whole checkpoint: step %d", found, training.state.step)
 
     def _restore(self, training: Training, found: Path) -> None:
-        training.engine.load(found)
+        self._load_engine(training, found)
         method = load_file(found / METHOD_FILE)
         if training.teacher is not None:
             named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
@@ -183,6 +214,13 @@ class RunFolder:
                 f"{state.samples_seen} samples in {state.step} steps are no global batches of "
                 f"{self.plan.config.train.global_batch}; keep train.global_batch"
             )
+
+    def _load_engine(self, training: Training, found: Path) -> None:
+        with tempfile.TemporaryDirectory() as name:
+            for path, content in load_file(found / OPTIMIZER_FILE).items():
+                (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
+                (Path(name) / path).write_bytes(content.numpy().tobytes())
+            training.engine.load(Path(name))
 
     def _check_origin(self, manifest: dict[str, Any]) -> None:
         before, stage = int(manifest["world_size"]), self.plan.config.engine.zero_stage

@@ -24,7 +24,7 @@ LEVELS = (
     ("models", "losses", "metrics", "schedule", "data.scan"),
     ("data.samples",),
     ("labels",),
-    ("config", "data", "exitcodes", ""),
+    ("config", "data", "durable", "exitcodes", ""),
 )
 DOORS = {
     "deepspeed": {"engine"},

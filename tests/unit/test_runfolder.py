@@ -39,7 +39,7 @@ def with_a_checkpoint(tmp_path: Path) -> Path:
     run = folder(tmp_path, World())
     run.claim()
     run.record()
-    checkpoint.publish(run.path, 4, lambda where: None, {}, World())
+    checkpoint.publish(run.path, checkpoint.Snapshot(4, {}, {"state.json": "{}"}, {}))
     return run.path
 
 

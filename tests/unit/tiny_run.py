@@ -9,13 +9,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from ppar_dist import checkpoint
 from ppar_dist.config import Config, dump_config, parse_config
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.shards import write_domain
-from ppar_dist.distributed import World
 from ppar_dist.labels import class_set
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.ppar.state import MethodState
@@ -89,9 +87,6 @@ def publish(config: Config, step: int) -> Path:
     method.bank.counts.fill_(5)
     method.bank.cells_total.fill_(5000)
 
-    def write(folder: Path) -> None:
-        save_file(segmentor.state_dict(), folder / "model.safetensors")
-        save_file(method.state_dict(), folder / "ppar.safetensors")
-        (folder / "state.json").write_text(json.dumps({"step": step, "best_step": 20}))
-
-    return checkpoint.publish(config.run.dir, step, write, {"world_size": 1}, World())
+    tensors = {"model.safetensors": segmentor.state_dict(), "ppar.safetensors": method.state_dict()}
+    texts = {"state.json": json.dumps({"step": step, "best_step": 20})}
+    return checkpoint.publish(config.run.dir, checkpoint.Snapshot(step, tensors, texts, {"world_size": 1}))

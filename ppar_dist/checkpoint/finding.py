@@ -1,0 +1,165 @@
+"""Which checkpoint to take: what is wrong with one, the newest whole one, the one a path means."""
+
+from __future__ import annotations
+
+import json
+import logging
+import stat
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path, PurePosixPath
+
+from ppar_dist.checkpoint.layout import (
+    FORMAT,
+    MANIFEST,
+    STATE,
+    checkpoint_name,
+    list_candidates,
+    own_name,
+    read_state,
+)
+from ppar_dist.checkpoint.locking import CheckpointGone, reading
+from ppar_dist.config import ConfigError
+from ppar_dist.durable import fingerprint
+
+_TRIES = 5
+
+log = logging.getLogger(__name__)
+
+
+def verify(folder: Path) -> list[str]:
+    """What is wrong with a checkpoint: an empty list when every listed file is there, whole and unchanged.
+
+    Files that the manifest does not list are no fault. A name or link that leads out of the folder is one,
+    and is not followed.
+    """
+    return _problems(folder, by_content=True)
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether every listed file is there in its full size: what can be known without reading them."""
+    return not _problems(folder, by_content=False)
+
+
+def find_checkpoint(run: Path) -> Path | None:
+    """The newest checkpoint of ``run`` that verifies, passing over damaged ones; None if there is none.
+
+    The log says which was taken, and why others were not.
+    """
+    while True:
+        candidates = list_candidates(run)
+        for folder in reversed(candidates):
+            problems = verify(folder)
+            if not problems:
+                log.info("checkpoint %s is taken, the newest whole one of %d", folder.name, len(candidates))
+                return folder
+            log.warning("checkpoint %s is passed over: %s", folder.name, "; ".join(problems))
+        if list_candidates(run) == candidates:  # else one was published or deleted under our eyes
+            return None
+
+
+def resolve(path: Path, which: str = "latest") -> Path:
+    """The checkpoint folder meant by a run folder or a checkpoint folder.
+
+    Args:
+        path: a run, or one of its checkpoints.
+        which: ``latest`` or ``best`` (best on held-out source data), for a run.
+
+    Raises:
+        ConfigError: there is no whole checkpoint there.
+    """
+    if not path.is_dir():
+        raise ConfigError(f"no run or checkpoint at {path}; give the run.dir of a training run")
+    if (path / STATE).exists() or (path / MANIFEST).exists():
+        problems = verify(path)
+        if problems:
+            raise ConfigError(f"checkpoint {path} is damaged: {'; '.join(problems)}; use another one")
+        return path
+    newest = find_checkpoint(path)
+    if newest is None:
+        raise ConfigError(f"{path} holds no whole checkpoint; train first, or give another run")
+    if which == "latest":
+        return newest
+    name = checkpoint_name(int(read_state(newest).get("best_step") or 0))
+    for folder in reversed(list_candidates(path)):
+        if own_name(folder) == name and not verify(folder):
+            return folder
+    raise ConfigError(f"{path} kept no best checkpoint; set checkpoint.keep_best and train.eval_every")
+
+
+@contextmanager
+def opened(path: Path, which: str = "latest") -> Iterator[Path]:
+    """Resolve a path to a checkpoint and hold it: nobody deletes it before the block ends.
+
+    Args:
+        path: a run, or one of its checkpoints.
+        which: ``latest`` or ``best``, as for ``resolve``.
+
+    Raises:
+        ConfigError: there is no whole checkpoint there.
+    """
+    with ExitStack() as held:
+        for _ in range(_TRIES):  # the training run may delete what was found before it is held
+            folder = resolve(path, which)
+            try:
+                held.enter_context(reading(folder))
+                break
+            except CheckpointGone as error:
+                gone = str(error)
+        else:
+            raise ConfigError(gone)
+        yield folder
+
+
+def _problems(folder: Path, by_content: bool) -> list[str]:
+    if _leads_out(folder, MANIFEST):
+        return [f"{MANIFEST} is a link out of the checkpoint"]
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        written = manifest["format"]
+        if written != FORMAT:
+            return [_other_format(written)]
+        files = manifest["files"].items()
+        listed = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files]
+    except FileNotFoundError:
+        return [f"{MANIFEST} is missing"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return [f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"]
+    problems = (_file_problem(folder, name, size, sha256, by_content) for name, size, sha256 in listed)
+    return [problem for problem in problems if problem] if listed else [f"{MANIFEST} lists no files"]
+
+
+def _other_format(written: object) -> str:
+    if isinstance(written, int) and written < FORMAT:
+        return (
+            f"format {written} was written by an earlier version of ppar_dist, this one reads {FORMAT}; "
+            "go on with that version, or train anew in another run.dir"
+        )
+    return f"format {written} is not {FORMAT}, the one this version reads"
+
+
+def _file_problem(folder: Path, name: str, size: int, sha256: str, by_content: bool) -> str | None:
+    pure = PurePosixPath(name)
+    if "\0" in name or pure.is_absolute() or ".." in pure.parts or _leads_out(folder, name):
+        return f"{name!r} leads out of the checkpoint"
+    path = folder / name
+    try:
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
+            return f"{name} is no file"
+        if found.st_size != size:
+            return f"{name} has {found.st_size} bytes, {size} were written"
+        if by_content and fingerprint(path) != (size, sha256):
+            return f"{name} differs from what was written (sha256)"
+    except FileNotFoundError:
+        return f"{name} is missing"
+    except OSError as error:
+        return f"{name} is unreadable ({error.strerror})"
+    return None
+
+
+def _leads_out(folder: Path, name: str) -> bool:
+    try:
+        return not (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # links in a circle
+        return True

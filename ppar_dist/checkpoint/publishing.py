@@ -1,0 +1,152 @@
+"""Writing a checkpoint: all of it under a temporary name, then visible at once."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ppar_dist import durable
+from ppar_dist.checkpoint.layout import (
+    FORMAT,
+    LATEST,
+    MANIFEST,
+    REPLACED,
+    WRITING,
+    CheckpointError,
+    checkpoint_name,
+    checkpoints_dir,
+)
+from ppar_dist.checkpoint.retention import clear_leftovers, discard, remove
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All of a checkpoint, in memory, owned by nobody else: training may go on while it is written.
+
+    Attributes:
+        step: steps taken.
+        tensors: file name to tensors by name; on the CPU, contiguous, none sharing memory with another.
+        texts: file name to content.
+        facts: goes into the manifest (world size, hashes, versions).
+    """
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    texts: Mapping[str, str]
+    facts: Mapping[str, Any]
+
+
+def publish(run: Path, snapshot: Snapshot) -> Path:
+    """Write a checkpoint and make it visible at once; what kills have left is cleared away first.
+
+    Once the folder bears its name the checkpoint counts: that ``latest`` cannot be replaced after that is a
+    warning, because the search for the newest checkpoint does without.
+
+    Args:
+        run: the run's folder, made where it is missing.
+        snapshot: what to write.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        CheckpointError: whatever the failure; nothing was published and the checkpoints before it are whole.
+    """
+    began = time.monotonic()
+    final = checkpoints_dir(run) / checkpoint_name(snapshot.step)
+    temporary = final.with_name(WRITING + final.name)
+    try:
+        durable.make_folder(final.parent)
+        clear_leftovers(run)
+        temporary.mkdir()
+        _fill(temporary, snapshot, began)
+        replaced = _make_visible(temporary, final)
+    except Exception as error:  # whatever it is: safetensors, for one, has errors of its own for a full disk
+        remove(temporary)
+        reason = f"{type(error).__name__}: {error}"
+        raise CheckpointError(f"checkpoint {final.name} was not written: {reason}") from error
+    _name_latest(final)
+    if replaced is not None:
+        discard(replaced)
+    return final
+
+
+def _fill(folder: Path, snapshot: Snapshot, began: float) -> None:
+    files = {}
+    for name, write in _files(snapshot):
+        path = folder / name
+        write(path)
+        durable.sync(path)
+        size, sha256 = durable.fingerprint(path, from_storage=True)
+        files[name] = {"bytes": size, "sha256": sha256}
+    manifest = {
+        "format": FORMAT,
+        **snapshot.facts,
+        "seconds": round(time.monotonic() - began, 3),
+        "bytes": sum(entry["bytes"] for entry in files.values()),
+        "files": files,
+    }
+    durable.write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    durable.sync_folder(folder)
+
+
+def _files(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    names = [*snapshot.tensors, *snapshot.texts]
+    wrong = [name for name in names if name == MANIFEST or PurePosixPath(name).name != name]
+    if wrong or not names or len(set(names)) < len(names):
+        raise ValueError(f"a snapshot holds files of distinct plain names, got {', '.join(names) or 'none'}")
+    for name, tensors in snapshot.tensors.items():
+        yield name, partial(_write_tensors, tensors)
+    for name, text in snapshot.texts.items():
+        yield name, partial(durable.write_text, text=text)
+
+
+def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file(dict(tensors), path)
+    # It leaves files that their owner alone may read; evaluation may be another user's.
+    path.chmod(path.parent.stat().st_mode & 0o666)
+
+
+def _make_visible(temporary: Path, final: Path) -> Path | None:
+    """Give the folder its name, durably. Returns where the checkpoint is that bore the name before.
+
+    At every moment the old one or the new one can be found: the search also looks at what is set aside.
+    """
+    aside = final.with_name(f"{REPLACED}{final.name}.{time.time_ns()}") if final.exists() else None
+    try:
+        if aside is not None:
+            final.rename(aside)
+        temporary.rename(final)
+        durable.sync_folder(final.parent)
+    except OSError:
+        _withdraw(temporary, final, aside)
+        raise
+    return aside
+
+
+def _withdraw(temporary: Path, final: Path, aside: Path | None) -> None:
+    try:
+        if not temporary.exists():
+            final.rename(temporary)
+        if aside is not None and aside.exists():
+            aside.rename(final)
+    except OSError as error:
+        log.warning("%s could not be put back, the next save tries again: %s", final, error)
+
+
+def _name_latest(final: Path) -> None:
+    try:
+        durable.write_atomically(final.parent / LATEST, final.name + "\n")
+    except OSError as error:
+        log.warning("%s could not be named in %s: %s", final.name, final.parent / LATEST, error)

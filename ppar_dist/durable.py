@@ -1,0 +1,78 @@
+"""Files that outlive a kill and a power cut: written, synced, and only then put under their name."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+from pathlib import Path
+
+# Large, because a thread that hashes asks for Python's lock after each piece and may wait 5 ms for it.
+_PIECE = 16 << 20
+
+
+def sync(path: Path) -> None:
+    """Wait until the content of a file is on its storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the names in a folder are on its storage; some network storage cannot, and does at once."""
+    try:
+        sync(path)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, each synced into the one that holds it."""
+    if path.is_dir():
+        return
+    make_folder(path.parent)
+    path.mkdir(exist_ok=True)
+    sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file and wait until its content is on its storage."""
+    with path.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replace a text file so that readers, also after a power cut, see the old or the new content whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        write_text(temporary, text)
+        temporary.replace(path)
+    except OSError:
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def fingerprint(path: Path, from_storage: bool = False) -> tuple[int, str]:
+    """Bytes and sha256 of a file.
+
+    Args:
+        path: the file.
+        from_storage: of a synced file: forget what memory holds of it, so that its storage answers.
+    """
+    digest, size = hashlib.sha256(), 0
+    piece = memoryview(bytearray(min(_PIECE, max(path.stat().st_size, 1))))
+    with path.open("rb", buffering=0) as file:
+        if from_storage and hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while count := file.readinto(piece):
+            digest.update(piece[:count])
+            size += count
+    return size, digest.hexdigest()
