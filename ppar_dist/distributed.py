@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import socket
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
@@ -13,6 +17,39 @@ import torch.distributed as dist
 
 # The variables that torchrun and the DeepSpeed launcher both set.
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+
+# What gloo and the store say, in a RuntimeError, when a peer has died, hangs, or cannot be reached.
+_PEER_FAILURES = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "Application timeout caused pair closure",
+)
+
+
+class BoardUnreachable(OSError):
+    """The store of the board cannot be reached, or has gone."""
+
+
+class Waiting:
+    """Which collective the main thread is in, for whoever watches it from another thread."""
+
+    def __init__(self) -> None:
+        """Nothing is waited for."""
+        self.name = ""
+
+    @contextmanager
+    def inside(self, name: str) -> Iterator[None]:
+        """The block waits for other ranks in the collective ``name``."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        self.name = name
+        try:
+            yield
+        finally:
+            self.name = ""
 
 
 @dataclass(frozen=True)
@@ -27,6 +64,7 @@ class World:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     statistics_group: Any = None  # own group: never interleaves with the gradient reduction
+    waiting: Waiting = field(default_factory=Waiting, compare=False, repr=False)
 
     @property
     def is_main(self) -> bool:
@@ -36,8 +74,9 @@ class World:
     def start_sum(self, tensor: torch.Tensor) -> PendingSum:
         """Start summing ``tensor`` in place over the ranks; it is valid after ``wait``."""
         if self.world_size == 1:
-            return PendingSum(None)
-        return PendingSum(dist.all_reduce(tensor, group=self.statistics_group, async_op=True))
+            return PendingSum(None, self.waiting)
+        work = dist.all_reduce(tensor, group=self.statistics_group, async_op=True)
+        return PendingSum(work, self.waiting)
 
     def sum(self, tensor: torch.Tensor) -> torch.Tensor:
         """Sum ``tensor`` in place over the ranks and return it."""
@@ -47,14 +86,17 @@ class World:
     def barrier(self) -> None:
         """Wait until every rank is here."""
         if self.world_size > 1:
-            dist.barrier()
+            with self.waiting.inside("barrier"):
+                dist.barrier()
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's picklable ``value``, on every rank."""
         if self.world_size == 1:
             return value
         box = [value]
-        dist.broadcast_object_list(box, src=0, device=self.device if self.device.type == "cuda" else None)
+        device = self.device if self.device.type == "cuda" else None
+        with self.waiting.inside("broadcast"):
+            dist.broadcast_object_list(box, src=0, device=device)
         return box[0]
 
     def gather(self, value: Any) -> list[Any]:
@@ -62,7 +104,8 @@ class World:
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value)
+        with self.waiting.inside("gather"):
+            dist.all_gather_object(values, value)
         return values
 
 
@@ -71,11 +114,116 @@ class PendingSum:
     """A sum under way."""
 
     work: Any
+    waiting: Waiting
 
     def wait(self) -> None:
         """Block until the sum is complete."""
         if self.work is not None:
-            self.work.wait()
+            with self.waiting.inside("sum"):
+                self.work.wait()
+
+
+class Board:
+    """Short texts that ranks post about themselves. No collective is needed to read them.
+
+    It lives in the store through which the ranks met, over a connection of its own: the one of the process
+    group may be held by a collective that hangs. One thread at a time may use it, and that thread may block
+    for as long as the network makes it wait.
+    """
+
+    def __init__(
+        self, world: World, prefix: str, connect: Callable[[], dist.Store], where: str, hosted_here: bool
+    ) -> None:
+        """``prefix`` is this start's own, ``connect`` opens the store, which a message calls ``where``.
+
+        ``hosted_here``: the store ends with this process.
+        """
+        self._world, self._prefix, self._connect = world, prefix, connect
+        self.where, self.hosted_here = where, hosted_here
+        self._store: dist.Store | None = None
+        self._known: set[int] = set()
+
+    def post(self, text: str) -> None:
+        """Replace what this rank has said.
+
+        Raises:
+            BoardUnreachable: the store does not answer; a later call connects anew.
+        """
+        with self._connected() as store:
+            store.set(self._key(self._world.rank), text)
+
+    def read(self) -> dict[int, str]:
+        """What each rank has posted last, by rank; without the ranks that never posted.
+
+        Raises:
+            BoardUnreachable: the store does not answer; a later call connects anew.
+        """
+        with self._connected() as store:
+            unknown = set(range(self._world.world_size)) - self._known
+            # Only for keys that exist: a store waits for the others to be made.
+            self._known |= {rank for rank in unknown if store.check([self._key(rank)])}
+            ranks = sorted(self._known)
+            values = store.multi_get([self._key(rank) for rank in ranks]) if ranks else []
+            return {rank: value.decode() for rank, value in zip(ranks, values, strict=True)}
+
+    def _key(self, rank: int) -> str:
+        return f"{self._prefix}/{rank}"
+
+    @contextmanager
+    def _connected(self) -> Iterator[dist.Store]:
+        try:
+            if self._store is None:
+                self._store = self._connect()
+            yield self._store
+        except RuntimeError as error:  # what all errors of a store are
+            self._store = None
+            reason = str(error).partition("\n")[0]
+            raise BoardUnreachable(f"the store of {self.where} says: {reason}") from error
+
+
+def open_board(world: World, timeout_s: float = 30.0) -> Board:
+    """The board of ``world``; all ranks call it together, after ``join``.
+
+    A store may outlive a start of the job (torchrun's agent hosts it), so each start writes under an id of
+    its own. ``timeout_s`` bounds one attempt to connect.
+    """
+    if world.world_size == 1:
+        return Board(world, "board", dist.HashStore, "the store of this process", hosted_here=True)
+    prefix = world.broadcast(f"ppar_dist/board/{uuid.uuid4().hex}")
+    host, port = _store_address()
+    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+
+    def connect() -> dist.Store:
+        timeout = timedelta(seconds=timeout_s)
+        return dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+
+    where = f"{'the launcher' if by_agent else 'rank 0'} on {host}:{port}"
+    return Board(world, prefix, connect, where, hosted_here=world.is_main and not by_agent)
+
+
+def own_address(world: World) -> str:
+    """The address of this machine towards the store's; its loopback address for a rank alone."""
+    if world.world_size == 1:
+        return "127.0.0.1"
+    host, port = _store_address()
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing, but picks the route
+        return str(probe.getsockname()[0])
+
+
+def is_peer_failure(error: BaseException) -> bool:
+    """Whether ``error``, or what it came from, says that a collective failed because of another rank."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        if isinstance(link, (dist.DistError, BoardUnreachable)):
+            return True
+        if isinstance(link, RuntimeError) and any(text in str(link) for text in _PEER_FAILURES):
+            return True
+        seen.append(link)
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+    return False
 
 
 def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0) -> World:
@@ -105,6 +253,10 @@ def leave() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _store_address() -> tuple[str, int]:
+    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
 
 
 def _rendezvous_alone() -> dict[str, Any]:

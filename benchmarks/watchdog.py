@@ -1,0 +1,207 @@
+"""How long a job lives on after a rank has died or hangs, and who is named: a table of faults.
+
+    python -m benchmarks.watchdog [--stall 3] [--peer 2] [--ranks 3] [--runs 3] [CASE ...]
+
+Each case starts real gloo ranks (``benchmarks.faulty_rank``), of which one goes wrong at step 3. The time
+runs from the fault to the end of the last rank that had none. Then what watching costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ppar_dist import distributed
+from ppar_dist.distributed import World
+from ppar_dist.watchdog import Watchdog
+
+_START_S = 60.0  # for importing torch on a busy machine
+_END_S = 30.0  # beyond the limits
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, the rank that has it, and how a reader knows it."""
+
+    title: str
+    fault: str
+    rank: int = 1
+
+
+CASES = {
+    "hang": Case("a rank sleeps in data", "hang"),
+    "hang-read": Case("a rank hangs in read()", "hang-read"),
+    "hang-loader": Case("a loader worker hangs", "hang-loader"),
+    "hang-step": Case("a rank hangs in step", "hang-step"),
+    "hang-save": Case("a rank hangs in save, others in its barrier", "hang-save"),
+    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock"),
+    "stop": Case("SIGSTOP in backward", "stop"),
+    "stop-0": Case("SIGSTOP of rank 0, which holds the store", "stop", rank=0),
+    "kill": Case("SIGKILL in backward", "kill"),
+    "kill-0": Case("SIGKILL of rank 0, which holds the store", "kill", rank=0),
+    "fail": Case("a rank raises an error", "fail"),
+    "fail-0": Case("rank 0 raises an error", "fail", rank=0),
+    "leave": Case("a rank leaves too early", "leave"),
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended."""
+
+    codes: dict[int, int | None]  # by rank; None: had to be killed
+    seconds: dict[int, float]  # from the fault to the end of each rank that ended by itself
+    output: dict[int, str]
+    leftovers: tuple[int, ...]  # ranks whose processes, or theirs, outlived them
+
+    def named(self, rank: int) -> str:
+        """Who is to blame, as ``rank`` says."""
+        found = re.search(r"^(?:blamed|ppar-dist watchdog): (.*)$", self.output[rank], re.MULTILINE)
+        return found[1] if found else ""
+
+
+def run_case(
+    case: Case, ranks: int, stall_s: float, peer_s: float, folder: Path, options: Sequence[str] = ()
+) -> Outcome:
+    """Start ``ranks`` ranks, wait until those without the fault have ended, and kill what is left.
+
+    Their watchdogs write to ``folder/logs``, unless ``options`` say otherwise.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    limits = ["--stall", str(stall_s), "--peer", str(peer_s), "--folder", str(folder / "logs")]
+    arguments = [case.fault, "--rank", str(case.rank), *limits, *options]
+    files = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
+    processes = _start(arguments, files)
+    try:
+        ended = _wait(processes, case.rank, _START_S + stall_s + peer_s + _END_S)
+        codes = {rank: process.poll() for rank, process in enumerate(processes)}
+    finally:
+        left = tuple(rank for rank, process in enumerate(processes) if _kill_group(process))
+    output = {rank: file.read_text(errors="replace") for rank, file in enumerate(files)}
+    found = (
+        re.search(r"^fault at ([\d.]+)$", output[case.rank], re.MULTILINE) if case.rank in output else None
+    )
+    began = float(found[1]) if found else 0.0
+    seconds = {rank: when - began for rank, when in ended.items()}
+    return Outcome(codes, seconds, output, tuple(rank for rank in left if codes[rank] is not None))
+
+
+def _start(arguments: Sequence[str], files: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(files))}
+    shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    processes = []
+    for rank, file in enumerate(files):
+        command = [sys.executable, "-m", "benchmarks.faulty_rank", *arguments]
+        variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with file.open("wb") as output:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=os.environ | variables,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # so that its children are found when it has ended
+                )
+            )
+    return processes
+
+
+def _wait(processes: Sequence[subprocess.Popen[bytes]], faulty: int, timeout_s: float) -> dict[int, float]:
+    """When each rank ended, by rank; returns a moment after the last one without a fault."""
+    ended: dict[int, float] = {}
+    deadline = time.monotonic() + timeout_s
+    healthy = set(range(len(processes))) - {faulty}
+    extra_s = 2.0  # for a faulty rank that ends by itself
+    while time.monotonic() < deadline:
+        for rank, process in enumerate(processes):
+            if rank not in ended and process.poll() is not None:
+                ended[rank] = time.monotonic()
+        if healthy <= ended.keys():
+            deadline = min(deadline, max([ended[rank] for rank in healthy], default=0.0) + extra_s)
+        if len(ended) == len(processes):
+            break
+        time.sleep(0.01)
+    return ended
+
+
+def _kill_group(process: subprocess.Popen[bytes]) -> bool:
+    """Kill what is left of a rank and its children; whether there was anything."""
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return False
+    finally:
+        process.wait()
+    return True
+
+
+def table(rows: Sequence[tuple[str, list[float], str]]) -> str:
+    """Markdown: fault, median and worst seconds to the end, who is named."""
+    lines = ["| fault | seconds to the end (median, worst) | named |", "|---|---|---|"]
+    for title, seconds, named in rows:
+        spread = f"{statistics.median(seconds):.1f}, {max(seconds):.1f}" if seconds else "never"
+        lines.append(f"| {title} | {spread} | {named} |")
+    return "\n".join(lines)
+
+
+def costs(calls: int = 1_000_000, seconds: float = 10.0) -> str:
+    """What ``phase`` costs a step, and the threads a processor, for a rank alone with default limits."""
+    world = World()
+    board = distributed.open_board(world)
+    with tempfile.TemporaryDirectory() as folder, Watchdog(world, board, 600, 60, Path(folder)) as watchdog:
+        began = time.perf_counter()
+        for step in range(calls):
+            watchdog.phase("data", step)
+        each_ns = (time.perf_counter() - began) / calls * 1e9
+        used = time.process_time()
+        time.sleep(seconds)
+        share = (time.process_time() - used) / seconds
+    return f"phase(): {each_ns:.0f} ns; its threads: {1e3 * share:.2f} ms of CPU time a second"
+
+
+def main() -> None:
+    """Run the cases and print the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("case", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
+    parser.add_argument("--stall", type=float, default=3.0, help="faults.stall_s")
+    parser.add_argument("--peer", type=float, default=2.0, help="faults.peer_s")
+    parser.add_argument("--ranks", type=int, default=3)
+    parser.add_argument("--runs", type=int, default=3, help="of each case")
+    options = parser.parse_args()
+    if unknown := set(options.case) - CASES.keys():
+        parser.error(f"no such case: {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    rows = []
+    for name in options.case or CASES:
+        case, seconds, named = CASES[name], [], ""
+        for _ in range(options.runs):
+            with tempfile.TemporaryDirectory(prefix="ppar-watchdog-") as folder:
+                outcome = run_case(case, options.ranks, options.stall, options.peer, Path(folder))
+            healthy = [rank for rank in range(options.ranks) if rank != case.rank]
+            seconds += [max(outcome.seconds.get(rank, float("inf")) for rank in healthy)]
+            named = outcome.named(healthy[0])
+        rows.append((case.title, seconds, named))
+        print(f"{name}: {table(rows[-1:]).splitlines()[-1]}", file=sys.stderr, flush=True)
+    print(
+        f"limits: faults.stall_s={options.stall:g}, faults.peer_s={options.peer:g}; {options.ranks} ranks\n"
+    )
+    print(table(rows), costs(), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

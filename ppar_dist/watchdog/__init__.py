@@ -1,0 +1,10 @@
+"""Who has died or hangs: ranks watch themselves and each other, name the culprit, and end the job.
+
+``watch`` runs the threads, ``report`` is what ranks tell each other, ``judgement`` decides (pure functions),
+``process`` asks the kernel, ``dump`` writes down what was found.
+"""
+
+from ppar_dist.watchdog.report import OFF, WAITING
+from ppar_dist.watchdog.watch import Watchdog
+
+__all__ = ["OFF", "WAITING", "Watchdog"]

@@ -1,0 +1,70 @@
+"""Processes of this machine, as /proc tells of them; where there is none, nothing is known."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+
+_PROC = Path("/proc")
+
+
+class Process(Enum):
+    """What the kernel says about a process."""
+
+    UNKNOWN = "unknown"  # of another machine, or without /proc
+    ALIVE = "alive"
+    STOPPED = "stopped"  # by SIGSTOP or a debugger
+    GONE = "gone"
+
+
+def machine() -> str:
+    """An id that two processes share if, and only if, they see each other by pid; "" where unknown.
+
+    A host name does not tell: containers on one host may share it and yet have pids of their own.
+    """
+    try:
+        boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot}/{(_PROC / 'self/ns/pid').stat().st_ino}"
+    except OSError:
+        return ""
+
+
+def born(pid: int) -> int:
+    """When process ``pid`` started, in ticks since the machine's start; 0 where unknown."""
+    fields = _status(pid)
+    return int(fields[19]) if fields else 0
+
+
+def look(pid: int, born_at: int) -> Process:
+    """What has become of the process ``pid`` that started at ``born_at``; only for pids of this machine."""
+    fields = _status(pid)
+    # A killed process stays as a zombie until its parent has asked for it.
+    if not fields or fields[0] in "ZX" or int(fields[19]) != born_at:
+        return Process.GONE
+    return Process.STOPPED if fields[0] in "Tt" else Process.ALIVE
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The command name of each process that ``pid`` or a child of it has started, by pid."""
+    children: dict[int, list[tuple[int, str]]] = {}
+    for entry in _PROC.glob("[0-9]*"):
+        fields = _status(int(entry.name))
+        if fields and fields[0] not in "ZX":
+            children.setdefault(int(fields[1]), []).append((int(entry.name), fields[-1]))
+    found: dict[int, str] = {}
+    ahead = [pid]
+    while ahead:
+        for child, command in children.get(ahead.pop(), []):
+            found[child] = command
+            ahead.append(child)
+    return found
+
+
+def _status(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat from the state on, then the command's name; empty if it is not there."""
+    try:
+        text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return []
+    head, _, tail = text.rpartition(")")
+    return [*tail.split(), head.partition("(")[2]]
