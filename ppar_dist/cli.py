@@ -101,6 +101,13 @@ def _data_commands(commands: Any) -> None:
     index = commands.add_parser("index", help="make the index of shards that others made")
     index.add_argument("folder", type=Path)
     index.add_argument("--classes", required=True)
+    index.add_argument(
+        "--max-bad-ratio",
+        type=float,
+        default=0.0,
+        metavar="R",
+        help="leave bad samples out, up to this share of all, and list them in quarantine.jsonl",
+    )
     index.set_defaults(run=_index)
 
 
@@ -191,9 +198,13 @@ def _text(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _index(options: argparse.Namespace, _: list[str]) -> None:
-    from ppar_dist.data.index import build_index
+    from ppar_dist.data.indexer import index_folder
 
-    index = build_index(options.folder, options.classes)
+    if not 0 <= options.max_bad_ratio <= 1:
+        raise ConfigError(f"--max-bad-ratio is a share from 0 to 1, got {options.max_bad_ratio}")
+    index, findings = index_folder(options.folder, options.classes, max_bad_ratio=options.max_bad_ratio)
+    for line in findings.lines():
+        print(f"{options.folder}: {line}", file=sys.stderr)
     print(f"{options.folder}: {len(index)} samples in {len(index.shards)} shards")
 
 

@@ -3,21 +3,21 @@
 ::
 
     <domain>/domain.json         version, class set, shards with bytes and sha256 (written last)
-    <domain>/index.npy           (N,) records: shard, offsets and sizes of the members, label height and width
+    <domain>/index.npy           (N,) records: shard, offsets, sizes and checksums of the members, label size
     <domain>/counts.npy          (N, K) pixels per train id (255 is not counted)
     <domain>/keys.npy            (N,) sample keys, UTF-8
+    <domain>/quarantine.jsonl    samples that were left out when the index was made, if any
     <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
 
-The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million.
+The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million. So a
+record is checked when it is read, and what is read is held to its checksum. ``indexer`` makes an index.
 """
 
 from __future__ import annotations
 
-import hashlib
-import itertools
 import json
-import os
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +26,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.config import ConfigError
-from ppar_dist.data.samples import DataError, RawSample
-from ppar_dist.data.scan import scan_shard
-from ppar_dist.labels import class_set as find_class_set
+from ppar_dist.data.domainfile import REMEDY, read_domain_file, sha256
+from ppar_dist.data.samples import DataError, RawSample, check_member, printable
+from ppar_dist.data.shardfiles import ShardFiles
 
-VERSION = 1
 RECORD = np.dtype(
     [
         ("shard", "<u4"),
@@ -42,10 +41,13 @@ RECORD = np.dtype(
         ("json_size", "<u8"),  # 0: the sample has none
         ("height", "<u4"),
         ("width", "<u4"),
+        ("image_crc", "<u4"),  # CRC-32 of the member
+        ("label_crc", "<u4"),
     ]
 )
-_OPEN_SHARDS = 32  # file descriptors held per domain and process
-_REMEDY = "run `ppar-dist prepare` for a known data set, or `ppar-dist index` for shards of your own"
+_NAMED = 5  # shards that a message names
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,76 +64,98 @@ class DomainIndex:
     counts: npt.NDArray[np.uint32]  # (N, K)
     keys: npt.NDArray[np.bytes_]  # (N,)
     fingerprint: str  # changes whenever shards, their order or the class set change
-    _files: dict[int, int] = field(default_factory=dict, repr=False, compare=False)
+    _files: ShardFiles = field(repr=False, compare=False)
 
     @classmethod
-    def open(cls, path: Path | str) -> DomainIndex:
+    def open(cls, path: Path | str, max_missing_ratio: float | None = None) -> DomainIndex:
         """Open a domain folder.
 
+        Args:
+            path: the folder.
+            max_missing_ratio: share of samples that may lie in missing shards, or beyond the end of
+                shortened ones: such shards are warnings, and their samples fail when they are read.
+                None: every shard is there and has the size it had when it was indexed.
+
         Raises:
-            ConfigError: folder, index or shard missing, another version, or a shard that has
-                changed its size since it was indexed.
+            ConfigError: folder or index missing or damaged, another version, shards missing or changed.
         """
-        path = Path(path)
-        meta = _read_meta(path)
-        shards = tuple(shard["name"] for shard in meta["shards"])
-        for shard in meta["shards"]:
-            _check_shard(path, shard)
-        arrays = {name: _map(path / f"{name}.npy") for name in ("index", "counts", "keys")}
-        n, k = meta["num_samples"], len(meta["classes"])
-        if arrays["index"].dtype != RECORD or {len(array) for array in arrays.values()} != {n}:
-            raise ConfigError(f"{path}: the index does not belong to its domain.json; {_REMEDY}")
-        if arrays["counts"].shape != (n, k):
-            raise ConfigError(f"{path}: counts.npy is not {n} samples by {k} classes; {_REMEDY}")
+        index = cls._map(Path(path))
+        if max_missing_ratio is None:
+            index._refuse_changes()
+        else:
+            index._weigh_losses(max_missing_ratio)
+        return index
+
+    @classmethod
+    def _map(cls, path: Path) -> DomainIndex:
+        """Open the index and look at no shard."""
+        meta = read_domain_file(path)
+        arrays = {name: _map_array(path / f"{name}.npy") for name in ("index", "counts", "keys")}
+        n, k = meta.num_samples, len(meta.classes)
+        fits = arrays["index"].dtype == RECORD and arrays["keys"].dtype.kind == "S"
+        if not fits or {arrays["index"].shape, arrays["keys"].shape, arrays["counts"].shape[:1]} != {(n,)}:
+            raise ConfigError(f"{path}: the index does not belong to its domain.json; {REMEDY}")
+        if arrays["counts"].shape != (n, k) or arrays["counts"].dtype != np.uint32:
+            raise ConfigError(f"{path}: counts.npy is not {n} samples by {k} classes; {REMEDY}")
         return cls(
-            name=meta["name"],
+            name=meta.name,
             path=path,
-            class_set=meta["class_set"],
-            classes=tuple(meta["classes"]),
-            shards=shards,
+            class_set=meta.class_set,
+            classes=tuple(meta.classes),
+            shards=tuple(shard.name for shard in meta.shards),
             num_samples=n,
             records=arrays["index"],
             counts=arrays["counts"],
             keys=arrays["keys"],
-            fingerprint=_fingerprint(meta),
+            fingerprint=meta.fingerprint(),
+            _files=ShardFiles(path, meta.shards),
         )
 
     def __len__(self) -> int:
         return self.num_samples
 
     def __reduce__(self) -> tuple[Callable[[Path], DomainIndex], tuple[Path]]:
-        return DomainIndex.open, (self.path,)  # workers map the files again instead of copying them
+        return DomainIndex._map, (self.path,)  # workers map the files again instead of copying them
 
     def key(self, sample: int) -> str:
-        """The key of a sample, unique within the domain."""
-        return bytes(self.keys[sample]).decode("utf-8")
+        """The key of a sample, unique within the domain.
+
+        Raises:
+            DataError: keys.npy is damaged there.
+        """
+        try:
+            return bytes(self.keys[sample]).decode("utf-8")
+        except UnicodeDecodeError:
+            raise DataError(
+                self.name, "index", f"the key of sample {sample} in keys.npy is no UTF-8; {REMEDY}"
+            ) from None
+
+    def names(self, sample: int) -> tuple[str, str]:
+        """Shard and key of a sample as a message shows them, whatever state the index is in."""
+        shard = int(self.records[sample]["shard"])
+        key = printable(bytes(self.keys[sample]).decode("utf-8", "backslashreplace"))
+        return self.shards[shard] if shard < len(self.shards) else f"shard number {shard}", key
 
     def read(self, sample: int) -> RawSample:
         """The undecoded members of a sample, read at their offsets.
 
         Raises:
-            DataError: the shard has gone, or ends before the member does.
+            DataError: the shard has gone, ends before the member does or has changed, or the bytes are
+                not those that were indexed.
         """
-        record = self.records[sample]
-        shard, key = int(record["shard"]), self.key(sample)
-        where = f"{self.name}/{self.shards[shard]} sample {key}"
-        return RawSample(
-            where=where,
-            key=key,
-            image=self._pread(shard, int(record["image_offset"]), int(record["image_size"]), where),
-            label=self._pread(shard, int(record["label_offset"]), int(record["label_size"]), where),
-        )
+        key, where = self.key(sample), self._where(sample)
+        image, label = (self._member(sample, kind, where) for kind in ("image", "label"))
+        return RawSample(where=where, key=key, image=image, label=label)
 
     def metadata(self, sample: int) -> dict[str, Any]:
         """The sample's JSON member, {} where it has none; raises DataError when it is no JSON object."""
-        record = self.records[sample]
-        shard, where = int(record["shard"]), f"{self.name} sample {self.key(sample)}"
-        if not record["json_size"]:
+        if not self.records[sample]["json_size"]:
             return {}
-        raw = self._pread(shard, int(record["json_offset"]), int(record["json_size"]), where)
+        where = self._where(sample)
+        raw = self._member(sample, "json", where)
         try:
             value = json.loads(raw)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise DataError(where, "json", f"the .json member is not valid JSON ({error})") from None
         if not isinstance(value, dict):
             raise DataError(where, "json", "the .json member holds no object")
@@ -139,157 +163,67 @@ class DomainIndex:
 
     def changed_shards(self) -> list[str]:
         """Names of shards whose sha256 is no longer the indexed one (reads all of them)."""
-        return [
-            shard["name"]
-            for shard in _read_meta(self.path)["shards"]
-            if _sha256(self.path / shard["name"]) != shard["sha256"]
-        ]
+        shards = read_domain_file(self.path).shards
+        return [shard.name for shard in shards if sha256(self.path / shard.name) != shard.sha256]
 
-    def _pread(self, shard: int, offset: int, size: int, where: str) -> bytes:
-        try:
-            raw = os.pread(self._file(shard), size, offset)
-        except OSError as error:
-            raise DataError(where, "shard_unreadable", f"cannot read the shard: {error.strerror}") from None
-        if len(raw) != size:
-            raise DataError(where, "truncated", f"the shard ends {size - len(raw)} bytes early; {_REMEDY}")
-        return raw
+    def _where(self, sample: int) -> str:
+        shard, key = self.names(sample)
+        return f"{self.name}/{shard} sample {key}"
 
-    def _file(self, shard: int) -> int:
-        if shard not in self._files:
-            if len(self._files) >= _OPEN_SHARDS:
-                os.close(self._files.pop(next(iter(self._files))))
-            self._files[shard] = os.open(self.path / self.shards[shard], os.O_RDONLY | os.O_CLOEXEC)
-        return self._files[shard]
+    def _member(self, sample: int, kind: str, where: str) -> bytes:
+        record = self.records[sample]
+        shard, offset, size = (int(record[name]) for name in ("shard", f"{kind}_offset", f"{kind}_size"))
+        if shard >= len(self.shards) or offset + size > self._files.shards[shard].bytes:
+            raise DataError(where, "index", f"index.npy points outside its shards; {REMEDY}")
+        check_member(kind, size, where)
+        crc = None if kind == "json" else int(record[f"{kind}_crc"])
+        return self._files.read(shard, offset, size, crc, where, kind)
 
-    def __del__(self) -> None:
-        for file in self._files.values():
-            os.close(file)
+    def _refuse_changes(self) -> None:
+        for number, shard in enumerate(self._files.shards):
+            found = self._files.size_now(number)
+            if found is None:
+                raise ConfigError(f"shard {self.path / shard.name} is missing; {REMEDY}")
+            if found != shard.bytes:
+                path = self.path / shard.name
+                raise ConfigError(f"shard {path} has {found} bytes, its index says {shard.bytes}; {REMEDY}")
 
-
-def build_index(
-    folder: Path | str,
-    class_set: str,
-    name: str | None = None,
-    progress: Callable[[str, int], None] | None = None,
-) -> DomainIndex:
-    """Index the ``*.tar`` shards of a folder, ours or anybody's, and open the result.
-
-    Every label is decoded and checked. The index appears whole: ``domain.json`` is written last.
-
-    Args:
-        folder: the domain folder; its shards are taken in the order of their names.
-        class_set: the class set of the label ids.
-        name: the domain's name, by default that of the folder.
-        progress: called after each shard with its name and the samples found so far.
-
-    Raises:
-        ConfigError: no folder or no samples, or a key twice; DataError (a ConfigError) names shard,
-            key and fault of the first bad sample.
-    """
-    folder = Path(folder)
-    classes = find_class_set(class_set).classes
-    if not folder.is_dir():
-        raise ConfigError(f"no folder {folder}; check the path, or {_REMEDY}")
-    domain = name or folder.resolve().name
-    records: list[tuple[int, ...]] = []
-    counts: list[npt.NDArray[np.uint32]] = []
-    keys: list[bytes] = []
-    shards = []
-    for number, path in enumerate(sorted(path for path in folder.glob("*.tar") if path.is_file())):
-        before = len(keys)
-        for sample in scan_shard(path, len(classes), f"{domain}/{path.name}"):
-            spans = (*sample.image, *sample.label, *sample.json)
-            records.append((number, *spans, sample.height, sample.width))
-            counts.append(sample.counts)
-            keys.append(sample.key.encode("utf-8"))
-        shards.append(_describe(path, len(keys) - before))
-        if progress is not None:
-            progress(path.name, len(keys))
-    if not keys:
-        raise ConfigError(f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar); {_REMEDY}")
-    _refuse_repeated(keys, domain)
-    (folder / "domain.json").unlink(missing_ok=True)  # an old one must not describe the new arrays
-    _save(folder / "index.npy", np.array(records, dtype=RECORD))
-    _save(folder / "counts.npy", np.stack(counts))
-    _save(folder / "keys.npy", np.array(keys, dtype=np.bytes_))
-    meta = {"version": VERSION, "name": domain, "class_set": class_set, "classes": list(classes)}
-    meta |= {"num_samples": len(keys), "shards": shards}
-    _replace(folder / "domain.json", json.dumps(meta, indent=2).encode("utf-8"))
-    return DomainIndex.open(folder)
-
-
-def _describe(path: Path, samples: int) -> dict[str, Any]:
-    return {
-        "name": path.name,
-        "samples": samples,
-        "bytes": path.stat().st_size,
-        "sha256": _sha256(path),
-    }
-
-
-def _refuse_repeated(keys: list[bytes], domain: str) -> None:
-    for one, other in itertools.pairwise(sorted(keys)):
-        if one == other:
+    def _weigh_losses(self, max_missing_ratio: float) -> None:
+        """Warn of missing and shortened shards; refuse when too many samples went with them."""
+        problems, lost = [], 0
+        for number, shard in enumerate(self._files.shards):
+            found = self._files.size_now(number)
+            if found is None:
+                problems.append(f"{shard.name} is missing")
+                lost += shard.samples
+            elif found != shard.bytes:
+                problems.append(f"{shard.name} has {found} bytes instead of {shard.bytes}")
+                lost += self._beyond(number, found)
+        if not problems:
+            return
+        text = f"domain {self.name}: {_listed(problems)} in {self.path}"
+        if lost > max_missing_ratio * self.num_samples:
             raise ConfigError(
-                f"domain {domain}: key {one.decode()!r} occurs twice; keys are unique, rename it"
+                f"{text}: {lost} of {self.num_samples} samples lost, more than "
+                f"data.max_bad_ratio={max_missing_ratio:g}; bring the shards back, or index the folder again"
             )
+        log.warning("%s: %d of %d samples lost; they will be replaced", text, lost, self.num_samples)
+
+    def _beyond(self, shard: int, size: int) -> int:
+        """Samples of a shard that a file of ``size`` bytes cannot hold."""
+        records = self.records[self.records["shard"] == shard]
+        ends = [records[f"{kind}_offset"] + records[f"{kind}_size"] for kind in ("image", "label")]
+        return int(np.count_nonzero(np.maximum(*ends) > size))
 
 
-def _read_meta(path: Path) -> dict[str, Any]:
-    if not path.is_dir():
-        raise ConfigError(f"no domain folder {path}; {_REMEDY}")
+def _listed(problems: Sequence[str]) -> str:
+    rest = len(problems) - _NAMED
+    return ", ".join(problems[:_NAMED]) + (f" and {rest} more shards like that" if rest > 0 else "")
+
+
+def _map_array(path: Path) -> npt.NDArray[Any]:
     try:
-        meta = json.loads((path / "domain.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path} has no domain.json, so it is not indexed; {_REMEDY}") from None
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path / 'domain.json'} ({error}); {_REMEDY}") from None
-    if not isinstance(meta, dict) or meta.get("version") != VERSION:
-        found = meta.get("version") if isinstance(meta, dict) else None
-        raise ConfigError(f"{path}: index version {found}, this program reads version {VERSION}; {_REMEDY}")
-    return meta
-
-
-def _check_shard(path: Path, shard: dict[str, Any]) -> None:
-    name = shard["name"]
-    if os.path.basename(name) != name:
-        raise ConfigError(f"{path}: shard name {name!r} leaves the domain folder; {_REMEDY}")
-    try:
-        found = (path / name).stat().st_size
-    except OSError as error:
-        raise ConfigError(f"shard {path / name} is missing ({error.strerror}); {_REMEDY}") from None
-    if found != shard["bytes"]:
-        raise ConfigError(
-            f"shard {path / name} has {found} bytes, its index says {shard['bytes']}; {_REMEDY}"
-        )
-
-
-def _fingerprint(meta: dict[str, Any]) -> str:
-    parts = [meta["version"], meta["class_set"], meta["classes"], meta["num_samples"]]
-    parts += [[shard["sha256"] for shard in meta["shards"]]]
-    return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
-
-
-def _map(path: Path) -> npt.NDArray[Any]:
-    try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"cannot read {path} ({error}); {_REMEDY}") from None
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-    os.replace(temporary, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return np.lib.format.open_memmap(path, mode="r", max_header_size=10_000)
+    except Exception as error:  # numpy parses the header as Python source, which fails in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConfigError(f"cannot read {path} ({printable(reason)}); {REMEDY}") from None

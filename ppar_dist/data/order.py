@@ -117,11 +117,15 @@ class Order:
         self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
         self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
 
-    def locate(self, position: int) -> Location:
-        """The sample at a position >= 0; O(1) in time and memory."""
+    def locate(self, position: int, attempt: int = 0) -> Location:
+        """The sample at a position >= 0; O(1) in time and memory.
+
+        ``attempt`` a > 0 is the a-th replacement of a bad sample: what stands a places further on in the
+        sequence of the same domain.
+        """
         cycle, slot = divmod(position, len(self._slots))
         domain = self._slots[slot]
-        number = cycle * self.quotas[domain] + self._before[slot]
+        number = cycle * self.quotas[domain] + self._before[slot] + attempt
         share = self.shares[domain]
         epoch, place = divmod(number, share.size)
         key = _key(self._seed, f"{share.name}/{epoch}")

@@ -4,16 +4,18 @@ positions of this rank → locate → read (pread) → decode → augment → gr
 
 Each worker makes every n-th micro-batch whole; they are received in turn, so the sequence does not
 depend on the number of workers. Starting anywhere costs the same. Tensors travel as uint8.
+
+A sample that cannot be used is replaced by the next one of its domain's sequence and travels along as a
+``BadSample``: batches stay full, ranks even, and what is trained on is a function of position and shards.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-import signal
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from types import FrameType
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -24,19 +26,23 @@ from torch.utils.data import IterableDataset, get_worker_info
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.order import DomainShare, Order, micro_batches
+from ppar_dist.data.quarantine import BadSample
 from ppar_dist.data.samples import (
     DataError,
     LabelArray,
     check_label,
     check_sizes,
-    decode_label,
     decode_rgb,
+    label_ids,
     open_image,
+    open_label,
 )
 from ppar_dist.data.transforms import EvalTransform, TrainTransform
+from ppar_dist.data.workers import LoaderWorkers
+from ppar_dist.data.workers import WorkerDied as WorkerDied
 from ppar_dist.labels import class_set
 
-_PREFETCH = 2  # micro-batches that each worker holds ready
+ATTEMPTS = 16  # samples tried for one position
 
 
 @dataclass
@@ -47,8 +53,9 @@ class Batch:
     labels: Tensor  # uint8 (B, H, W)
     domains: Tensor  # int64 (B,), number of the source domain
     positions: Tensor  # int64 (B,)
-    samples: Tensor  # int64 (B,), sample number within its domain
+    samples: Tensor  # int64 (B,), sample number within its domain: of the replacement, where there was one
     keys: list[str]
+    bad: list[BadSample] = field(default_factory=list)  # met while this batch was filled
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -62,12 +69,9 @@ class Batch:
         return self._each(Tensor.pin_memory)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        tensors = {
-            field.name: change(getattr(self, field.name))
-            for field in dataclasses.fields(self)
-            if field.name != "keys"
-        }
-        return Batch(**tensors, keys=self.keys)
+        values: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
+        return Batch(**values | tensors)
 
 
 class EvalSample(NamedTuple):
@@ -96,17 +100,23 @@ class _Item(NamedTuple):
     sample: int = 0
     content: Any = None  # Decoded, then (image, label) tensors
     key: str = ""
+    bad: tuple[BadSample, ...] = ()
 
 
 def open_sources(cfg: Config) -> list[DomainIndex]:
-    """Open every source domain of the configuration, in its order.
+    """Open every source domain of the configuration, in its order, for training.
+
+    A missing or changed shard is a warning: a run that has met it must be able to resume. Its samples are
+    replaced at their turn.
 
     Raises:
-        ConfigError: a folder or shard is missing, or a domain has another class set than
-            ``data.classes``.
+        ConfigError: a folder is missing, more than ``data.max_bad_ratio`` of a domain's samples went with
+            shards, or a domain has another class set than ``data.classes``.
     """
     wanted = class_set(cfg.data.classes)
-    indexes = [DomainIndex.open(cfg.data.root / source.name) for source in cfg.data.sources]
+    indexes = [
+        DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio) for source in cfg.data.sources
+    ]
     for index in indexes:
         check_classes(index, wanted.name)
     return indexes
@@ -157,8 +167,9 @@ def train_loader(
 
     Raises:
         ConfigError: the global batch does not divide among the ranks, there are more ranks than
-            samples, or a sample is bad (DataError, when its turn comes).
+            samples, or (DataError, when its turn comes) one position met ``ATTEMPTS`` bad samples in a row.
         ValueError: the positions are no whole number of global batches.
+        WorkerDied: a loader worker was killed.
     """
     shares = training_shares(cfg, indexes)
     _check_ranks(cfg, sum(share.size for share in shares), world_size)
@@ -167,21 +178,13 @@ def train_loader(
         indexes=indexes,
         transform=TrainTransform(cfg.augment, cfg.data, cfg.seed),
     )
-    loader = webdataset.WebLoader(
-        webdataset.DataPipeline(
-            _Plan(cfg, start_position, stop_position, rank, world_size),
-            webdataset.map(stages.load),
-            webdataset.map(stages.augment),
-            _grouped,
-        ),
-        batch_size=None,
-        num_workers=cfg.data.workers,
-        prefetch_factor=_PREFETCH if cfg.data.workers else None,
-        pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_init_worker,
-        generator=torch.Generator(),  # or the loader would draw its base seed from the global state
+    pipeline = webdataset.DataPipeline(
+        _Plan(cfg, start_position, stop_position, rank, world_size),
+        webdataset.map(stages.load),
+        webdataset.map(stages.augment),
+        _grouped,
     )
-    return _received(loader)
+    return _received(LoaderWorkers(cfg.data.workers, rank).iterate(pipeline))
 
 
 def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) -> Decoded:
@@ -192,18 +195,33 @@ def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) ->
             names shard and key.
     """
     raw = index.read(sample)
-    image = open_image(raw.image, raw.where)
-    label = decode_label(raw.label, raw.where)
-    check_sizes((image.height, image.width), (label.shape[0], label.shape[1]), raw.where)
-    check_label(label, len(index.classes), raw.where)
-    return Decoded(decode_rgb(raw.image, image, raw.where, min_side), label, raw.key)
+    image, label = open_image(raw.image, raw.where), open_label(raw.label, raw.where)
+    check_sizes((image.height, image.width), (label.height, label.width), raw.where)
+    ids = label_ids(label, raw.where)
+    check_label(ids, len(index.classes), raw.where)
+    return Decoded(decode_rgb(raw.image, image, raw.where, min_side), ids, raw.key)
 
 
-def eval_samples(index: DomainIndex, start: int, stop: int, size: int) -> Iterator[EvalSample]:
-    """Samples [start, stop) of a domain in their order, images resized to ``size`` (shorter side)."""
+def eval_samples(
+    index: DomainIndex,
+    start: int,
+    stop: int,
+    size: int,
+    skipped: Callable[[int, DataError], None] | None = None,
+) -> Iterator[EvalSample]:
+    """Samples [start, stop) of a domain in their order, images resized to ``size`` (shorter side).
+
+    A bad sample raises its DataError; with ``skipped`` it is left out, and its number and error go there.
+    """
     resize = EvalTransform(size)
     for sample in range(start, stop):
-        decoded = read_sample(index, sample)
+        try:
+            decoded = read_sample(index, sample)
+        except DataError as error:
+            if skipped is None:
+                raise
+            skipped(sample, error)
+            continue
         label = torch.from_numpy(decoded.label.copy())
         yield EvalSample(resize(decoded.image), label, decoded.key, sample)
 
@@ -217,14 +235,39 @@ class Stages:
     transform: TrainTransform
 
     def load(self, item: _Item) -> _Item:
-        """Find, read and decode the sample of a position."""
-        domain, _, sample = self.order.locate(item.position)
-        content = read_sample(self.indexes[domain], sample, self.transform.min_side)
-        return item._replace(domain=domain, sample=sample, content=content, key=content.key)
+        """Find, read and decode the sample of a position, or the first good one of its replacements.
+
+        Raises:
+            DataError: there was none in ``ATTEMPTS``.
+        """
+        bad: list[BadSample] = []
+        for attempt in range(ATTEMPTS):
+            domain, _, sample = self.order.locate(item.position, attempt)
+            index = self.indexes[domain]
+            try:
+                content = read_sample(index, sample, self.transform.min_side)
+            except DataError as error:
+                shard, key = index.names(sample)
+                bad.append(BadSample(item.position, domain, sample, shard, key, error.reason, error.detail))
+                continue
+            return item._replace(
+                domain=domain, sample=sample, content=content, key=content.key, bad=tuple(bad)
+            )
+        raise _exhausted(self.indexes[bad[0].domain].name, bad)
 
     def augment(self, item: _Item) -> _Item:
         """Decoded sample to (image, label) tensors."""
         return item._replace(content=self.transform(item.content.image, item.content.label, item.position))
+
+
+def _exhausted(domain: str, bad: list[BadSample]) -> DataError:
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(each.reason for each in bad).most_common())
+    last = bad[-1]
+    detail = (
+        f"all {len(bad)} samples tried for position {last.position} are bad ({counts}; the last: "
+        f"{last.shard} sample {last.key}: {last.detail}); repair the shards and index them again"
+    )
+    return DataError(f"domain {domain}", "exhausted", detail)
 
 
 class _Plan(IterableDataset[_Item]):
@@ -245,8 +288,8 @@ class _Plan(IterableDataset[_Item]):
 
 
 def _grouped(items: Iterable[_Item]) -> Iterator[Batch | DataError]:
-    """Micro-batches. A bad sample ends the stream with its error as a value: an exception raised in a
-    loader worker would reach the trainer as text, traceback and all."""
+    """Micro-batches. An error ends the stream as a value: an exception raised in a loader worker would
+    reach the trainer as text, traceback and all."""
     group: list[_Item] = []
     try:
         for item in items:
@@ -267,6 +310,7 @@ def _collate(group: list[_Item]) -> Batch:
         positions=torch.tensor([item.position for item in group]),
         samples=torch.tensor([item.sample for item in group]),
         keys=[item.key for item in group],
+        bad=[bad for item in group for bad in item.bad],
     )
 
 
@@ -287,16 +331,3 @@ def _check_ranks(cfg: Config, samples: int, world_size: int) -> None:
         raise ConfigError(
             f"{world_size} ranks but only {samples} training samples; use at most {samples} ranks"
         )
-
-
-def _init_worker(_: int) -> None:
-    """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
-    torch.set_num_threads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
-
-
-def _ignore_once(number: int, _: FrameType | None) -> None:
-    # A scheduler signals every process of a job once; a second one is meant for this worker.
-    signal.signal(number, signal.SIG_DFL)

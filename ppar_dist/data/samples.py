@@ -1,12 +1,15 @@
 """One sample: its raw bytes, how they are decoded, and what makes it a bad one.
 
-Nothing in a shard is trusted: images are opened as JPEG or PNG only, and a label is an 8-bit
-single-channel PNG of train ids below the number of classes, or 255.
+Nothing in a shard is trusted: images are opened as JPEG or PNG only, a label is an 8-bit
+single-channel PNG of train ids below the number of classes, or 255, and sizes are bounded before anything
+is read or decoded.
 """
 
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,25 +20,43 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from ppar_dist.config import ConfigError
+from ppar_dist.data.quarantine import REASONS
 from ppar_dist.labels import IGNORE_INDEX
 
 LabelArray = npt.NDArray[np.uint8]
 
-# What Pillow raises for bytes that are no image of the format, are cut off, or are absurdly large.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
+MAX_MEMBER = 256 << 20  # bytes of a member; larger ones are never read
+MAX_PIXELS = 89_478_485  # of a picture; more are never decoded (Pillow's bound, up to which it is silent)
+
+# What Pillow's parsers raise for bytes that are no image of the format, are cut off, or are made to harm.
+_UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError),
+    *(struct.error, zlib.error, RuntimeError),
+)
+_LONGEST = 300  # characters of a detail: decoders may quote what they read
 
 
 class DataError(ConfigError):
-    """A sample that cannot be used: ``where`` (shard and key) and ``reason`` (a short fixed word)."""
+    """A sample that cannot be used: ``where`` (shard and key) and ``reason`` (one of ``REASONS``).
+
+    Where and detail are one printable line each, whatever names and decoders they come from.
+    """
 
     def __init__(self, where: str, reason: str, detail: str) -> None:
-        super().__init__(f"{where}: {detail}")
-        self.where = where
+        assert reason in REASONS, reason
+        self.where = printable(where)
         self.reason = reason
-        self.detail = detail
+        self.detail = printable(detail)
+        super().__init__(f"{self.where}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[DataError], tuple[str, str, str]]:
         return DataError, (self.where, self.reason, self.detail)
+
+
+def printable(text: str) -> str:
+    """One line of at most 300 characters: what is no printable character is escaped."""
+    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: _LONGEST + 1])
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 @dataclass(frozen=True)
@@ -48,14 +69,48 @@ class RawSample:
     label: bytes  # PNG
 
 
+def check_member(kind: str, size: int, where: str) -> None:
+    """Raises DataError when a member of ``size`` bytes is empty or too large to be read."""
+    if size == 0:
+        raise DataError(where, "empty", f"the {kind} member has no bytes; replace it")
+    if size > MAX_MEMBER:
+        raise DataError(
+            where,
+            "too_large",
+            f"the {kind} member has {size} bytes, at most {MAX_MEMBER} are read; shrink it",
+        )
+
+
 def open_image(raw: bytes, where: str) -> Image.Image:
     """The JPEG with its header read and its pixels not yet decoded."""
+    return _open(raw, "image", "JPEG", where)
+
+
+def open_label(raw: bytes, where: str) -> Image.Image:
+    """The label PNG with its header read and its pixels not yet decoded."""
+    image = _open(raw, "label", "PNG", where)
+    if image.mode not in ("L", "P"):
+        raise DataError(
+            where,
+            "label_mode",
+            f"a label is an 8-bit single-channel PNG, got mode {image.mode}; convert it",
+        )
+    return image
+
+
+def _open(raw: bytes, kind: str, form: str, where: str) -> Image.Image:
+    check_member(kind, len(raw), where)
     try:
-        return Image.open(io.BytesIO(raw), formats=("JPEG",))
+        image = Image.open(io.BytesIO(raw), formats=(form,))
+    except Image.DecompressionBombError as error:
+        raise _too_many_pixels(kind, _said(error), where) from None
     except _UNREADABLE as error:
         raise DataError(
-            where, "image_unreadable", f"the image is no readable JPEG ({_said(error)}); replace it"
+            where, f"{kind}_unreadable", f"the {kind} is no readable {form} ({_said(error)}); replace it"
         ) from None
+    if image.width * image.height > MAX_PIXELS:
+        raise _too_many_pixels(kind, f"{image.width}x{image.height}", where)
+    return image
 
 
 def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -> Image.Image:
@@ -88,22 +143,18 @@ def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None 
         raise _corrupt(where, error) from None
 
 
-def decode_label(raw: bytes, where: str) -> LabelArray:
-    """Decode a label PNG to train ids, (H, W) uint8. The ids are not checked here."""
+def label_ids(image: Image.Image, where: str) -> LabelArray:
+    """Decode a label opened by ``open_label`` to train ids, (H, W) uint8. The ids are not checked here."""
     try:
-        image = Image.open(io.BytesIO(raw), formats=("PNG",))
-        if image.mode not in ("L", "P"):
-            raise DataError(
-                where,
-                "label_mode",
-                f"a label is an 8-bit single-channel PNG, got mode {image.mode}; convert it",
-            )
         return np.asarray(image, dtype=np.uint8)
     except _UNREADABLE as error:
-        if isinstance(error, DataError):
-            raise
         detail = f"the label is no readable PNG ({_said(error)}); replace it"
         raise DataError(where, "label_unreadable", detail) from None
+
+
+def decode_label(raw: bytes, where: str) -> LabelArray:
+    """Open and decode a label PNG: ``label_ids`` of ``open_label``."""
+    return label_ids(open_label(raw, where), where)
 
 
 def class_counts(label: LabelArray, num_classes: int, where: str) -> npt.NDArray[np.uint32]:
@@ -154,3 +205,8 @@ def _said(error: Exception) -> str:
 def _corrupt(where: str, error: Exception) -> DataError:
     reason = " ".join(str(error).split())
     return DataError(where, "image_unreadable", f"the image is cut off or corrupt ({reason}); replace it")
+
+
+def _too_many_pixels(kind: str, found: str, where: str) -> DataError:
+    detail = f"the {kind} is too large ({found}), at most {MAX_PIXELS} pixels are decoded; shrink it"
+    return DataError(where, "too_large", detail)

@@ -1,30 +1,45 @@
-"""Scan a tar shard for samples: where each member lies, read from the headers alone.
+"""Scan a tar shard for samples: where each member lies, and what is wrong with those that are bad.
 
-Shards may come from anybody: member names are compared, never opened as paths, and a tar that ends
-early is refused rather than read as far as it goes.
+Shards may come from anybody. Member names are compared, never opened as paths; those that could lead out of
+a folder if somebody did are bad. Members of kinds that are not ours are never read: pickles stay bytes.
 """
 
 from __future__ import annotations
 
 import os
-import tarfile
+import zlib
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from ppar_dist.data.samples import DataError, check_sizes, class_counts, decode_label, open_image
+from ppar_dist.data.samples import (
+    DataError,
+    check_member,
+    check_sizes,
+    class_counts,
+    decode_pixels,
+    label_ids,
+    open_image,
+    open_label,
+    printable,
+)
+from ppar_dist.data.tar import Member, members
 
 _KINDS = {"jpg": "image", "jpeg": "image", "png": "label", "json": "json"}
-_CHUNK = 1 << 20
+_LONGEST_KEY = 1024  # bytes: the index has one width for all
+_SCATTERED = "scattered"
+_MOST_KINDS = 20  # of ignored members that are told apart
 
 Span = tuple[int, int]  # offset and size in bytes
 
 
 class ScannedSample(NamedTuple):
-    """One sample of a shard; its image and label agree in size and its label ids are legal."""
+    """One good sample: image and label can be decoded and agree in size, label ids are legal."""
 
     key: str
     image: Span
@@ -32,96 +47,188 @@ class ScannedSample(NamedTuple):
     json: Span  # (0, 0) where there is none
     height: int
     width: int
+    image_crc: int  # CRC-32 of the member
+    label_crc: int
     counts: npt.NDArray[np.uint32]  # (K,) pixels per train id
 
 
-def scan_shard(path: Path, num_classes: int, where: str) -> Iterator[ScannedSample]:
-    """The samples of one shard in their order; every label is decoded and checked.
+class Fault(NamedTuple):
+    """What is wrong with a sample, or with the shard from some byte on (then ``key`` is None)."""
 
-    Raises:
-        DataError: the shard is cut off, a sample lacks a member, or a sample is bad; the message
-            begins with ``where`` and names the key.
+    key: str | None
+    error: DataError
+
+
+@dataclass
+class _Group:
+    """The members of a key that stand side by side."""
+
+    key: str
+    spans: dict[str, Span] = field(default_factory=dict)
+    fault: DataError | None = None
+
+    @property
+    def missing(self) -> list[str]:
+        return [kind for kind in ("image", "label") if kind not in self.spans]
+
+
+def scan_shard(
+    path: Path, num_classes: int, where: str, ignored: Counter[str] | None = None
+) -> Iterator[ScannedSample | Fault]:
+    """The samples of one shard, good and bad; every image and label is decoded and checked.
+
+    Args:
+        path: the tar.
+        num_classes: K.
+        where: "<domain>/<shard>", the beginning of messages.
+        ignored: counts members that are no part of a sample, by their extension.
     """
-    with path.open("rb") as stream:
-        for key, members in _samples(path, where):
-            here = f"{where} sample {key}"
-            for kind in ("image", "label"):
-                if kind not in members:
-                    raise DataError(
-                        here, "incomplete", f"no {kind} member; store <key>.jpg and <key>.png side by side"
-                    )
-            label = decode_label(_read(stream, members["label"]), here)
-            width, height = open_image(_read(stream, members["image"]), here).size
-            check_sizes((height, width), (label.shape[0], label.shape[1]), here)
-            yield ScannedSample(
-                key,
-                members["image"],
-                members["label"],
-                members.get("json", (0, 0)),
-                height,
-                width,
-                class_counts(label, num_classes, here),
-            )
-
-
-def _samples(path: Path, where: str) -> Iterator[tuple[str, dict[str, Span]]]:
-    """Group adjacent members by key, as WebDataset does."""
-    current = ""
-    members: dict[str, Span] = {}
-    for key, kind, span in _members(path, where):
-        if key != current and members:
-            yield current, members
-            members = {}
-        current = key
-        if kind in members:
-            raise DataError(f"{where} sample {key}", "repeated", f"two {kind} members; keep one")
-        members[kind] = span
-    if members:
-        yield current, members
-
-
-def _members(path: Path, where: str) -> Iterator[tuple[str, str, Span]]:
-    end = path.stat().st_size
+    partial: dict[str, str] = {}  # keys without image or label so far: what is missing, or _SCATTERED
+    seen: set[str] = set()
     try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                archive.members = []  # type: ignore[attr-defined]  # or tarfile keeps every header in memory
-                stem, _, extension = os.path.basename(member.name).partition(".")
-                kind = _KINDS.get(extension.lower())
-                if kind is None or member.isdir():
-                    continue
-                if not member.isreg() or member.issparse():
-                    raise DataError(where, "member", f"{member.name!r} is no plain file; store plain files")
-                if member.offset_data + member.size > end:
-                    raise DataError(where, "truncated", f"it ends inside {member.name!r}; copy it again")
-                yield (
-                    os.path.join(os.path.dirname(member.name), stem),
-                    kind,
-                    (member.offset_data, member.size),
-                )
-            marker = archive.offset  # type: ignore[attr-defined]
-    except tarfile.TarError as error:
-        raise DataError(where, "truncated", f"no whole, uncompressed tar ({error}); copy it again") from None
-    _check_end(path, marker, where)
+        with path.open("rb") as stream:
+            for group in _groups(path, where, Counter() if ignored is None else ignored):
+                yield from _judged(group, stream, num_classes, where, seen, partial)
+    except OSError as error:
+        detail = f"cannot read the shard: {error.strerror}"
+        yield Fault(None, DataError(where, "shard_unreadable", detail))
+    except DataError as error:
+        yield Fault(None, error)
+    for key, missing in partial.items():
+        yield Fault(key, _partial(f"{where} sample {printable(key)}", missing))
 
 
-def _check_end(path: Path, marker: int, where: str) -> None:
-    """After its last member a tar holds zeros only; tarfile stops in silence at anything else."""
-    with path.open("rb") as stream:
-        stream.seek(marker)
-        block = stream.read(_CHUNK)
-        if len(block) < tarfile.BLOCKSIZE:
-            raise DataError(
-                where, "truncated", f"it ends at byte {marker} without an end mark; copy it again"
-            )
-        while block:
-            if block.count(0) != len(block):
-                raise DataError(
-                    where, "damaged", f"unreadable data after byte {marker}; copy it again, or pack it anew"
-                )
-            block = stream.read(_CHUNK)
+def _judged(
+    group: _Group,
+    stream: BinaryIO,
+    num_classes: int,
+    where: str,
+    seen: set[str],
+    partial: dict[str, str],
+) -> Iterator[ScannedSample | Fault]:
+    """The verdict on a group, put off where the rest of its sample may still come."""
+    here = f"{where} sample {printable(group.key)}"
+    if group.fault is not None:
+        yield Fault(group.key, group.fault)
+        return
+    if group.key in partial:
+        partial[group.key] = _SCATTERED
+    elif group.key in seen:
+        yield Fault(
+            group.key, repeated_key(group.key, here) if not group.missing else _partial(here, _SCATTERED)
+        )
+    elif group.missing:
+        partial[group.key] = group.missing[0]
+    else:
+        try:
+            yield _sample(group, stream, num_classes, here)
+        except DataError as error:
+            yield Fault(group.key, error)
+    seen.add(group.key)
 
 
-def _read(stream: BinaryIO, span: Span) -> bytes:
-    stream.seek(span[0])
-    return stream.read(span[1])
+def repeated_key(key: str, where: str) -> DataError:
+    """An earlier sample has the key already."""
+    return DataError(where, "duplicate_key", f"key {key!r} occurs twice; keys are unique, rename it")
+
+
+def _partial(here: str, missing: str) -> DataError:
+    if missing == _SCATTERED:
+        detail = "members of other samples lie between its own; pack the files sorted by name"
+        return DataError(here, "not_adjacent", detail)
+    detail = f"no {missing} member; store <key>.jpg and <key>.png side by side"
+    return DataError(here, "incomplete", detail)
+
+
+def _sample(group: _Group, stream: BinaryIO, num_classes: int, here: str) -> ScannedSample:
+    raw = {kind: _read(stream, group.spans[kind], kind, here) for kind in ("image", "label")}
+    image, label = open_image(raw["image"], here), open_label(raw["label"], here)
+    height, width = image.height, image.width
+    check_sizes((height, width), (label.height, label.width), here)
+    counts = class_counts(label_ids(label, here), num_classes, here)
+    decode_pixels(image, here, min_side=1)  # at an eighth: all bytes are read, few pixels made
+    return ScannedSample(
+        group.key,
+        group.spans["image"],
+        group.spans["label"],
+        group.spans.get("json", (0, 0)),
+        height,
+        width,
+        zlib.crc32(raw["image"]),
+        zlib.crc32(raw["label"]),
+        counts,
+    )
+
+
+def _groups(path: Path, where: str, ignored: Counter[str]) -> Iterator[_Group]:
+    """Adjacent members of one key, as WebDataset groups them."""
+    group: _Group | None = None
+    try:
+        for member in members(path, where):
+            kind = _kind(member, ignored)
+            if kind is None:
+                continue
+            key = _key(member.name)
+            if group is None or key != group.key:
+                if group is not None:
+                    yield group
+                group = _Group(key)
+            _add(group, kind, member, where)
+    except DataError:
+        if group is not None and not group.missing:
+            yield group  # what is incomplete was cut off: the error names the place
+        raise
+    if group is not None:
+        yield group
+
+
+def _add(group: _Group, kind: str, member: Member, where: str) -> None:
+    here = f"{where} sample {printable(group.key)}"
+    problem = _name_problem(member.name)
+    if problem is not None:
+        group.fault = DataError(where, "name", f"the member name {member.name!a} {problem}; rename it")
+    elif not member.plain:
+        group.fault = DataError(where, "member", f"{member.name!r} is no plain file; store plain files")
+    elif kind in group.spans:
+        group.fault = group.fault or DataError(here, "repeated", f"two {kind} members; keep one")
+    group.spans[kind] = (member.offset, member.size)
+
+
+def _kind(member: Member, ignored: Counter[str]) -> str | None:
+    """image, label or json; None, and counted, for what is no member of a sample."""
+    if member.folder:
+        return None
+    extension = os.path.basename(member.name).partition(".")[2].lower()
+    kind = _KINDS.get(extension)
+    if kind is None:
+        shown = printable(extension)[:16] or "none"
+        ignored[shown if shown in ignored or len(ignored) < _MOST_KINDS else "others"] += 1
+    return kind
+
+
+def _key(name: str) -> str:
+    return os.path.join(os.path.dirname(name), os.path.basename(name).partition(".")[0])
+
+
+def _name_problem(name: str) -> str | None:
+    """Why a member name is refused. It would never be opened here, but keys end up in lists of others."""
+    try:
+        length = len(_key(name).encode("utf-8"))
+    except UnicodeEncodeError:
+        return "is no UTF-8"
+    if os.path.basename(name).startswith("."):
+        return "has no key before its extension"
+    if length > _LONGEST_KEY:
+        return f"is longer than {_LONGEST_KEY} bytes"
+    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
+        return "has control characters"
+    if name.startswith("/") or ".." in name.split("/"):
+        return "leads out of its folder"
+    return None
+
+
+def _read(stream: BinaryIO, span: Span, kind: str, here: str) -> bytes:
+    offset, size = span
+    check_member(kind, size, here)
+    stream.seek(offset)
+    return stream.read(size)

@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, NamedTuple
 import webdataset
 
 from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex, build_index
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.indexer import BadSamples, build_index
 
 # A dot would end the key for every WebDataset reader, a slash would make folders of keys.
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
@@ -61,6 +62,8 @@ def write_domain(
         _write_shards(staging, samples, samples_per_shard, bytes_per_shard)
         build_index(staging, class_set, name=folder.name)
         _publish(staging, folder)
+    except BadSamples as error:
+        raise BadSamples(error.findings, "Repair them, or leave them out (`--exclude KEY`)") from None
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return DomainIndex.open(folder)

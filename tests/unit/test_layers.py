@@ -19,12 +19,14 @@ LEVELS = (
     ("inference", "plan", "examples"),
     ("engine", "checkpoint", "monitoring", "drawing", "data.pipeline", "data.prepare", "data.synthetic"),
     ("watchdog", "preemption", "ledger"),
-    ("distributed", "data.shards"),
+    ("distributed", "data.shards", "data.workers"),
+    ("data.indexer",),
     ("ppar", "data.order", "data.transforms", "data.index"),
-    ("models", "losses", "metrics", "schedule", "data.scan"),
+    ("models", "losses", "metrics", "schedule", "data.scan", "data.shardfiles"),
+    ("data.tar", "data.domainfile"),
     ("data.samples",),
-    ("labels",),
-    ("config", "data", "durable", "exitcodes", ""),
+    ("labels", "data.quarantine"),
+    ("config", "data", "durable", "exitcodes", "parent", ""),
 )
 DOORS = {
     "deepspeed": {"engine"},

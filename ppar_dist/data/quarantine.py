@@ -1,0 +1,155 @@
+"""Bad samples: what is known of one, the log they go to, and how many are too many."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple, TextIO
+
+# Every reason a DataError may give; metrics are labelled with these words.
+REASONS = (
+    "shard_missing",  # no such file
+    "shard_unreadable",  # the file cannot be opened or read, or is no plain file
+    "shard_changed",  # what it held is gone: its size or time differs from before
+    "truncated",  # the shard ends too early
+    "damaged",  # what should be a tar header is none
+    "checksum",  # a member is not what was indexed
+    "index",  # the index points outside its shards
+    "incomplete",  # no image or no label
+    "repeated",  # two images or two labels side by side under one key
+    "not_adjacent",  # members of one key with others between
+    "duplicate_key",  # an earlier sample has the same key
+    "member",  # a link, device or sparse file
+    "name",  # a member name that is no safe relative path
+    "empty",  # a member of zero bytes
+    "too_large",  # a member or picture beyond all bounds
+    "image_unreadable",
+    "label_unreadable",
+    "label_mode",  # not 8 bits, one channel
+    "label_id",  # neither a train id nor 255
+    "size_mismatch",  # of image and label
+    "json",  # the .json member is no JSON object
+    "exhausted",  # too many bad samples in a row for one position
+)
+FEW_SAMPLES = 100  # a domain counts as at least so many: its first bad sample is no ratio yet
+
+log = logging.getLogger(__name__)
+
+
+class BadSample(NamedTuple):
+    """A sample that could not be used when its turn came."""
+
+    position: int
+    domain: int  # number of the source domain
+    sample: int  # number within the domain
+    shard: str
+    key: str
+    reason: str  # one of REASONS
+    detail: str
+
+
+class QuarantineLog:
+    """A file of bad samples, one JSON object a line; it is made when the first one comes.
+
+    Args:
+        path: the file; lines are appended, also after a run that was cut off within a line.
+        domains: names of the source domains by number.
+    """
+
+    def __init__(self, path: Path | str, domains: Sequence[str]) -> None:
+        self.path = Path(path)
+        self._domains = tuple(domains)
+        self._stream: TextIO | None = None
+        self._seen: Counter[tuple[str, str]] = Counter()
+
+    def write(self, bad: BadSample) -> None:
+        """Append a bad sample and flush.
+
+        The first of each domain and reason is logged as a warning, then the 10th, 100th, … A file that
+        cannot be written (storage full) is a warning too: the run goes on.
+        """
+        domain = self._domains[bad.domain]
+        self._seen[domain, bad.reason] += 1
+        if _is_power_of_ten(self._seen[domain, bad.reason]):
+            self._warn(domain, bad)
+        line = json.dumps(bad._asdict() | {"domain": domain})
+        try:
+            if self._stream is None:
+                self._stream = _open_whole(self.path)
+            self._stream.write(line + "\n")
+            self._stream.flush()
+        except OSError as error:
+            self.close()
+            log.warning("cannot write %s (%s); lost: %s", self.path, error.strerror, line)
+
+    def close(self) -> None:
+        """Close the file; a later ``write`` opens it again."""
+        stream, self._stream = self._stream, None
+        if stream is not None:
+            try:
+                stream.close()
+            except OSError as error:  # what was buffered is flushed here once more
+                log.warning("cannot write %s (%s)", self.path, error.strerror)
+
+    def _warn(self, domain: str, bad: BadSample) -> None:
+        count = self._seen[domain, bad.reason]
+        log.warning(
+            "bad sample no. %d of domain %s, reason %s: %s sample %s: %s; replaced (all are listed in %s)",
+            *(count, domain, bad.reason, bad.shard, bad.key, bad.detail, self.path),
+        )
+
+
+def excess(
+    bad: Sequence[float], samples: Sequence[float], names: Sequence[str], max_bad_ratio: float
+) -> str | None:
+    """Why the job must end: a domain's bad samples exceed ``max_bad_ratio`` of its samples so far.
+
+    A domain with fewer than ``FEW_SAMPLES`` counts as having that many; with a ratio of 0 the first bad
+    sample is one too many.
+
+    Args:
+        bad: bad samples met per domain, over all ranks and from the run's beginning.
+        samples: samples consumed per domain, likewise.
+        names: of the domains.
+        max_bad_ratio: ``data.max_bad_ratio``.
+
+    Returns:
+        The message, or None while all is well.
+    """
+    problems = []
+    for name, found, seen in zip(names, bad, samples, strict=True):
+        allowed = max_bad_ratio * max(seen, FEW_SAMPLES)
+        if found > allowed:
+            problems.append(
+                f"domain {name}: {found:.0f} bad samples in {seen:.0f}, at most {allowed:.0f} are allowed"
+            )
+    if not problems:
+        return None
+    return (
+        f"too much bad data (data.max_bad_ratio={max_bad_ratio:g} of a domain's samples, counted as at least "
+        f"{FEW_SAMPLES}): {'; '.join(problems)}. The quarantine log lists them; repair the shards and index "
+        "them again, or raise data.max_bad_ratio"
+    )
+
+
+def _is_power_of_ten(number: int) -> bool:
+    return str(number).rstrip("0") == "1"
+
+
+def _open_whole(path: Path) -> TextIO:
+    """Open for appending, on a line of its own whatever a killed run left."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
+    stream = path.open("a", encoding="utf-8")
+    if torn:
+        stream.write("\n")
+    return stream
+
+
+def _last_byte(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        stream.seek(-1, 2)
+        return stream.read(1)

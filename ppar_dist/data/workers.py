@@ -1,0 +1,118 @@
+"""Loader workers: how they are started, which signals reach them, and who it was when one has died."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from multiprocessing.process import BaseProcess
+from multiprocessing.sharedctypes import RawArray
+from types import FrameType
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ppar_dist.parent import die_with_parent
+
+_PREFETCH = 2  # micro-batches that each worker holds ready
+
+
+class WorkerDied(RuntimeError):
+    """A loader worker was killed or left; the message names worker, pid, signal and rank."""
+
+
+class LoaderWorkers:
+    """The worker processes of one rank's loader; they end with the process that started them.
+
+    Args:
+        count: number of workers; 0 loads in this process.
+        rank: for messages.
+    """
+
+    def __init__(self, count: int, rank: int) -> None:
+        self.count, self.rank = count, rank
+        self._pids = RawArray("q", max(count, 1))  # by worker number, written by the workers
+        self._children: list[BaseProcess] = []
+
+    def iterate(self, dataset: IterableDataset[Any]) -> Iterator[Any]:
+        """What the workers make of ``dataset``, in turn; to be called by the main thread.
+
+        Raises:
+            WorkerDied: instead of the next item, when the worker that owes it has died.
+        """
+        items = self._start(dataset)
+        while True:
+            try:
+                item = next(items)
+            except StopIteration:
+                return
+            except (RuntimeError, OSError, EOFError):
+                death = self._death()
+                if death is None:
+                    raise
+                raise WorkerDied(death) from None
+            yield item
+
+    def _start(self, dataset: IterableDataset[Any]) -> Iterator[Any]:
+        loader = DataLoader(
+            dataset,
+            batch_size=None,
+            num_workers=self.count,
+            prefetch_factor=_PREFETCH if self.count else None,
+            pin_memory=torch.cuda.is_available(),
+            worker_init_fn=functools.partial(_init_worker, self._pids, os.getpid()),
+            generator=torch.Generator(),  # or the loader would draw its base seed from the global state
+        )
+        before = set(multiprocessing.active_children())
+        handler = signal.getsignal(signal.SIGCHLD)
+        items = iter(loader)
+        # torch's handler raises wherever the main thread is when a worker dies, within a backward pass or a
+        # save too. Without it the death comes up where the worker's batch is waited for.
+        if threading.current_thread() is threading.main_thread() and handler is not None:
+            signal.signal(signal.SIGCHLD, handler)
+        self._children = [child for child in multiprocessing.active_children() if child not in before]
+        return items
+
+    def _death(self) -> str | None:
+        """What a user should know of the workers that have died; None when all live."""
+        dead = [child for child in self._children if not child.is_alive() and child.exitcode != 0]
+        if not dead:
+            return None
+        return (
+            f"rank {self.rank}: {', '.join(self._described(child) for child in dead)}. The usual causes: the "
+            "memory of the machine or the job was exhausted, or /dev/shm was full (docker --shm-size sets "
+            f"it); lower data.workers={self.count} or give the job more"
+        )
+
+    def _described(self, child: BaseProcess) -> str:
+        pids = list(self._pids)
+        who = f"loader worker {pids.index(child.pid)}" if child.pid in pids else "a loader worker"
+        code = child.exitcode or 0
+        end = f"was killed by {_name(-code)}" if code < 0 else f"exited with code {code}"
+        return f"{who} (pid {child.pid}) {end}"
+
+
+def _name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _init_worker(pids: Any, trainer: int, number: int) -> None:
+    """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
+    pids[number] = os.getpid()
+    die_with_parent(signal.SIGKILL, trainer)
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _ignore_once)
+
+
+def _ignore_once(number: int, _: FrameType | None) -> None:
+    # A scheduler signals every process of a job once; a second one is meant for this worker.
+    signal.signal(number, signal.SIG_DFL)
