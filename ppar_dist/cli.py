@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 import os
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -118,6 +119,14 @@ def _training_commands(commands: Any) -> None:
     train.add_argument("--nproc", type=int, help="ranks on this machine (default: one per GPU, else 1)")
     train.add_argument("--accept-changes", action="store_true", help="go on with a changed configuration")
     train.set_defaults(run=_train)
+    doctor = commands.add_parser("doctor", help="say what would go wrong with a job, or is wrong with a run")
+    doctor.add_argument("path", type=Path, metavar="CONFIG|RUN", help="a configuration, or a run's folder")
+    doctor.add_argument("overrides", nargs="*", metavar="key=value")
+    doctor.add_argument("--nproc", type=int, help="ranks on each machine (default: as train)")
+    doctor.add_argument("--nodes", type=int, default=1, help="machines (default: 1)")
+    doctor.add_argument("--quick", action="store_true", help="sizes of shards instead of their hashes")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(run=_doctor)
     demo = commands.add_parser("demo", help="render data, train on it, evaluate and report")
     demo.add_argument("--out", type=Path, default=Path("demo"))
     demo.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
@@ -242,6 +251,33 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
     return exitcodes.DONE
 
 
+def _doctor(options: argparse.Namespace, _: list[str]) -> int:
+    from ppar_dist.config import load_config
+    from ppar_dist.doctor import Status, examine_config, examine_run
+    from ppar_dist.launch import default_ranks
+
+    path, overrides = options.path, options.overrides
+    ranks = options.nproc if options.nproc is not None else default_ranks()
+    if ranks < 1 or options.nodes < 1:
+        raise ConfigError(f"--nproc and --nodes are at least 1, got {ranks} and {options.nodes}")
+    if path.is_dir():
+        if overrides:
+            raise ConfigError(f"{path} is a run; {overrides[0]} would change nothing of it, leave it out")
+        report = examine_run(path)
+    else:
+        report = examine_config(
+            " ".join([str(path), *overrides]),
+            lambda: load_config(path, _with_text_file(path, overrides)),
+            ranks,
+            options.nodes,
+            options.quick,
+            _show_progress,
+        )
+    width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
+    print(json.dumps(report.to_dict(), indent=1) if options.json else "\n".join(report.lines(width)))
+    return exitcodes.CONFIG if report.status == Status.FAILURE else exitcodes.DONE
+
+
 def _with_text_file(path: Path, overrides: list[str]) -> list[str]:
     """Look a relative ``text.file`` that is not here up in $PPAR_WEIGHTS, then in $PPAR_TEST_DATA/weights."""
     from ppar_dist.config import load_config
@@ -342,6 +378,13 @@ def _count(domain: str, done: int, total: int) -> None:
         print(f"\r{domain}: {done}/{total}", end=end, file=sys.stderr, flush=True)
     elif done == total:
         print(f"{domain}: {total} images", file=sys.stderr)
+
+
+def _show_progress(what: str, done: int, total: int) -> None:
+    """A line that is overwritten, on a terminal only."""
+    if sys.stderr.isatty():
+        text = "" if done == total else f"{what}: {done}/{total}"
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
 
 
 def _open_closed_streams() -> None:

@@ -16,7 +16,7 @@ LEVELS = (
     ("trainer", "launch", "doctor"),
     ("runlog", "runfolder", "predict", "report"),
     ("evaluate", "export", "inspection"),
-    ("inference", "plan", "examples"),
+    ("inference", "plan", "examples", "runfacts"),
     ("engine", "checkpoint", "monitoring", "drawing", "data.pipeline", "data.prepare", "data.synthetic"),
     ("watchdog", "preemption", "ledger"),
     ("distributed", "data.shards", "data.workers"),

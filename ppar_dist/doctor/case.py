@@ -1,0 +1,159 @@
+"""What the checks of a configuration share: read once, when the first of them asks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.config import Config, ConfigError
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.pipeline import check_classes, holdout_range
+from ppar_dist.labels import ClassSet, class_set
+from ppar_dist.models.segmentor import Segmentor, build_segmentor
+from ppar_dist.runfacts import CheckpointFacts, read_checkpoint
+from ppar_dist.schedule import Batching, batching
+
+Progress = Callable[[str, int, int], None]  # what, done, in all
+
+
+@dataclass(frozen=True)
+class Domain:
+    """A domain folder as the configuration names it; ``index`` is None and ``problem`` says why not."""
+
+    name: str
+    role: Literal["source", "target"]
+    path: Path
+    index: DomainIndex | None
+    problem: str | None
+    shards: tuple[dict[str, Any], ...]  # entries of domain.json: name, bytes, sha256; () where unreadable
+
+    @property
+    def title(self) -> str:
+        """``source day``."""
+        return f"{self.role} {self.name}"
+
+
+@dataclass
+class ConfigCase:
+    """A configuration that could be read, and the machine and ranks it is meant for.
+
+    Attributes:
+        config: the configuration.
+        ranks: ranks on this machine.
+        nodes: machines like this one.
+        quick: sizes instead of hashes, and a smaller writing probe.
+        progress: is told of long work.
+    """
+
+    config: Config
+    ranks: int = 1
+    nodes: int = 1
+    quick: bool = False
+    progress: Progress = field(default=lambda what, done, total: None)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks in all."""
+        return self.ranks * self.nodes
+
+    @cached_property
+    def classes(self) -> ClassSet:
+        """The run's class set; raises ConfigError when there is none of that name."""
+        return class_set(self.config.data.classes)
+
+    @cached_property
+    def domains(self) -> tuple[Domain, ...]:
+        """Sources, then targets, in their order, whether they open or not."""
+        data = self.config.data
+        sources = [_open("source", item.name, data.root / item.name, data.classes) for item in data.sources]
+        targets = [
+            _open("target", name, folder, data.classes) for name, folder in self.config.targets.items()
+        ]
+        return (*sources, *targets)
+
+    @property
+    def sources(self) -> list[tuple[Domain, DomainIndex]]:
+        """The sources that opened."""
+        return [(d, d.index) for d in self.domains if d.role == "source" and d.index is not None]
+
+    @property
+    def sources_open(self) -> bool:
+        """Whether every source opened."""
+        return len(self.sources) == len(self.config.data.sources)
+
+    def train_size(self, index: DomainIndex) -> int:
+        """Samples of a source that are trained on: all but the held-out ones."""
+        return holdout_range(index, self.config.data.holdout).start
+
+    @cached_property
+    def batching(self) -> Batching | None:
+        """How the global batch is cut over all ranks; None when it cannot be."""
+        try:
+            return batching(self.config, self.world_size)
+        except ConfigError:
+            return None
+
+    @cached_property
+    def segmentor(self) -> Segmentor:
+        """The model without its weights: without memory where its library can; raises ConfigError."""
+        try:
+            with torch.device("meta"):
+                return build_segmentor(self.config, self.classes, load_weights=False)[0]
+        except Exception:  # libraries say in many ways that they cannot build without memory; then with it
+            return build_segmentor(self.config, self.classes, load_weights=False)[0]
+
+    @cached_property
+    def passed_over(self) -> list[CheckpointFacts]:
+        """Damaged checkpoints of ``run.dir`` newer than the newest whole one, newest first."""
+        return self._search[0]
+
+    @cached_property
+    def newest(self) -> CheckpointFacts | None:
+        """The checkpoint that a job would go on from."""
+        return self._search[1]
+
+    @cached_property
+    def _search(self) -> tuple[list[CheckpointFacts], CheckpointFacts | None]:
+        damaged: list[CheckpointFacts] = []
+        for folder in reversed(list_checkpoints(self.config.run.dir)):
+            self.progress(f"checkpoint {folder.name}", 0, 1)
+            facts = read_checkpoint(folder)
+            self.progress(f"checkpoint {folder.name}", 1, 1)
+            if facts.whole:
+                return damaged, facts
+            damaged.append(facts)
+        return damaged, None
+
+
+def _open(role: Literal["source", "target"], name: str, path: Path, classes: str) -> Domain:
+    index, problem = None, None
+    try:
+        index = DomainIndex.open(path)
+        check_classes(index, class_set(classes).name)
+    except ConfigError as error:
+        index, problem = None, str(error)
+    except Exception as error:  # an index that was tampered with can raise anything
+        index, problem = (
+            None,
+            f"{path}: the index is damaged ({type(error).__name__}: {error}); index it again",
+        )
+    return Domain(name, role, path, index, problem, _listed_shards(path))
+
+
+def _listed_shards(path: Path) -> tuple[dict[str, Any], ...]:
+    """Entries of domain.json, also where the domain does not open because one of them is wrong."""
+    try:
+        shards = json.loads((path / "domain.json").read_bytes())["shards"]
+        return tuple(
+            {"name": str(item["name"]), "bytes": int(item["bytes"]), "sha256": str(item["sha256"])}
+            for item in shards
+        )
+    except (OSError, ValueError, KeyError, TypeError):
+        return ()

@@ -1,0 +1,90 @@
+"""Labels: which classes occur, how often, and how much counts as none; from the indexes alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.report import Check, Finding, counted, ok, warning
+
+
+def classes(case: ConfigCase) -> Finding | None:
+    """Every class occurs in what is trained on; a table of pixel shares."""
+    if not case.sources:
+        return None
+    names, titles = case.classes.classes, [domain.name for domain, _ in case.sources]
+    pixels = np.stack([_class_pixels(index, case.train_size(index)) for _, index in case.sources])  # (M, K)
+    shares = pixels / np.maximum(1, pixels.sum(1, keepdims=True))  # (M, K)
+    facts: dict[str, Any] = {
+        "pixel_ratio": {
+            title: dict(zip(names, np.round(row, 5).tolist(), strict=True))
+            for title, row in zip(titles, shares, strict=True)
+        }
+    }
+    table = _table(titles, names, shares)
+    never = [name for name, column in zip(names, pixels.T, strict=True) if not column.any()]
+    facts["never"] = never
+    if never:
+        return warning(
+            f"never in an image that is trained on, so it cannot be learnt: {', '.join(never)}\n{table}",
+            "add a source that has it, correct the label mapping, or take another class set",
+            **facts,
+        )
+    return ok(f"every class occurs; share of the labelled pixels trained on:\n{table}", **facts)
+
+
+def unlabelled(case: ConfigCase) -> Finding | None:
+    """How much of each domain counts as no class."""
+    ratios, empty = {}, {}
+    for domain in case.domains:
+        if domain.index is not None:
+            ratios[domain.title], empty[domain.title] = _ignored(domain.index)
+    if not ratios:
+        return None
+    text = ", ".join(f"{title} {ratio:.1%}" for title, ratio in ratios.items())
+    blank = [f"{title} {counted(number, 'image')}" for title, number in empty.items() if number]
+    text += f"; without any labelled pixel: {', '.join(blank)}" if blank else ""
+    facts = {"ignored_ratio": {title: round(ratio, 5) for title, ratio in ratios.items()}, "blank": empty}
+    most = max(ratios, key=lambda title: ratios[title])
+    if ratios[most] > 0.5:
+        return warning(
+            f"pixels without a class: {text}",
+            f"look at the labels of {most}: more than half of it teaches or scores nothing",
+            **facts,
+        )
+    return ok(f"pixels without a class: {text}", **facts)
+
+
+def _class_pixels(index: DomainIndex, stop: int) -> npt.NDArray[np.int64]:
+    """(K,) pixels per class of the samples below ``stop``."""
+    return np.asarray(index.counts[:stop]).sum(axis=0, dtype=np.int64)
+
+
+def _ignored(index: DomainIndex) -> tuple[float, int]:
+    """The share of pixels without a class, and how many images have no other."""
+    area = (index.records["height"].astype(np.int64) * index.records["width"].astype(np.int64)).sum()
+    labelled = np.asarray(index.counts).sum(axis=1, dtype=np.int64)  # (N,)
+    return 1.0 - int(labelled.sum()) / max(1, int(area)), int((labelled == 0).sum())
+
+
+def _table(titles: list[str], names: tuple[str, ...], shares: npt.NDArray[Any]) -> str:
+    """A row per class, a column per source; ``-`` where a source lacks the class."""
+    left = max(len(name) for name in names)
+    widths = [max(len(title), 6) for title in titles]
+    lines = [" " * left + "  " + "  ".join(t.rjust(w) for t, w in zip(titles, widths, strict=True))]
+    for name, column in zip(names, shares.T, strict=True):
+        cells = (
+            ("-" if share == 0 else f"{share:.2%}").rjust(w) for share, w in zip(column, widths, strict=True)
+        )
+        lines.append(name.ljust(left) + "  " + "  ".join(cells))
+    return "\n".join(lines)
+
+
+CHECKS = (
+    Check("classes", classes),
+    Check("unlabelled", unlabelled),
+)

@@ -1,0 +1,128 @@
+"""The configuration itself: can it be read, and can its model be built?"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+from open_clip.pretrained import get_pretrained_cfg
+
+from ppar_dist.config import ConfigError
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, warning
+from ppar_dist.models.text import text_prototypes
+
+
+def refusal(problems: str) -> Finding:
+    """The configuration could not be read: every problem in it."""
+    return failure(problems, "correct the configuration; all other checks need it and were not made")
+
+
+def settings(case: ConfigCase) -> Finding:
+    """What the configuration is about."""
+    backbone, train = case.config.model.backbone, case.config.train
+    ranks = counted(case.world_size, "rank")
+    ranks += f" on {case.nodes} machines" if case.nodes > 1 else ""
+    return ok(
+        f"{backbone.kind} {backbone.name}, {'PPAR' if case.config.ppar.enabled else 'plain fine-tuning'}, "
+        f"{counted(train.steps, 'step')} of {counted(train.global_batch, 'image')}, {ranks}",
+        run_dir=str(case.config.run.dir),
+        steps=train.steps,
+        ranks=case.world_size,
+    )
+
+
+def model(case: ConfigCase) -> Finding:
+    """The model can be built; weights are not read."""
+    try:
+        segmentor = case.segmentor
+    except ConfigError as error:
+        return failure(str(error), "correct model.* as the message says")
+    values = sum(parameter.numel() for parameter in segmentor.parameters())
+    trained = sum(parameter.numel() for parameter in segmentor.parameters() if parameter.requires_grad)
+    width = segmentor.backbone.embed_dim
+    return ok(
+        f"{values / 1e6:.1f} M parameters, {trained / 1e6:.1f} M of them trained; joint space {width} wide",
+        parameters=values,
+        trained=trained,
+        embed_dim=width,
+    )
+
+
+def weights(case: ConfigCase) -> Finding | None:
+    """Where the backbone's weights come from, and whether they are on this machine already."""
+    backbone = case.config.model.backbone
+    if backbone.pretrained is None:
+        return ok("model.backbone.pretrained is not set: trained from random initialisation")
+    file = Path(backbone.pretrained)
+    if file.is_file():
+        return ok(f"{file}, {file.stat().st_size / 2**20:,.0f} MiB", file=str(file))
+    if backbone.kind == "timm" or ":" in backbone.name:
+        return None  # where these come from is the library's own affair
+    tag = get_pretrained_cfg(backbone.name.replace("/", "-"), backbone.pretrained)
+    if not tag:
+        return failure(
+            f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
+            "correct the path, or take a tag that open_clip lists for this model",
+        )
+    found = _downloaded(tag)
+    if found is None:
+        return warning(
+            f"the weights {backbone.pretrained} of {backbone.name} are not on this machine: the first start "
+            "downloads them",
+            "start once where there is a network and share its cache with every machine, "
+            "or set model.backbone.pretrained to a file",
+        )
+    return ok(f"{backbone.pretrained} of {backbone.name}, downloaded before: {found}", file=str(found))
+
+
+def text(case: ConfigCase) -> Finding | None:
+    """The text embeddings are there, complete and as wide as the model's joint space."""
+    config = case.config
+    if not config.ppar.enabled and config.model.classifier == "linear":
+        return None
+    file = config.text.file
+    if file is None:
+        return ok(f"from the text tower of {config.model.backbone.name}, when training starts")
+    try:
+        vectors = text_prototypes(config.text, case.classes, None)  # (K, D)
+    except ConfigError as error:
+        remedy = "give text.file as an absolute path, or put its folder into $PPAR_WEIGHTS"
+        return failure(str(error), remedy)
+    found, wanted = vectors.shape[1], _embed_dim(case)
+    facts: dict[str, Any] = {"file": str(file), "width": found, "classes": len(vectors)}
+    if wanted is not None and found != wanted:
+        return failure(
+            f"{file} is {found} wide, the model's joint space {wanted}",
+            "take text.file from the same CLIP model, or set model.backbone.embed_dim (kind: timm)",
+            **facts,
+        )
+    return ok(f"{file}: {len(vectors)} classes, {found} wide, as the model", **facts)
+
+
+def _embed_dim(case: ConfigCase) -> int | None:
+    try:
+        return case.segmentor.backbone.embed_dim
+    except ConfigError:
+        return None  # the check of the model says why
+
+
+def _downloaded(tag: dict[str, Any]) -> Path | None:
+    """The file that open_clip would otherwise download for a tag, where it looks for it."""
+    repository, name = os.path.split(str(tag.get("hf_hub", "")))
+    if repository:
+        names = [name] if name else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        cached = (try_to_load_from_cache(repository, name) for name in names)
+        return next((Path(path) for path in cached if isinstance(path, str)), None)
+    file = Path("~/.cache/clip").expanduser() / Path(str(tag.get("url", ""))).name
+    return file if file.is_file() else None
+
+
+CHECKS = (
+    Check("configuration", settings),
+    Check("model", model),
+    Check("weights", weights),
+    Check("text", text),
+)

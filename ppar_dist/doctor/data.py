@@ -1,0 +1,130 @@
+"""Domains: do they open, and are their shards what was indexed?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.doctor.case import ConfigCase, Domain
+from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, size, warning
+from ppar_dist.runfacts import read_log
+
+_THREADS = 4  # hashing lets go of the interpreter; more would only compete for the storage
+_INDEX_AGAIN = "fetch the shard again, or run `ppar-dist index` if it was changed on purpose"
+
+
+def domains(case: ConfigCase) -> Finding:
+    """Every source and target opens and has the run's classes."""
+    broken = [domain for domain in case.domains if domain.index is None]
+    facts = {domain.title: _figures(domain) for domain in case.domains}
+    if broken:
+        found = "\n".join(f"{domain.title}: {domain.problem}" for domain in broken)
+        remedy = "correct data.root, data.sources or targets, or prepare the domain again"
+        return failure(found, remedy, domains=facts)
+    lines = [
+        f"{domain.title}: {counted(len(index), 'sample')} in {counted(len(index.shards), 'shard')}, "
+        f"{size(_bytes(domain))}, {_sizes(index)}"
+        for domain in case.domains
+        if (index := domain.index) is not None
+    ]
+    return ok("\n".join(lines), domains=facts)
+
+
+def shards(case: ConfigCase) -> Finding | None:
+    """Every shard is the one that was indexed: by its sha256, or with ``quick`` by its size."""
+    listed = {(domain.path / item["name"]): item for domain in case.domains for item in domain.shards}
+    if not listed:
+        return None
+    problems: list[str] = []
+    with ThreadPoolExecutor(_THREADS) as pool:
+        work = pool.map(lambda path: _shard_problem(path, listed[path], case.quick), listed)
+        for number, problem in enumerate(work, start=1):
+            case.progress("shards", number, len(listed))
+            if problem:
+                problems.append(problem)
+    total = size(sum(item["bytes"] for item in listed.values()))
+    facts = {"shards": len(listed), "wrong": problems, "hashed": not case.quick}
+    if problems:
+        count = f"{len(problems)} of {counted(len(listed), 'shard')} cannot be used"
+        return failure(f"{count}:\n" + "\n".join(_first(problems)), _INDEX_AGAIN, **facts)
+    if case.quick:
+        return ok(
+            f"{counted(len(listed), 'shard')}, {total}, have their indexed sizes; contents were not hashed",
+            **facts,
+        )
+    return ok(f"{counted(len(listed), 'shard')}, {total}: each sha256 is the indexed one", **facts)
+
+
+def set_aside(case: ConfigCase) -> Finding | None:
+    """Samples that indexing left out, by reason."""
+    lines, facts = [], {}
+    for domain in case.domains:
+        reasons: Counter[str] = Counter()
+        log = read_log(domain.path / "quarantine.jsonl", reasons, "reason")
+        if log is not None and reasons:
+            facts[domain.title] = dict(reasons)
+            kinds = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())
+            lines.append(f"{domain.title}: {counted(reasons.total(), 'sample')} left out ({kinds})")
+    if not lines:
+        return None
+    return warning(
+        "\n".join(lines),
+        "see quarantine.jsonl in the domain's folder; mend what should be trained on",
+        **facts,
+    )
+
+
+def _figures(domain: Domain) -> dict[str, Any]:
+    if domain.index is None:
+        return {"problem": domain.problem}
+    return {
+        "samples": len(domain.index),
+        "shards": len(domain.index.shards),
+        "bytes": _bytes(domain),
+        "fingerprint": domain.index.fingerprint,
+    }
+
+
+def _bytes(domain: Domain) -> int:
+    return sum(item["bytes"] for item in domain.shards)
+
+
+def _sizes(index: DomainIndex) -> str:
+    sizes = Counter(zip(index.records["width"].tolist(), index.records["height"].tolist(), strict=True))
+    (width, height), _ = sizes.most_common(1)[0]
+    others = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
+    return f"{width}x{height}{others}"
+
+
+def _shard_problem(path: Path, expected: dict[str, Any], quick: bool) -> str | None:
+    try:
+        found = path.stat().st_size
+        if found != expected["bytes"]:
+            return f"{path} has {found:,} bytes, {expected['bytes']:,} were indexed"
+        if quick:
+            return None
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as error:
+        return f"{path} cannot be read ({error.strerror})"
+    return None if digest == expected["sha256"] else f"{path} differs from what was indexed (sha256)"
+
+
+def _first(problems: list[str], most: int = 10) -> Iterator[str]:
+    yield from problems[:most]
+    if len(problems) > most:
+        yield f"and {len(problems) - most} more"
+
+
+CHECKS = (
+    Check("domains", domains),
+    Check("shards", shards),
+    Check("left out", set_aside),
+)

@@ -1,0 +1,217 @@
+"""This machine: devices, cores, memory, files and ports against what its ranks will ask for."""
+
+from __future__ import annotations
+
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import torch
+
+from ppar_dist.config import ConfigError
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, size, warning
+
+_PREFETCH = 2  # micro-batches that a loader worker holds ready
+_OPEN_SHARDS = 32  # file descriptors that a process holds per domain
+_TENSORS = 5  # of a micro-batch, each a descriptor on its way from worker to rank
+_OWN_FILES = 128  # descriptors of the interpreter, its libraries, logs and sockets
+_SHARED = Path("/dev/shm")
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def devices(case: ConfigCase) -> Finding:
+    """A GPU for every rank, or none at all."""
+    gpus = torch.cuda.device_count()
+    facts = {"gpus": gpus, "ranks": case.ranks}
+    if 0 < gpus < case.ranks:
+        return failure(
+            f"{counted(case.ranks, 'rank')} on {counted(gpus, 'GPU')}: each needs one of its own",
+            f"use --nproc {gpus}",
+            **facts,
+        )
+    if not gpus:
+        return ok(
+            f"no GPU: {counted(case.ranks, 'rank')} on the CPU, as far as this machine is the one", **facts
+        )
+    names = {torch.cuda.get_device_name(number) for number in range(gpus)}
+    free = min(torch.cuda.mem_get_info(number)[0] for number in range(case.ranks))
+    text = f"{counted(gpus, 'GPU')} ({', '.join(sorted(names))}), at least {size(free)} of memory free"
+    if gpus > case.ranks:
+        return warning(
+            f"{text}; {counted(case.ranks, 'rank')} leave {gpus - case.ranks} idle",
+            f"use --nproc {gpus}",
+            **facts,
+        )
+    return ok(text, **facts)
+
+
+def precision(case: ConfigCase) -> Finding | None:
+    """bf16 in hardware, where the configuration asks for it."""
+    if case.config.engine.precision != "bf16":
+        return None
+    if torch.cuda.is_available():
+        where, has = "the GPU", torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        where, has = "the CPU", _cpu_has_bf16()
+    if has:
+        return ok(f"{where} has bf16 instructions", supported=True)
+    return warning(
+        f"engine.precision=bf16, but {where} has no such instructions: it computes, slowly",
+        "set engine.precision=fp32",
+        supported=False,
+    )
+
+
+def cores(case: ConfigCase) -> Finding:
+    """A core for every rank and loader worker."""
+    wanted, there = case.ranks * (1 + case.config.data.workers), usable_cores()
+    workers = counted(case.config.data.workers, "worker")
+    text = f"{counted(there, 'core')} for {counted(case.ranks, 'rank')} with {workers} each"
+    facts = {"cores": there, "processes": wanted}
+    if wanted > there:
+        remedy = f"lower data.workers or --nproc, or ask the scheduler for {wanted} cores"
+        return warning(f"{text}: {wanted} processes share them", remedy, **facts)
+    return ok(text, **facts)
+
+
+def memory(case: ConfigCase) -> Finding | None:
+    """Memory for the ranks: processes, loaders and, without GPUs, the model; activations come on top."""
+    free = available_memory()
+    if free is None:
+        return None
+    process = _resident()
+    workers = case.ranks * case.config.data.workers
+    try:
+        parameters = sum(value.numel() for value in case.segmentor.parameters())
+    except ConfigError:
+        return None  # the check of the model says why
+    copies = 4 if not torch.cuda.is_available() else 0  # parameters, gradients, two moments
+    model = 4 * parameters * copies * case.ranks
+    copied = 4 * parameters * 3 if case.config.checkpoint.background else 0  # what a thread writes from
+    needed = process * case.ranks + process // 4 * workers + model + copied * case.ranks + _loader_bytes(case)
+    text = (
+        f"{size(free)} available; ranks, loaders and model take about {size(needed)}, activations not counted"
+    )
+    facts = {"available_bytes": free, "needed_bytes": needed}
+    remedy = "use fewer ranks or data.workers here, or ask the scheduler for more memory"
+    if needed > free:
+        return failure(text, remedy, **facts)
+    if needed > free / 2:
+        return warning(text, remedy, **facts)
+    return ok(text, **facts)
+
+
+def shared_memory(case: ConfigCase) -> Finding | None:
+    """Room in /dev/shm for the micro-batches that loader workers hold ready."""
+    if not case.config.data.workers:
+        return None  # nothing passes through it
+    if not _SHARED.is_dir():
+        return failure(
+            f"{_SHARED} is missing, which loader workers pass batches through", "set data.workers=0"
+        )
+    needed, free = _loader_bytes(case), shutil.disk_usage(_SHARED).free
+    text = f"{size(free)} free in {_SHARED}; loader workers hold up to {size(needed)} there"
+    facts = {"free_bytes": free, "needed_bytes": needed}
+    remedy = (
+        "give the container more (docker --shm-size, an emptyDir of medium Memory), or lower data.workers"
+    )
+    if needed > free:
+        return failure(text, remedy, **facts)
+    if needed > free / 2:
+        return warning(f"{text}: more than half of it", remedy, **facts)
+    return ok(text, **facts)
+
+
+def open_files(case: ConfigCase) -> Finding:
+    """The limit of open files holds shards, batches on their way and the rest."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    shards = sum(min(len(domain.shards), _OPEN_SHARDS) for domain in case.domains)
+    needed = shards + case.config.data.workers * _PREFETCH * _TENSORS + _OWN_FILES
+    facts = {"limit": limit, "needed": needed}
+    text = f"a process may open {limit:,} files, a rank needs up to {needed:,}"
+    if 0 <= limit < needed:
+        return failure(text, f"raise the limit: ulimit -n {max(4096, needed)}", **facts)
+    return ok(text, **facts)
+
+
+def grace(case: ConfigCase) -> Finding:
+    """What the scheduler must grant; it cannot be asked from here."""
+    seconds = case.config.faults.grace_s
+    longer = seconds + 30  # the launcher and the node need some of it
+    return ok(
+        f"faults.grace_s={seconds:g}: the scheduler must wait longer between its signal and the end (SLURM: "
+        f"--signal=TERM@{longer:.0f}; Kubernetes: terminationGracePeriodSeconds: {longer:.0f})",
+        grace_s=seconds,
+    )
+
+
+def usable_cores() -> int:
+    """Cores this process may use: its affinity, and a container's quota."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, _, period = _first_line(_CGROUP / "cpu.max").partition(" ")
+    if quota.isdigit() and period.isdigit():
+        cores = min(cores, max(1, int(quota) // int(period)))
+    return cores
+
+
+def available_memory() -> int | None:
+    """Bytes that can be had: of the machine, or what a container's limit leaves; None where unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    entries = dict(line.split(":", 1) for line in lines)
+    free = int(entries["MemAvailable"].split()[0]) * 1024
+    limit, used = _first_line(_CGROUP / "memory.max"), _first_line(_CGROUP / "memory.current")
+    return min(free, max(0, int(limit) - int(used))) if limit.isdigit() and used.isdigit() else free
+
+
+def _loader_bytes(case: ConfigCase) -> int:
+    """Bytes of all micro-batches that the workers of this machine hold ready: images and labels, uint8."""
+    train, data = case.config.train, case.config.data
+    local = max(1, train.global_batch // case.world_size)
+    micro = case.batching.micro_batch if case.batching else min(train.micro_batch or local, local)
+    return case.ranks * data.workers * _PREFETCH * micro * 4 * data.crop[0] * data.crop[1]
+
+
+def _resident() -> int:
+    """Bytes that a process with all libraries loaded holds: this one."""
+    try:
+        pages = int(_first_line(Path("/proc/self/statm")).split()[1])
+    except IndexError:
+        return 0
+    return pages * resource.getpagesize()
+
+
+def _cpu_has_bf16() -> bool:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    flags = {
+        word
+        for line in text.splitlines()
+        if line.lower().startswith(("flags", "features"))
+        for word in line.partition(":")[2].split()
+    }
+    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def _first_line(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").partition("\n")[0]
+    except OSError:
+        return ""
+
+
+CHECKS = (
+    Check("devices", devices),
+    Check("precision", precision),
+    Check("cores", cores),
+    Check("memory", memory),
+    Check("shared memory", shared_memory),
+    Check("open files", open_files),
+    Check("grace", grace),
+)

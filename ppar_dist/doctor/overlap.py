@@ -1,0 +1,92 @@
+"""Samples in common: of a target with a source (a leak), or of two sources."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.samples import DataError
+from ppar_dist.doctor.case import ConfigCase, Domain
+from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, warning
+
+_COMPARED = 1000  # samples of a pair of domains whose bytes are compared at most
+_CHUNK = 1 << 16  # samples looked at together
+
+
+def overlap(case: ConfigCase) -> Finding | None:
+    """No target shares samples with a source; sources do not share samples among themselves."""
+    opened = [domain for domain in case.domains if domain.index is not None]
+    pairs = [pair for pair in combinations(opened, 2) if "source" in (pair[0].role, pair[1].role)]
+    if not pairs:
+        return None
+    leaks: list[str] = []
+    repeats: list[str] = []
+    facts: dict[str, int] = {}
+    for one, other in pairs:
+        shared, example = _shared(one, other)
+        if not shared:
+            continue
+        facts[f"{one.title} / {other.title}"] = shared
+        least = "at least " if shared >= _COMPARED else ""
+        text = (
+            f"{one.title} and {other.title} share {least}{counted(shared, 'sample')}, for example {example}"
+        )
+        (leaks if "target" in (one.role, other.role) else repeats).append(text)
+    if leaks:
+        remedy = "take them out of one of the two: scores on samples that were trained on are worthless"
+        return failure("\n".join(leaks + repeats), remedy, shared=facts)
+    if repeats:
+        remedy = (
+            "prepare one of them without these, or drop it: they count twice, and may be held out in vain"
+        )
+        return warning("\n".join(repeats), remedy, shared=facts)
+    return ok(f"no sample occurs in two of the {counted(len(opened), 'domain')}", shared={})
+
+
+def _shared(one: Domain, other: Domain) -> tuple[int, str]:
+    """How many samples two domains have in common, and one of them."""
+    left, right = one.index, other.index
+    assert left is not None, "only domains that opened are compared"
+    assert right is not None, "only domains that opened are compared"
+    if left.fingerprint == right.fingerprint or one.path.resolve() == other.path.resolve():
+        return len(left), f"{left.key(0)} (the two are the same data)"
+    matches, example = 0, ""
+    rows, columns = _candidates(left, right)
+    for i, j in zip(rows[:_COMPARED].tolist(), columns[:_COMPARED].tolist(), strict=True):
+        if _same_bytes(left, i, right, j):
+            matches += 1
+            example = example or left.key(i)
+    return matches, example
+
+
+def _candidates(left: DomainIndex, right: DomainIndex) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Pairs of samples whose members have the same sizes in bytes and the same pixels per class."""
+    _, rows, columns = np.intersect1d(_marks(left), _marks(right), return_indices=True)
+    return rows, columns
+
+
+def _marks(index: DomainIndex) -> npt.NDArray[np.uint64]:
+    """(N,) one number per sample from all that the index says about its content: equal for equal samples."""
+    factors = np.random.default_rng(0).integers(1, 2**63, 2 + len(index.classes), np.uint64)
+    parts = []
+    for start in range(0, len(index), _CHUNK):
+        stop = start + _CHUNK
+        marks = np.asarray(index.counts[start:stop], np.uint64) @ factors[2:]  # modulo 2^64
+        for factor, name in zip(factors, ("image_size", "label_size"), strict=False):
+            marks += np.asarray(index.records[name][start:stop], np.uint64) * factor
+        parts.append(marks)
+    return np.concatenate(parts)
+
+
+def _same_bytes(left: DomainIndex, i: int, right: DomainIndex, j: int) -> bool:
+    try:
+        return left.read(i).image == right.read(j).image
+    except DataError:
+        return False  # a shard that cannot be read is reported as such
+
+
+CHECKS = (Check("overlap", overlap),)

@@ -1,0 +1,91 @@
+"""Ports that the ranks of this machine will listen on: each is bound for a moment."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import socket
+import urllib.request
+
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.report import Check, Finding, counted, failure, listing, ok, warning
+
+
+def metrics_ports(case: ConfigCase) -> Finding | None:
+    """Every rank's monitoring port is free on the configured address."""
+    monitoring = case.config.monitoring
+    if not monitoring.enabled:
+        return None
+    if not monitoring.port:
+        return ok(f"monitoring.port=0: any free port of {monitoring.address}")
+    ports = [monitoring.port + rank for rank in range(case.ranks)]
+    taken = {port: problem for port in ports if (problem := _bind_problem(monitoring.address, port))}
+    facts = {"ports": ports, "taken": {str(port): problem for port, problem in taken.items()}}
+    if not taken:
+        span = f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
+        return ok(f"{counted(len(ports), 'port')} of {monitoring.address} free: {span}", **facts)
+    run = _run_serving(monitoring.address, next(iter(taken)))
+    text = listing(f"{monitoring.address}:{port} ({problem})" for port, problem in taken.items())
+    remedy = (
+        "set monitoring.port to a free one (0: any) or monitoring.address to an interface of this machine"
+    )
+    if run is not None and run == (case.config.run.name or case.config.run.dir.name):
+        return warning(f"{text}: this very run is going on here", "wait until it has ended", **facts)
+    text += f": run {run} is served there" if run else ""
+    return failure(f"cannot serve metrics on {text}", remedy, **facts)
+
+
+def master_port(case: ConfigCase) -> Finding | None:
+    """The port at which the ranks meet is free, where the environment names one and it is this machine's."""
+    text = os.environ.get("MASTER_PORT")
+    if text is None:
+        return None
+    if not text.isdigit() or not 0 < int(text) < 65536:
+        return failure(
+            f"MASTER_PORT={text!r} is no port", "set it to a number from 1024 to 65535, or unset it"
+        )
+    problem = _bind_problem("", int(text))
+    if problem:
+        return failure(
+            f"MASTER_PORT={text} cannot be listened on ({problem})", "set it to a free port", port=int(text)
+        )
+    return ok(f"MASTER_PORT={text} is free", port=int(text))
+
+
+def _bind_problem(address: str, port: int) -> str | None:
+    """Why nothing can listen on a port, None when it can; the options are those of the server."""
+    if not port < 65536:
+        return "no such port"
+    try:
+        family, kind, protocol, _, where = socket.getaddrinfo(
+            address or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+            probe.listen(1)
+    except OSError as error:
+        return error.strerror or str(error)
+    return None
+
+
+def _run_serving(address: str, port: int) -> str | None:
+    """The name of the run whose metrics are served at a port, None when it is none of ours."""
+    host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
+    url = f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
+    try:
+        # No proxy: the port is this machine's own.
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        with opener.open(url, timeout=2) as answer:
+            page = answer.read(1 << 20).decode("utf-8", "replace")
+    except (OSError, ValueError, http.client.HTTPException):
+        return None
+    found = re.search(r'^ppar_run_info\{[^}]*\brun="([^"]*)"', page, re.MULTILINE)
+    return found[1] if found else None
+
+
+CHECKS = (
+    Check("metrics ports", metrics_ports),
+    Check("master port", master_port),
+)

@@ -1,0 +1,139 @@
+"""What a job would go on from, and whether the configuration and the data are still those of the run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ppar_dist.checkpoint import checkpoints_dir
+from ppar_dist.config import ConfigError
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, listing, ok, warning
+from ppar_dist.plan import config_changes, stored_config
+from ppar_dist.runfacts import CheckpointFacts, leftovers
+
+_RECENT_S = 60.0
+
+
+def start(case: ConfigCase) -> Finding:
+    """The checkpoint that a job would take up: the newest that verifies."""
+    newest, damaged = case.newest, case.passed_over
+    facts: dict[str, Any] = {
+        "checkpoint": newest.path.name if newest else None,
+        "passed_over": {item.path.name: item.problems for item in damaged},
+    }
+    why = "\n".join(f"{item.path.name} is passed over: {listing(item.problems, 3)}" for item in damaged)
+    if newest is None:
+        if damaged:
+            return failure(
+                f"no checkpoint can be used, a job would begin at step 0 again\n{why}",
+                "restore one from a copy, or give another run.dir",
+                **facts,
+            )
+        return ok(f"no checkpoint in {case.config.run.dir}: starts at step 0", **facts)
+    step, total = newest.step() or 0, case.config.train.steps
+    left = max(0, total - step)
+    facts |= {"step": step, "steps_left": left}
+    text = f"{newest.path.name}: step {step:,} of {total:,}, {counted(left, 'step')} left; {_saved(newest)}"
+    if damaged:
+        return warning(
+            f"{text}\n{why}", "look into the storage; `ppar-dist inspect` says what each file is", **facts
+        )
+    if step >= total:
+        return warning(f"{text}: nothing to train", "raise train.steps, or give another run.dir", **facts)
+    return ok(text, **facts)
+
+
+def configuration(case: ConfigCase) -> Finding | None:
+    """The run was started with a configuration that computes the same."""
+    run = case.config.run.dir
+    try:
+        before = stored_config(run)
+    except ConfigError as error:
+        return failure(str(error), "give another run.dir, or `train --accept-changes` to replace it")
+    if before is None:
+        return None
+    changes = config_changes(before, case.config)
+    if not changes:
+        return ok(f"computes the same as {run / 'config.yaml'}", changes=[])
+    text = "\n".join(changes)
+    if case.newest is None and not case.passed_over:
+        return ok(
+            f"differs from {run / 'config.yaml'}, which has no checkpoint yet:\n{text}", changes=changes
+        )
+    remedy = "give another run.dir, or `train --accept-changes` to go on with the new one"
+    return failure(f"the run was started with another configuration:\n{text}", remedy, changes=changes)
+
+
+def data(case: ConfigCase) -> Finding | None:
+    """The sources are those that the checkpoint was trained on."""
+    if case.newest is None or not case.sources:
+        return None
+    noted = case.newest.manifest.get("data")
+    if not isinstance(noted, dict):
+        return None  # a checkpoint that was not written by training
+    now = {index.name: index.fingerprint for _, index in case.sources}
+    changed = sorted(name for name, fingerprint in now.items() if noted.get(name) != fingerprint)
+    if changed:
+        return failure(
+            f"{listing(changed)}: not what {case.newest.path.name} was trained on (fingerprint)",
+            "restore the shards, or give another run.dir",
+            changed=changed,
+        )
+    return ok(f"{counted(len(now), 'source')} as {case.newest.path.name} was trained on", changed=[])
+
+
+def position(case: ConfigCase) -> Finding | None:
+    """The checkpoint stands at a whole number of this configuration's global batches."""
+    if case.newest is None or "samples_seen" not in case.newest.state:
+        return None
+    step, seen = case.newest.step() or 0, case.newest.state["samples_seen"]
+    batch = case.config.train.global_batch
+    facts = {"step": step, "samples_seen": seen}
+    if seen != step * batch:
+        return failure(
+            f"{seen} samples in {counted(step, 'step')} are no global batches of {batch}",
+            "keep train.global_batch",
+            **facts,
+        )
+    return ok(f"{counted(seen, 'sample')} seen; the next is at position {seen:,}", **facts)
+
+
+def other_job(case: ConfigCase) -> Finding | None:
+    """Nothing else writes into ``run.dir`` right now."""
+    run = case.config.run.dir
+    folders = [checkpoints_dir(run) / name for name in leftovers(run) if name.startswith(".writing-")]
+    files = [*(run / "metrics").glob("*.jsonl"), *folders]
+    if not files:
+        return None
+    age = max(0.0, time.time() - max(_modified(path) for path in files))
+    finished = case.newest is not None and (case.newest.step() or 0) >= case.config.train.steps
+    if age < _RECENT_S and not finished:
+        return warning(
+            f"something wrote into {run} {duration(age)} ago: perhaps a job still runs there",
+            "wait until it has ended, or give another run.dir: two jobs in one folder spoil each other",
+            seconds=round(age, 1),
+        )
+    return ok(f"last written {duration(age)} ago", seconds=round(age, 1))
+
+
+def _saved(checkpoint: CheckpointFacts) -> str:
+    ranks = checkpoint.manifest.get("world_size")
+    took = f" in {duration(checkpoint.seconds)}" if checkpoint.seconds else ""
+    return f"saved by {counted(ranks, 'rank')}{took}" if isinstance(ranks, int) else "saved by an unknown job"
+
+
+def _modified(path: Any) -> float:
+    try:
+        return float(path.stat().st_mtime)
+    except OSError:
+        return 0.0  # gone meanwhile
+
+
+CHECKS = (
+    Check("start", start),
+    Check("same settings", configuration),
+    Check("same data", data),
+    Check("position", position),
+    Check("other job", other_job),
+)

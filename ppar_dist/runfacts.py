@@ -1,0 +1,185 @@
+"""What lies in a run's folder, read without trusting any of it: damage is a fact here, never an error."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.checkpoint import LATEST, MANIFEST, checkpoints_dir, list_checkpoints, verify
+
+_LEFTOVERS = (".writing-", ".deleting-")
+_SHOWN = ("step", "samples_seen", "stage", "loss/total")
+
+
+@dataclass(frozen=True)
+class CheckpointFacts:
+    """One published checkpoint; ``manifest`` and ``state`` are {} where they cannot be read."""
+
+    path: Path
+    problems: list[str]
+    manifest: dict[str, Any]
+    state: dict[str, Any]
+    files: dict[str, str]  # name → "whole", or what is wrong with it
+
+    @property
+    def whole(self) -> bool:
+        """Whether every file is there, whole and unchanged."""
+        return not self.problems
+
+    @property
+    def bytes(self) -> int:
+        """What its files were written with, by the manifest; 0 where that cannot be read."""
+        return sum(self.sizes().values())
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took to write, where its manifest says so."""
+        value = self.manifest.get("seconds")
+        return float(value) if isinstance(value, (int, float)) and value > 0 else None
+
+    def sizes(self) -> dict[str, int]:
+        """Bytes of each file by the manifest."""
+        files = self.manifest.get("files")
+        if not isinstance(files, dict):
+            return {}
+        sizes = {name: _whole_number(entry, "bytes") for name, entry in files.items()}
+        return {name: size for name, size in sizes.items() if size is not None}
+
+    def step(self) -> int | None:
+        """Steps taken when it was written; by its name where the state cannot be read."""
+        step = _whole_number(self.state, "step")
+        number = self.path.name.rpartition("-")[2]
+        return step if step is not None or not number.isdigit() else int(number)
+
+
+@dataclass
+class LogFacts:
+    """One file of JSON lines: what a reader can use of it, and what not."""
+
+    records: int = 0
+    last: dict[str, Any] | None = None  # the last record that could be read
+    cut: bool = False  # the last line has no end: a job is writing it, or was killed
+    unreadable: list[int] = field(default_factory=list)  # numbers of other lines that are no JSON object
+    problem: str | None = None  # the file as a whole cannot be read
+
+
+def read_checkpoint(folder: Path) -> CheckpointFacts:
+    """Everything about one checkpoint folder; every file is hashed."""
+    try:
+        problems = verify(folder)
+    except Exception as error:  # a manifest can name anything, also what is no path at all
+        problems = [f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"]
+    manifest = _json_object(folder / MANIFEST)
+    return CheckpointFacts(
+        folder, problems, manifest, _json_object(folder / "state.json"), _files(folder, manifest, problems)
+    )
+
+
+def read_manifest_only(folder: Path) -> CheckpointFacts:
+    """What a checkpoint's manifest says, without a look at the files it lists."""
+    return CheckpointFacts(folder, [], _json_object(folder / MANIFEST), {}, {})
+
+
+def read_checkpoints(run: Path) -> list[CheckpointFacts]:
+    """All published checkpoints of a run, oldest first."""
+    return [read_checkpoint(folder) for folder in list_checkpoints(run)]
+
+
+def read_latest(run: Path) -> str | None:
+    """The name in ``latest``; None where there is no such file, or it cannot be read."""
+    try:
+        return (checkpoints_dir(run) / LATEST).read_text(encoding="utf-8", errors="replace").strip()
+    except OSError:
+        return None
+
+
+def leftovers(run: Path) -> dict[str, int]:
+    """Folders that a save or a deletion left unfinished, with their bytes."""
+    folder = checkpoints_dir(run)
+    if not folder.is_dir():
+        return {}
+    found = (path for path in folder.iterdir() if path.name.startswith(_LEFTOVERS))
+    return {path.name: folder_bytes(path) for path in sorted(found)}
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of the files below a folder; what vanishes meanwhile counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+    return total
+
+
+def read_log(path: Path, count: Counter[str] | None = None, key: str = "kind") -> LogFacts | None:
+    """A file of JSON lines; None where there is none.
+
+    Args:
+        path: the file.
+        count: counts the values of ``key`` over the records.
+        key: see ``count``.
+    """
+    if not path.exists():
+        return None
+    facts = LogFacts()
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                _take_line(facts, number, line, count, key)
+    except OSError as error:
+        facts.problem = error.strerror or str(error)
+    return facts
+
+
+def last_logged(log: LogFacts | None) -> dict[str, Any] | None:
+    """Step and loss of the last readable line of ``metrics/train.jsonl``."""
+    if log is None or log.last is None:
+        return None
+    return {key: log.last[key] for key in _SHOWN if key in log.last}
+
+
+def _take_line(facts: LogFacts, number: int, line: bytes, count: Counter[str] | None, key: str) -> None:
+    if not line.endswith(b"\n"):
+        facts.cut = True
+        return
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        facts.unreadable.append(number)
+        return
+    facts.records += 1
+    facts.last = record
+    if count is not None:
+        count[str(record.get(key, "unknown"))] += 1
+
+
+def _files(folder: Path, manifest: dict[str, Any], problems: list[str]) -> dict[str, str]:
+    listed = manifest.get("files")
+    names = list(listed) if isinstance(listed, dict) else []
+    states = {}
+    for name in names:
+        said = (text.removeprefix(f"{name} ") for text in problems if text.startswith(f"{name} "))
+        states[name] = next(said, "whole")
+    there = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    extra = {name: "not in the manifest" for name in there if name not in states and name != MANIFEST}
+    return states | extra
+
+
+def _json_object(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
+def _whole_number(record: Any, key: str) -> int | None:
+    value = record.get(key) if isinstance(record, dict) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
