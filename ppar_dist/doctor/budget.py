@@ -33,14 +33,23 @@ def batch(case: ConfigCase) -> Finding:
     )
 
 
-def epochs(case: ConfigCase) -> Finding | None:
-    """What training itself checks first passes; images, epochs and held-out images."""
-    if case.batching is None or any(domain.index is None for domain in case.domains):
-        return None  # said already
+def refusals(case: ConfigCase) -> Finding | None:
+    """What training itself refuses before its first step, where no other check says it."""
+    text = case.config.text.file
+    said = case.batching is None or any(domain.index is None for domain in case.domains)
+    if said or (text is not None and case.needs_text and not text.is_file()):
+        return None
     try:
         make_plan(case.config, case.world_size)
     except ConfigError as error:
         return failure(str(error), "correct it: training refuses this before its first step")
+    return None
+
+
+def epochs(case: ConfigCase) -> Finding | None:
+    """Images, epochs and held-out images."""
+    if not case.sources_open or not any(case.train_size(index) for _, index in case.sources):
+        return None  # said already
     train = case.config.train
     indexes = [index for _, index in case.sources]
     images = sum(case.train_size(index) for index in indexes)
@@ -107,6 +116,7 @@ def _divides(case: ConfigCase, ranks: int) -> bool:
 
 CHECKS = (
     Check("batch", batch),
+    Check("refusals", refusals),
     Check("epochs", epochs),
     Check("stages", stages),
     Check("checkpoints", saving),

@@ -100,6 +100,11 @@ class ConfigCase:
         except ConfigError:
             return None
 
+    @property
+    def needs_text(self) -> bool:
+        """Whether the run has text prototypes at all."""
+        return self.config.ppar.enabled or self.config.model.classifier != "linear"
+
     @cached_property
     def segmentor(self) -> Segmentor:
         """The model without its weights: without memory where its library can; raises ConfigError."""

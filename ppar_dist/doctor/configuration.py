@@ -81,7 +81,7 @@ def weights(case: ConfigCase) -> Finding | None:
 def text(case: ConfigCase) -> Finding | None:
     """The text embeddings are there, complete and as wide as the model's joint space."""
     config = case.config
-    if not config.ppar.enabled and config.model.classifier == "linear":
+    if not case.needs_text:
         return None
     file = config.text.file
     if file is None:

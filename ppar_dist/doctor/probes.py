@@ -19,7 +19,6 @@ def existing_parent(path: Path) -> Path:
 
 
 @contextmanager
-@contextmanager
 def probe_folder(parent: Path) -> Iterator[Path]:
     """A folder for probes that is gone afterwards, whatever happens; raises OSError."""
     probe = parent / f".doctor-{os.getpid()}"
