@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -12,17 +11,19 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ppar_dist.checkpoint import (
-    LATEST,
-    MANIFEST,
-    checkpoints_dir,
-    list_checkpoints,
-    read_manifest,
-    read_state,
-    verify,
-)
-from ppar_dist.config import ConfigError, load_config
+from ppar_dist.checkpoint import MANIFEST
+from ppar_dist.config import Config, ConfigError, load_config
 from ppar_dist.data.index import DomainIndex
+from ppar_dist.models.weights import reason
+from ppar_dist.runfacts import (
+    LogFacts,
+    last_logged,
+    leftovers,
+    read_checkpoint,
+    read_checkpoints,
+    read_latest,
+    read_log,
+)
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
 
@@ -38,7 +39,14 @@ def inspect(path: Path) -> dict[str, Any]:
         raise ConfigError(f"nothing at {path}; give a domain folder, a tar, a checkpoint or a run")
     for fits, facts in _KINDS:
         if fits(path):
-            return facts(path)
+            try:
+                return facts(path)
+            except ConfigError:
+                raise
+            except Exception as error:  # bytes that were tampered with can raise anything
+                raise ConfigError(
+                    f"{path} is damaged and cannot be described: {reason(error)}; restore or make it again"
+                ) from None
     raise ConfigError(
         f"{path} is neither a domain folder (domain.json), a tar, a checkpoint (manifest.json) nor a run "
         "(config.yaml); run `ppar-dist index` on a folder of tars first"
@@ -104,22 +112,23 @@ def _tar(path: Path) -> dict[str, Any]:
 
 
 def _checkpoint(path: Path) -> dict[str, Any]:
-    problems = verify(path)
+    found = read_checkpoint(path)
+    sizes = found.sizes()
     facts: dict[str, Any] = {
         "kind": "checkpoint",
         "path": str(path),
-        "whole": not problems,
-        "problems": problems,
+        "whole": found.whole,
+        "problems": found.problems,
     }
-    if (path / MANIFEST).exists() and not any(MANIFEST in problem for problem in problems):
-        manifest = read_manifest(path)
-        files = manifest.pop("files", {})
-        facts["bytes"] = sum(int(entry["bytes"]) for entry in files.values())
-        facts["files"] = len(files)
-        facts["manifest"] = manifest
-    state = path / "state.json"
-    if state.exists() and not any(problem.startswith("state.json") for problem in problems):
-        facts["state"] = read_state(path)
+    if found.manifest:
+        facts["bytes"] = found.bytes
+        facts["manifest"] = {key: value for key, value in found.manifest.items() if key != "files"}
+    if found.state:
+        facts["state"] = found.state
+    facts["files"] = {
+        name: {"bytes": sizes.get(name, _size(path / name)), "state": state}
+        for name, state in found.files.items()
+    }
     for name in ("model", "ppar"):
         file = path / f"{name}.safetensors"
         if file.exists():
@@ -137,39 +146,49 @@ def _tensors(path: Path) -> dict[str, Any]:
 
 
 def _run(path: Path) -> dict[str, Any]:
-    config = load_config(path / "config.yaml")
-    latest = checkpoints_dir(path) / LATEST
+    facts: dict[str, Any] = {"kind": "run", "path": str(path)}
+    try:
+        facts |= _settings(load_config(path / "config.yaml"))
+    except ConfigError as error:
+        facts["config"] = f"unreadable: {error}"
+    logs = {file.name: read_log(file) for file in sorted((path / "metrics").glob("*.jsonl"))}
+    return facts | {
+        "last_logged": last_logged(logs.get("train.jsonl")),
+        "logs": {name: _log(log) for name, log in logs.items() if log is not None},
+        "checkpoints": {item.path.name: item.problems or "whole" for item in read_checkpoints(path)},
+        "latest": read_latest(path),
+        "leftovers": leftovers(path),
+        "results": (path / "results.json").exists(),
+    }
+
+
+def _settings(config: Config) -> dict[str, Any]:
     return {
-        "kind": "run",
-        "path": str(path),
         "name": config.run.name,
         "classes": config.data.classes,
         "sources": [source.name for source in config.data.sources],
         "backbone": f"{config.model.backbone.kind} {config.model.backbone.name}",
         "ppar": config.ppar.enabled,
         "steps": config.train.steps,
-        "last_logged": _last_line(path / "metrics" / "train.jsonl"),
-        "checkpoints": {item.name: verify(item) or "whole" for item in list_checkpoints(path)},
-        "latest": latest.read_text(encoding="utf-8").strip() if latest.exists() else None,
-        "results": (path / "results.json").exists(),
     }
 
 
-def _last_line(path: Path) -> dict[str, Any] | None:
-    """Step and loss of the last complete log line; only the file's end is read."""
-    if not path.exists():
+def _log(log: LogFacts) -> dict[str, Any]:
+    facts: dict[str, Any] = {"records": log.records}
+    if log.cut:
+        facts["last_line"] = "cut"
+    if log.unreadable:
+        facts["unreadable_lines"] = len(log.unreadable)
+    if log.problem:
+        facts["problem"] = log.problem
+    return facts
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
         return None
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - 65536))
-        lines = file.read().splitlines()
-    for line in reversed(lines):
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue  # cut off: a run that is being written, or was killed
-        keys = ("step", "samples_seen", "stage", "loss/total")
-        return {key: record[key] for key in keys if key in record}
-    return None
 
 
 def _lines(value: Any, indent: str) -> list[str]:
