@@ -1,0 +1,38 @@
+"""Ports and memory."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tests.unit.doctor.worlds import Doctor
+
+
+def test_a_port_in_use_is_named_per_rank(doctor: Doctor) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monitoring = {"enabled": True, "port": port - 1}
+        checks = doctor("--nproc", "2", monitoring=monitoring)
+        assert checks["metrics ports"]["status"] == "failure"
+        assert list(checks["metrics ports"]["facts"]["taken"]) == [str(port)]
+        assert f"127.0.0.1:{port} (Address already in use)" in checks["metrics ports"]["found"]
+
+
+def test_a_taken_master_port(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as taken:
+        taken.bind(("", 0))
+        taken.listen()
+        monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
+        assert doctor()["master port"]["status"] == "failure"
+    assert doctor()["master port"]["status"] == "ok"
+    monkeypatch.setenv("MASTER_PORT", "http")
+    assert "'http' is no port" in doctor()["master port"]["found"]
+
+
+def test_shared_memory_too_small_for_the_workers(doctor: Doctor) -> None:
+    checks = doctor("data.workers=2", "data.crop=[200000, 200000]", "--nproc", "2")
+    assert checks["shared memory"]["status"] == "failure"
+    assert checks["shared memory"]["facts"]["needed_bytes"] == 2 * 2 * 2 * 3 * 4 * 200000**2
