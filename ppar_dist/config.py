@@ -10,13 +10,31 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Ratio = Annotated[float, Field(ge=0, le=1)]
-Momentum = Annotated[float, Field(ge=0, lt=1)]
-Count = Annotated[int, Field(ge=1)]
+from ppar_dist.fields import (
+    Count,
+    Location,
+    Momentum,
+    NonNegative,
+    Number,
+    PlainValues,
+    Positive,
+    Ratio,
+    Seed,
+    Whole,
+)
+from ppar_dist.messages import one_line, printable, shown
+from ppar_dist.strict_yaml import MAX_CHARACTERS, read_yaml
+
+_PROBLEMS = 20  # named in one message; of more, only their number
 
 
 class ConfigError(ValueError):
@@ -32,7 +50,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where the run lives."""
 
-    dir: Path
+    dir: Location
     name: str = ""
 
 
@@ -46,15 +64,15 @@ class SourceConfig(Section):
 class DataConfig(Section):
     """Source domains, their order, and the size of what the model sees."""
 
-    root: Path
+    root: Location
     classes: str
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
     size: Count = 180  # pixels of the shorter side before random scaling, and at evaluation
     crop: tuple[Count, Count] = (180, 240)  # height, width in pixels
-    holdout: Annotated[float, Field(ge=0, lt=1)] = 0.1  # last part of each source, never trained on
+    holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # last part of each source, never trained on
     block: Count = 16  # consecutive samples that stay together (sequential reads)
     window: Count = 8  # blocks among which samples are permuted
-    workers: Annotated[int, Field(ge=0)] = 1  # loader processes per rank
+    workers: Annotated[Whole, Field(ge=0)] = 1  # loader processes per rank
     max_bad_ratio: Ratio = 0.01  # of a domain's positions; more bad samples than that end the job
 
     @field_validator("sources", mode="before")
@@ -85,7 +103,7 @@ class AugmentConfig(Section):
     brightness: NonNegative = 0.5
     contrast: NonNegative = 0.5
     saturation: NonNegative = 0.5
-    hue: Annotated[float, Field(ge=0, le=0.5)] = 0.1
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
     grayscale: Ratio = 0.1
     gamma: tuple[Positive, Positive] | None = (0.5, 2.0)  # drawn log-uniformly; None: off
     blur: Ratio = 0.2
@@ -105,7 +123,7 @@ class BackboneConfig(Section):
     kind: Literal["open_clip", "timm"] = "open_clip"
     name: str = "ViT-B-16"
     pretrained: str | None = None  # open_clip tag or a checkpoint file; None: random initialisation
-    options: dict[str, Any] = {}  # passed to the library's constructor
+    options: PlainValues = {}  # passed to the library's constructor
     embed_dim: Count | None = None  # joint width D; only for kind: timm, whose trunk has none
     dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm
     trainable: Literal["all", "none"] = "all"
@@ -130,7 +148,7 @@ class DecoderConfig(Section):
 class TextConfig(Section):
     """Original text prototypes (OTP): a file of embeddings, or the backbone's own text tower."""
 
-    file: Path | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
+    file: Location | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
     templates: tuple[str, ...] = ("a photo of a {}.",)  # for the text tower
     center: bool = True
 
@@ -155,8 +173,8 @@ class AlignmentConfig(Section):
     text_weight: NonNegative = 0.1
     visual_weight: NonNegative = 0.1
     pixel_weight: NonNegative = 0.1
-    admit_from: Annotated[float, Field(gt=0, le=1)] = 0.3
-    difficulty_bins: Annotated[int, Field(ge=2)] = 64
+    admit_from: Annotated[Number, Field(gt=0, le=1)] = 0.3
+    difficulty_bins: Annotated[Whole, Field(ge=2)] = 64
 
     @model_validator(mode="after")
     def _boundaries_rise(self) -> AlignmentConfig:
@@ -186,7 +204,7 @@ class ReweightingConfig(Section):
     """Reliability weights of source samples."""
 
     enabled: bool = True
-    start_stage: Annotated[int, Field(ge=0, le=3)] = 1
+    start_stage: Annotated[Whole, Field(ge=0, le=3)] = 1
     beta: NonNegative = 1.5
     min: Positive = 0.05
     max: Positive = 1.5
@@ -204,7 +222,7 @@ class PparConfig(Section):
     """The method; ``enabled: false`` is plain fine-tuning with the same model, data and budget."""
 
     enabled: bool = True
-    min_purity: Annotated[float, Field(gt=0, le=1)] = 0.75
+    min_purity: Annotated[Number, Field(gt=0, le=1)] = 0.75
     alignment: AlignmentConfig = AlignmentConfig()
     bank: BankConfig = BankConfig()
     vtp: VtpConfig = VtpConfig()
@@ -230,7 +248,7 @@ class TrainConfig(Section):
     global_batch: Count
     micro_batch: Count | None = None  # images per forward pass and rank; None: no accumulation
     log_every: Count = 10
-    eval_every: Annotated[int, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
+    eval_every: Annotated[Whole, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
     ledger: bool = False  # write down the key of every sample trained on
 
 
@@ -244,9 +262,9 @@ class EngineConfig(Section):
 class CheckpointConfig(Section):
     """What is kept."""
 
-    every: Annotated[int, Field(ge=0)] = 200  # steps; 0: only at the end
+    every: Annotated[Whole, Field(ge=0)] = 200  # steps; 0: only at the end
     keep_last: Count = 2
-    keep_every: Annotated[int, Field(ge=0)] = 0  # steps; those at its multiples stay for good; 0: none
+    keep_every: Annotated[Whole, Field(ge=0)] = 0  # steps; those at its multiples stay for good; 0: none
     keep_best: bool = True
     background: bool = True  # written by a thread from a copy in memory, while training goes on
 
@@ -258,7 +276,7 @@ class FaultsConfig(Section):
     stall_s: Positive = 600.0  # seconds in one phase of a step after which a rank counts as hung
     peer_s: Positive = 60.0  # seconds of silence after which a rank counts as dead
     max_non_finite: Count = 5  # steps in a row without a finite result before the run rolls back
-    max_rollbacks: Annotated[int, Field(ge=0)] = 3  # in a run; the next one ends it
+    max_rollbacks: Annotated[Whole, Field(ge=0)] = 3  # in a run; the next one ends it
 
 
 class MonitoringConfig(Section):
@@ -266,13 +284,13 @@ class MonitoringConfig(Section):
 
     enabled: bool = True
     address: str = "127.0.0.1"
-    port: Annotated[int, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
+    port: Annotated[Whole, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
 
 
 class Config(Section):
     """The whole configuration of a run."""
 
-    seed: int = 0
+    seed: Seed = 0
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -285,7 +303,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
-    targets: dict[str, Path] = {}  # unseen domains, evaluated when the run has ended
+    targets: dict[str, Location] = {}  # unseen domains, evaluated when the run has ended
 
     @model_validator(mode="after")
     def _prototypes_have_a_source(self) -> Config:
@@ -310,12 +328,12 @@ def load_config(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Conf
             or value is wrong; the message lists every problem.
     """
     try:
-        tree = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open(encoding="utf-8") as file:
+            tree = read_yaml(file.read(MAX_CHARACTERS + 1))  # enough to see that it is too long
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise ConfigError(f"config {path} is not valid YAML: {reason}") from None
+        raise ConfigError(f"config {path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
         raise ConfigError(f"config {path} holds keys and values, got {type(tree).__name__}")
     for override in overrides:
@@ -328,8 +346,11 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        problems = "; ".join(_problem(item) for item in error.errors())
-        raise ConfigError(f"{origin}: {problems}") from None
+        items = error.errors(include_url=False)
+        problems = [_problem(item) for item in items[:_PROBLEMS]]
+        if len(items) > _PROBLEMS:
+            problems.append(f"and {len(items) - _PROBLEMS} more problems")
+        raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
 
 
 def dump_config(config: Config) -> str:
@@ -341,26 +362,28 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
     key, separator, text = override.partition("=")
     parts = key.split(".")
     if not separator or not all(parts):
-        raise ConfigError(f"an override is key=value, got {override!r}; for example train.steps=100")
+        raise ConfigError(f"an override is key=value, got {shown(override)}; for example train.steps=100")
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"override {override!r}: the value is not valid YAML") from None
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {shown(override)}: the value is not valid YAML: {one_line(error)}"
+        ) from None
     node = tree
     for part in parts[:-1]:
-        child = node.setdefault(part, {})
+        child = node.get(part, {})
         if not isinstance(child, dict):
-            raise ConfigError(f"override {override!r}: {part} is a value, not a section")
-        node = child
+            raise ConfigError(f"override {shown(override)}: {printable(part)} is a value, not a section")
+        node[part] = node = dict(child)  # a copy: an alias may have put the same section elsewhere too
     node[parts[-1]] = value
 
 
 def _problem(item: Any) -> str:
-    key = ".".join(str(part) for part in item["loc"])
-    message = str(item["msg"]).removeprefix("Value error, ")
+    key = printable(".".join(str(part) for part in item["loc"]))
+    message = printable(str(item["msg"]).removeprefix("Value error, "))
     if item["type"] == "extra_forbidden":
         return f"unknown key {key}; see ppar_dist/config.py for the keys there are"
     if item["type"] == "missing":
         return f"{key} is required; add it"
-    value = "" if isinstance(item["input"], dict) or not key else f", got {item['input']!r}"
+    value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
     return f"{key}: {message}{value}" if key else message

@@ -26,7 +26,9 @@ LEVELS = (
     ("data.tar", "data.domainfile"),
     ("data.samples",),
     ("labels", "data.quarantine"),
-    ("config", "data", "durable", "exitcodes", "parent", ""),
+    ("config", "data", "exitcodes", "parent", ""),
+    ("fields",),
+    ("strict_yaml", "messages", "jsonlines", "durable"),
 )
 DOORS = {
     "deepspeed": {"engine"},

@@ -1,0 +1,27 @@
+"""Foreign text in messages: one printable line of bounded length, whatever the value was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_LONGEST = 400  # characters of one value
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a value that a user gave; its type where it has no bounded ``repr``."""
+    try:
+        return printable(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or very deep nesting
+        return f"a value of type {type(value).__name__}, too large to show"
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, its line breaks as spaces."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
