@@ -12,20 +12,24 @@ import logging
 import os
 import shutil
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from ppar_dist import __version__, exitcodes
 from ppar_dist.config import ConfigError
-
-_PEER_GRACE_S = 5.0
+from ppar_dist.launch import LAUNCHERS, note_exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns its exit code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    code = _main(arguments)
+    note_exit(code)
+    return code
+
+
+def _main(arguments: list[str]) -> int:
     _open_closed_streams()
     options = _parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
@@ -117,6 +121,7 @@ def _training_commands(commands: Any) -> None:
     train.add_argument("config", type=Path)
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.add_argument("--nproc", type=int, help="ranks on this machine (default: one per GPU, else 1)")
+    train.add_argument("--launcher", choices=LAUNCHERS, default="deepspeed", help="what starts the ranks")
     train.add_argument("--accept-changes", action="store_true", help="go on with a changed configuration")
     train.set_defaults(run=_train)
     doctor = commands.add_parser("doctor", help="say what would go wrong with a job, or is wrong with a run")
@@ -158,6 +163,10 @@ def _result_commands(commands: Any) -> None:
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--json", action="store_true")
     inspect.set_defaults(run=_inspect)
+    ledger = commands.add_parser("ledger", help="prove from a run's ledger that every sample came once")
+    ledger.add_argument("run_dir", type=Path, metavar="RUN")
+    ledger.add_argument("--json", action="store_true")
+    ledger.set_defaults(run=_ledger)
     report = commands.add_parser("report", help="write report.html of a run")
     report.add_argument("run_dir", type=Path, metavar="RUN")
     report.set_defaults(run=_report)
@@ -218,9 +227,15 @@ def _index(options: argparse.Namespace, _: list[str]) -> None:
 
 
 def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
-    from ppar_dist import distributed
+    from ppar_dist.launch import is_rank, note_start
+    from ppar_dist.preemption import Preemption
+
+    preemption = Preemption()
+    if is_rank():
+        preemption.watch()  # before anything slow: a signal must not find this process deaf
+        note_start()
     from ppar_dist.config import load_config
-    from ppar_dist.launch import default_ranks, is_rank, launch
+    from ppar_dist.launch import default_ranks, launch
     from ppar_dist.plan import make_plan
 
     config = load_config(options.config, _with_text_file(options.config, options.overrides))
@@ -230,25 +245,11 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
             raise ConfigError(f"--nproc is at least 1, got {ranks}")
         make_plan(config, ranks)  # refuse here, once, rather than on every rank
         if ranks > 1:
-            return launch(arguments, ranks)
-    from ppar_dist.trainer import train
+            return launch(arguments, ranks, options.launcher, config.faults.grace_s)
+        preemption.watch()
+    from ppar_dist import job
 
-    world = distributed.join()
-    try:
-        train(config, world, options.accept_changes)
-        if world.is_main:
-            _finish(config)
-    except ConfigError:
-        raise
-    except Exception:
-        if world.world_size > 1:
-            # Perhaps only because another rank has left: its exit code, not this one's, is what the launcher
-            # should see first (it looks every second, and ends the ranks that are left).
-            time.sleep(_PEER_GRACE_S)
-        raise
-    finally:
-        distributed.leave()
-    return exitcodes.DONE
+    return job.run(config, preemption, options.accept_changes, _count)
 
 
 def _doctor(options: argparse.Namespace, _: list[str]) -> int:
@@ -293,29 +294,6 @@ def _with_text_file(path: Path, overrides: list[str]) -> list[str]:
     return overrides if found is None else [*overrides, f"text.file={found.resolve()}"]
 
 
-def _finish(config: Any) -> None:
-    """Score the targets that the configuration names, and write the report."""
-    from ppar_dist.report import write_report
-
-    table = _score(config.run.dir, config.targets).table() if config.targets else None
-    report = write_report(config.run.dir)
-    if table is not None:
-        print(table)
-    print(f"report {report}")
-
-
-def _score(run: Path, targets: dict[str, Path], which: str = "latest") -> Any:
-    from ppar_dist.evaluate import evaluate
-
-    is_run = (run / "config.yaml").exists()
-    is_run = is_run and which == "latest"  # the table and pictures of a run are those of its last checkpoint
-    examples = run / "predictions" if is_run else None
-    results = evaluate(run, targets, _device(), which, examples, progress=_count)
-    if is_run:
-        results.write(run / "results.json")
-    return results
-
-
 def _demo(options: argparse.Namespace, _: list[str]) -> int:
     from ppar_dist.demo import demo
 
@@ -331,7 +309,9 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
         targets[name] = Path(folder)
     if not targets:
         raise ConfigError("nothing to evaluate on: give --target NAME=FOLDER")
-    results = _score(options.checkpoint, targets, options.which)
+    from ppar_dist.evaluate import score
+
+    results = score(options.checkpoint, targets, _device(), options.which, _count)
     print(results.to_json() if options.json else results.table())
 
 
@@ -364,6 +344,14 @@ def _report(options: argparse.Namespace, _: list[str]) -> None:
     from ppar_dist.report import write_report
 
     print(write_report(options.run_dir))
+
+
+def _ledger(options: argparse.Namespace, _: list[str]) -> int:
+    from ppar_dist.ledger import audit
+
+    found = audit(options.run_dir)
+    print(json.dumps(found.to_json(), indent=1) if options.json else found.describe())
+    return exitcodes.CONFIG if found.problems else exitcodes.DONE
 
 
 def _device() -> str:

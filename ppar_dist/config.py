@@ -246,7 +246,7 @@ class TrainConfig(Section):
 
     steps: Count
     global_batch: Count
-    micro_batch: Count | None = None  # images per forward pass and rank; None: no accumulation
+    micro_batch: Count | None = None  # at most so many images per forward pass and rank; None: all at once
     log_every: Count = 10
     eval_every: Annotated[Whole, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
     ledger: bool = False  # write down the key of every sample trained on
@@ -311,11 +311,6 @@ class Config(Section):
         if needs_text and self.text.file is None and self.model.backbone.kind == "timm":
             raise ValueError(
                 "a timm backbone has no text tower: set text.file to an .npz of names and embeddings"
-            )
-        if self.train.micro_batch and self.train.global_batch % self.train.micro_batch:
-            raise ValueError(
-                f"train.global_batch={self.train.global_batch} is a multiple of "
-                f"train.micro_batch={self.train.micro_batch}; change one of the two"
             )
         return self
 

@@ -1,12 +1,14 @@
-"""DeepSpeed behind four verbs: forward, backward, step, save/load. The only module that imports deepspeed."""
+"""DeepSpeed behind four verbs: forward, backward, step, and take/restore the optimiser's state.
+
+The only module that imports deepspeed. DeepSpeed's own checkpoints are not used: ZeRO's shards load at the
+number of ranks that wrote them only. Moments are gathered by parameter instead, through DeepSpeed's
+interface for it, so that a state fits any number of ranks and any ZeRO stage.
+"""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from ppar_dist.config import Config
 from ppar_dist.distributed import World
 from ppar_dist.schedule import batching, learning_rate_factor
 
-ENGINE_TAG = "engine"  # the folder of DeepSpeed's files inside a checkpoint
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
 class Engine:
@@ -27,11 +29,12 @@ class Engine:
         self.config = config
         self.world = world
         self.batching = batching(config, world.world_size)
-        deepspeed = _import_deepspeed(world)
+        self._deepspeed = _import_deepspeed(world)
         trained = [group for group in groups if any(p.requires_grad for p in group["params"])]
+        self._trained_ids = {id(p) for group in trained for p in group["params"]}
         self._base_rates = [float(group["lr"]) for group in trained]
         optimizer = torch.optim.AdamW(trained, betas=config.optim.betas)
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
+        self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
             model=model.to(world.device),
             optimizer=optimizer,
             config=self._settings(),
@@ -57,21 +60,38 @@ class Engine:
         self._engine.set_gradient_accumulation_boundary(last)
         self._engine.backward(loss)
 
-    def step(self, step: int) -> None:
+    def step(self, step: int) -> bool:
         """Apply the accumulated gradient at the learning rate that belongs to ``step``.
 
-        Raises:
-            FloatingPointError: with ZeRO stage 0, when the gradient is not finite: on every rank alike, and
-                before any parameter was touched.
+        Returns:
+            False, on every rank alike, when the gradient is not finite: then no parameter and no moment was
+            touched, and the gradient is gone.
         """
         self._factor = learning_rate_factor(step, self.config.train.steps, self.config.optim)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self._factor
         norm = self._clip()
         if norm is not None and not bool(norm.isfinite()):
-            raise FloatingPointError(f"step {step + 1} gave a gradient of norm {float(norm)}; lower optim.lr")
+            self._grad_norm = norm
+            self._engine.zero_grad()
+            return False
         self._engine.step()
         self._grad_norm = norm if norm is not None else self._engine.get_global_grad_norm()
+        # ZeRO checks the norm before it updates, and tells of a refusal only here.
+        return bool(self._engine.was_step_applied())
+
+    def skip(self) -> None:
+        """Drop the accumulated gradient; nothing else changes. On every rank, or on none."""
+        self._grad_norm = None
+        if not self._zero:
+            self._engine.zero_grad()
+            return
+        # ZeRO keeps gradients of its own, and drops them by itself when their norm is no number.
+        for gradients in self._optimizer.averaged_gradients.values():
+            for gradient in gradients or ():
+                gradient.fill_(float("nan"))
+        self._engine.step()
+        assert not self._engine.was_step_applied(), "DeepSpeed applied a gradient that is not a number"
 
     def grad_norm(self) -> float:
         """Norm of the last global gradient, before clipping."""
@@ -82,22 +102,109 @@ class Engine:
         groups = zip(self._optimizer.param_groups, self._base_rates, strict=True)
         return {group.get("name", "all"): rate * self._factor for group, rate in groups}
 
-    def save(self, folder: Path) -> None:
-        """Write parameters and optimiser state of all ranks below ``folder/engine``. Collective."""
-        with _quiet():
-            # DeepSpeed's own `latest` is written before the other ranks have written: never used.
-            self._engine.save_checkpoint(str(folder), tag=ENGINE_TAG, save_latest=False)
+    def optimizer_state(self) -> dict[str, torch.Tensor]:
+        """Moments and number of updates by parameter name, whole, on the CPU. Collective.
 
-    def load(self, folder: Path) -> None:
-        """Restore what ``save`` wrote at the same world size. Collective."""
-        with _quiet():
-            loaded, _ = self._engine.load_checkpoint(str(folder), tag=ENGINE_TAG)
-        if loaded is None:
-            raise RuntimeError(f"DeepSpeed found no engine state below {folder}")
+        Returns:
+            ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and ``step.<name>`` of every parameter that was updated
+            yet; on other ranks than the main one nothing.
+        """
+        if self._zero and self._adamw.state:
+            self._link_moments()
+        state: dict[str, torch.Tensor] = {}
+        for name, parameter in self._trained():
+            updates = self._updates(parameter)
+            if not updates:
+                continue  # no gradient has reached it so far
+            moments = {key: self._moment(parameter, key) for key in _MOMENTS}
+            if self.world.is_main:
+                state |= {f"{key}.{name}": value.to("cpu", copy=True) for key, value in moments.items()}
+                state[f"step.{name}"] = torch.tensor(updates, dtype=torch.float32)
+        return state
+
+    def load(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
+        """Restore parameters, buffers and moments, of any number of ranks and any ZeRO stage.
+
+        Raises:
+            RuntimeError: names or shapes are not those of this model.
+        """
+        self.module.load_state_dict(model)
+        self._adamw.state.clear()
+        if self._zero:
+            self._optimizer.refresh_fp32_params()  # ZeRO updates a copy of its own
+            updates = (float(value) for key, value in optimizer.items() if key.startswith("step."))
+            self._make_zero_moments(max(updates, default=0.0))
+        for name, parameter in self._trained():
+            if f"step.{name}" in optimizer:
+                moments = {key: optimizer[f"{key}.{name}"] for key in _MOMENTS}
+                self._set_moments(name, parameter, optimizer[f"step.{name}"], moments)
+
+    def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """Parameters that the optimiser updates, in an order equal on all ranks."""
+        return ((name, p) for name, p in self.module.named_parameters() if id(p) in self._trained_ids)
+
+    @property
+    def _adamw(self) -> torch.optim.Optimizer:
+        """The AdamW inside: over whole parameters, or with ZeRO over this rank's flat parts of them."""
+        inner: torch.optim.Optimizer = self._optimizer.optimizer if self._zero else self._optimizer
+        return inner
+
+    @property
+    def _zero(self) -> bool:
+        return self.config.engine.zero_stage > 0
+
+    def _updates(self, parameter: torch.nn.Parameter) -> float:
+        """How many updates a parameter has had; with ZeRO all have had as many."""
+        states = self._adamw.state
+        state = next(iter(states.values()), None) if self._zero else states.get(parameter)
+        return float(state["step"]) if state else 0.0
+
+    def _moment(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
+        if self._zero:
+            whole: torch.Tensor = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
+            return whole
+        mine: torch.Tensor = self._adamw.state[parameter][key]
+        return mine
+
+    def _set_moments(
+        self,
+        name: str,
+        parameter: torch.nn.Parameter,
+        updates: torch.Tensor,
+        moments: dict[str, torch.Tensor],
+    ) -> None:
+        for key, value in moments.items():
+            if value.shape != parameter.shape:
+                raise RuntimeError(f"{key} of {name} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+            if self._zero:
+                value = value.to(parameter.device)
+                self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
+        if not self._zero:
+            own = {key: value.to(parameter.device, copy=True) for key, value in moments.items()}
+            self._adamw.state[parameter] = {"step": updates.clone(), **own}
+
+    def _make_zero_moments(self, updates: float) -> None:
+        """Moments of zero over ZeRO's flat parts, linked to their parameters; none for 0 updates."""
+        if not updates:
+            return
+        for group in self._adamw.param_groups:
+            for part in group["params"]:
+                moments = {key: torch.zeros_like(part) for key in _MOMENTS}
+                self._adamw.state[part] = {"step": torch.tensor(updates), **moments}
+        self._link_moments()
+
+    def _link_moments(self) -> None:
+        """Tell each parameter which part of ZeRO's flat moments is its own.
+
+        DeepSpeed does so by itself once, after it has updated its first group: the others have no moments
+        then, and stay without.
+        """
+        self._optimizer._hp_optimizer_states_linked = False
+        self._optimizer._lazy_init_hp_params_optimizer_state()
 
     def _clip(self) -> torch.Tensor | None:
         """ZeRO-0 only: DeepSpeed clips there too, but keeps the norm to itself, so it is done here."""
-        if self.config.engine.zero_stage:
+        if self._zero:
             return None
         limit = self.config.optim.clip_grad_norm or float("inf")
         parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -131,15 +238,3 @@ def _import_deepspeed(world: World) -> Any:
     # process killed meanwhile leaves a lock file on which all later ones wait for ever.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """DeepSpeed logs every file it touches; the checkpoint module says what matters."""
-    logger = logging.getLogger("DeepSpeed")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

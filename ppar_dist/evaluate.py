@@ -151,6 +151,21 @@ def evaluate(
     return Results(config.run.name, checkpoint.name, step, classes.classes, results)
 
 
+def score(
+    path: Path,
+    targets: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    which: str = "latest",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Results:
+    """``evaluate``; the table and pictures of a run's last checkpoint are kept in its folder."""
+    keep = which == "latest" and (path / "config.yaml").exists()
+    results = evaluate(path, targets, device, which, path / "predictions" if keep else None, progress)
+    if keep:
+        results.write(path / "results.json")
+    return results
+
+
 def open_target(folder: Path, classes: ClassSet) -> DomainIndex:
     """Open a target domain and hold it to the model's class set; raises ConfigError."""
     index = DomainIndex.open(Path(folder))
@@ -172,10 +187,12 @@ def held_out(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
+    alive: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Confusion counts on the held-out part of each source, this rank's share of the samples.
 
     Summed over the ranks (one all-reduce), the counts are those of a single rank: integers, so exactly.
+    ``alive`` is called after each sample.
 
     Returns:
         (M, K, K) int64: rows are labels, columns predictions.
@@ -186,7 +203,7 @@ def held_out(
         start = held.start + len(held) * rank // world_size
         stop = held.start + len(held) * (rank + 1) // world_size
         samples = eval_samples(index, start, stop, config.data.size)
-        matrix, _ = confusion(segmentor, samples, len(index.classes), device)
+        matrix, _ = confusion(segmentor, samples, len(index.classes), device, lambda *_: alive())
         counts.append(matrix.counts)
     return torch.stack(counts)
 

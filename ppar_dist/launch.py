@@ -1,4 +1,8 @@
-"""Starting the ranks of this machine through the DeepSpeed launcher."""
+"""Starting the ranks of this machine through a launcher, and ending them as one job.
+
+A launcher reports the exit code of whichever rank it looked at first, or one of its own; so each rank leaves
+a note of its code in a folder named by the environment, and the job's code is made of these.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,20 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import FrameType
 
-import torch
-
+from ppar_dist import exitcodes
 from ppar_dist.config import ConfigError
+from ppar_dist.preemption import SIGNALS, exit_code
 
-_GRACE_S = 35.0  # DeepSpeed's launcher gives its ranks 30 s after a SIGTERM
+_NOTES = "PPAR_EXIT_NOTES"
+_MARGIN_S = 35.0  # beyond the grace time: DeepSpeed's launcher gives its ranks 30 s after a SIGTERM
+# Which code a job has when its ranks differ: what no retry cures before what one may cure.
+_SEVERITY = (exitcodes.CONFIG, exitcodes.INTERNAL, exitcodes.INTERRUPTED, exitcodes.RESUME)
 
 
 def is_rank(environment: Mapping[str, str] | None = None) -> bool:
@@ -25,19 +34,26 @@ def is_rank(environment: Mapping[str, str] | None = None) -> bool:
 
 def default_ranks() -> int:
     """One rank per GPU; one where there is none."""
-    return max(1, torch.cuda.device_count())
+    return max(1, _gpus())
 
 
-def launch(arguments: Sequence[str], ranks: int) -> int:
-    """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return their exit code.
+def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", grace_s: float = 120.0) -> int:
+    """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return the exit code of the job.
 
-    The launcher is deepspeed.launcher.runner. It dies of a signal and leaves the ranks behind, so it gets a
-    process group of its own, which SIGINT and SIGTERM end as a whole: 128 + the signal is returned.
+    SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
+    after the other, or die of them; so this process passes them on itself, as SIGUSR1, to the launcher's
+    process group, where the launcher ignores it.
+
+    Args:
+        arguments: of ``ppar-dist``.
+        ranks: on this machine.
+        launcher: ``deepspeed`` or ``torchrun``.
+        grace_s: seconds that ranks may take to end after a signal.
 
     Raises:
         ConfigError: there are GPUs, but fewer than ranks.
     """
-    gpus = torch.cuda.device_count()
+    gpus = _gpus()
     if 0 < gpus < ranks:
         raise ConfigError(f"a rank needs a GPU of its own: --nproc {ranks}, but this machine has {gpus}")
     environment = dict(os.environ)
@@ -45,38 +61,124 @@ def launch(arguments: Sequence[str], ranks: int) -> int:
         environment["DS_ACCELERATOR"] = "cpu"
     threads = max(1, (os.cpu_count() or 1) // ranks)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
+    command = [*_COMMANDS[launcher](ranks), "ppar_dist", *arguments]
+    with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
+        environment[_NOTES] = notes
+        return _Group(Path(notes), ranks, grace_s).run(command, environment)
+
+
+def note_start() -> None:
+    """Called by a rank that listens to signals from now on."""
+    _note("started", "")
+
+
+def note_exit(code: int) -> None:
+    """Called by a rank that ends with ``code``; does nothing outside ``launch``."""
+    _note("exit", str(code))
+
+
+def job_code(codes: Sequence[int | None], launcher_code: int) -> int:
+    """The exit code of a job.
+
+    Args:
+        codes: of its ranks; None for one that was killed, which a retry may cure.
+        launcher_code: the launcher's own, which counts when no rank left a code.
+    """
+    if all(code is None for code in codes):
+        return exitcodes.INTERNAL if launcher_code > 0 else exitcodes.RESUME
+    known = {exitcodes.RESUME if code is None else code for code in codes}
+    return next((code for code in _SEVERITY if code in known), max(known))
+
+
+class _Group:
+    """A launcher and its ranks: one process group, which ends as a whole."""
+
+    def __init__(self, notes: Path, ranks: int, grace_s: float) -> None:
+        self._notes, self._ranks, self._grace_s = notes, ranks, grace_s
+        self._received: list[int] = []
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
+        """Run ``command`` until all of its group has ended; returns the job's exit code."""
+        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        try:
+            self._process = subprocess.Popen(
+                command, env=environment, start_new_session=True, preexec_fn=_ignore_usr1
+            )
+            if self._received:  # it came while the process was being made
+                self._pass_on()
+            code = self._process.wait()
+            self._drain(self._process.pid)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+        return self._code(code)
+
+    def _receive(self, number: int, _: FrameType | None) -> None:
+        self._received.append(number)
+        if self._process is not None:
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        assert self._process is not None
+        listening = all((self._notes / f"rank-{rank}.started").exists() for rank in range(self._ranks))
+        # Ranks that do not listen yet have nothing to save; the launcher may not even have started them.
+        _signal_group(self._process.pid, signal.SIGUSR1 if listening else signal.SIGTERM)
+
+    def _drain(self, group: int) -> None:
+        """Wait for ranks that outlive their launcher, as they do to save when it was killed."""
+        deadline = time.monotonic() + self._grace_s + _MARGIN_S
+        while _signal_group(group, 0) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        _signal_group(group, signal.SIGKILL)
+
+    def _code(self, launcher_code: int) -> int:
+        codes = [self._read_code(rank) for rank in range(self._ranks)]
+        if self._received and all(code in (None, exitcodes.RESUME) for code in codes):
+            return exit_code([signal.Signals(number) for number in self._received])
+        return job_code(codes, launcher_code)
+
+    def _read_code(self, rank: int) -> int | None:
+        path = self._notes / f"rank-{rank}.exit"
+        return int(path.read_text()) if path.exists() else None
+
+
+def _deepspeed(ranks: int) -> list[str]:
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    command += ["--master_port", str(_free_port()), "--no_local_rank", "--log_level", "warning"]
-    command += ["--module", "ppar_dist", *arguments]
-    return _run_group(command, environment)
+    return [
+        *command,
+        "--master_port",
+        str(_free_port()),
+        "--no_local_rank",
+        "--log_level",
+        "warning",
+        "--module",
+    ]
 
 
-def _run_group(command: Sequence[str], environment: Mapping[str, str]) -> int:
-    """Run ``command`` in a process group of its own until all of it has ended; returns its exit code."""
-    received: list[int] = []
-    process: subprocess.Popen[bytes] | None = None
+def _torchrun(ranks: int) -> list[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
+    return [*command, "--master-port", str(_free_port()), "--module"]
 
-    def end(number: int, _: FrameType | None) -> None:
-        received.append(number)
-        if process is not None:
-            _signal_group(process.pid, signal.SIGTERM)
 
-    before = {number: signal.signal(number, end) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        process = subprocess.Popen(command, env=environment, start_new_session=True)
-        if received:  # it came while the process was being made
-            _signal_group(process.pid, signal.SIGTERM)
-        code = process.wait()
-        deadline = time.monotonic() + _GRACE_S
-        while received and _signal_group(process.pid, 0) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        _signal_group(process.pid, signal.SIGKILL)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if received:
-        return 128 + received[0]
-    return 128 - code if code < 0 else code
+_COMMANDS: dict[str, Callable[[int], list[str]]] = {"deepspeed": _deepspeed, "torchrun": _torchrun}
+LAUNCHERS = tuple(_COMMANDS)
+
+
+def _note(what: str, text: str) -> None:
+    folder = os.environ.get(_NOTES)
+    if folder and is_rank() and Path(folder).is_dir():
+        (Path(folder) / f"rank-{os.environ['RANK']}.{what}").write_text(text)
+
+
+def _gpus() -> int:
+    import torch  # late: what only asks is_rank is answered before torch is loaded
+
+    return torch.cuda.device_count()
+
+
+def _ignore_usr1() -> None:
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _signal_group(group: int, number: int) -> bool:

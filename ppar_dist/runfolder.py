@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppar_dist import __version__, checkpoint
+from ppar_dist.checkpoint import Snapshot
 from ppar_dist.config import ConfigError, dump_config
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
@@ -21,24 +21,15 @@ from ppar_dist.models.weights import reason
 from ppar_dist.plan import Plan, config_changes, stored_config
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import Teacher
+from ppar_dist.trainstate import TrainState
 
 MODEL_FILE = "model.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
-RNG_FILE = "rng.safetensors"
 METHOD_FILE = "ppar.safetensors"
+GENERATOR_FILE = "rng.safetensors"
 _TEACHER = "teacher."
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainState:
-    """Where a run stands. The whole state of the data is ``samples_seen``."""
-
-    step: int = 0
-    samples_seen: int = 0
-    best_miou: float | None = None  # on held-out source data
-    best_step: int | None = None
 
 
 @dataclass
@@ -57,6 +48,8 @@ class RunFolder:
     def __init__(self, plan: Plan, world: World) -> None:
         self.plan, self.world = plan, world
         self.path = plan.config.run.dir
+        self.taken_up: Path | None = None  # the checkpoint that the run goes on from
+        self.resumed_step: int | None = None  # its step
 
     def claim(self, accept_changes: bool = False) -> None:
         """Make the folder. Collective.
@@ -111,124 +104,124 @@ class RunFolder:
     def _not_writable(self, why: str | None) -> str:
         return f"run.dir {self.path} is not writable ({why}); give another one"
 
-    def save(self, training: Training) -> Path:
-        """Publish a checkpoint of ``training`` and delete those no longer kept. Collective.
-
-        Raises:
-            CheckpointError: on every rank alike; nothing was published.
-        """
-        versions = {"ppar_dist": __version__, "torch": torch.__version__}
-        facts = {"world_size": self.world.world_size, "versions": versions} | self.plan.facts()
-        snapshot = self._snapshot(training, facts)
-        folder, problem = None, None
-        if self.world.is_main:
-            try:
-                folder = checkpoint.publish(self.path, snapshot)
-                self._retain(training.state)
-            except checkpoint.CheckpointError as error:
-                problem = str(error)
-        folder, problem = self.world.broadcast((folder, problem))
-        if problem:
-            raise checkpoint.CheckpointError(problem)
-        return folder
-
-    def _retain(self, state: TrainState) -> None:
-        keep = self.plan.config.checkpoint
-        best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
-        checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best)
-
-    def _snapshot(self, training: Training, facts: dict[str, Any]) -> checkpoint.Snapshot:
-        """Everything that a checkpoint restores, in memory. Collective."""
-        rng = {
-            f"rank-{rank:05d}": value for rank, value in enumerate(self.world.gather(torch.get_rng_state()))
-        }
+    def snapshot(self, training: Training) -> Snapshot | None:
+        """A copy of everything that a checkpoint holds, on rank 0; None on the others. Collective."""
+        optimizer = training.engine.optimizer_state()
+        generators = self.world.gather(torch.get_rng_state())
+        if not self.world.is_main:
+            return None
         teacher = training.teacher.state_dict() if training.teacher is not None else {}
         method = training.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
-        state = asdict(training.state) | {"total_steps": self.plan.config.train.steps}
         tensors = {
             MODEL_FILE: _whole(training.engine.module.state_dict()),
-            OPTIMIZER_FILE: self._engine_files(training),
+            OPTIMIZER_FILE: optimizer,  # copies already
             METHOD_FILE: _whole(method),
-            RNG_FILE: _whole(rng),
+            GENERATOR_FILE: {f"rank-{rank:05d}": state for rank, state in enumerate(generators)},
         }
+        state = training.state.to_json() | {"total_steps": self.plan.config.train.steps}
+        versions = {"ppar_dist": __version__, "torch": torch.__version__}
+        facts = {"world_size": self.world.world_size, "versions": versions} | self.plan.facts()
         texts = {"state.json": json.dumps(state, indent=1) + "\n"}
-        return checkpoint.Snapshot(training.state.step, tensors, texts, facts)
+        return Snapshot(training.state.step, tensors, texts, facts)
 
-    def _engine_files(self, training: Training) -> dict[str, torch.Tensor]:
-        """DeepSpeed's files as bytes, by their path."""
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(self.world.broadcast(name))
-            training.engine.save(folder)
-            self.world.barrier()
-            files = [path for path in folder.rglob("*") if path.is_file()] if self.world.is_main else []
-            found = {
-                path.relative_to(folder).as_posix(): torch.frombuffer(
-                    bytearray(path.read_bytes()), dtype=torch.uint8
-                )
-                for path in files
-            }
-            self.world.barrier()
-        return found
+    def clean(self, state: TrainState) -> None:
+        """Delete the checkpoints that are no longer kept."""
+        keep = self.plan.config.checkpoint
+        best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
+        in_use = {self.taken_up} if self.taken_up is not None else set()
+        checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best, in_use)
 
-    def resume(self, training: Training) -> None:
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps than ``step``: the run has gone back behind them."""
+        for folder in checkpoint.list_checkpoints(self.path):
+            if (checkpoint.step_of(folder) or 0) > step:
+                checkpoint.discard(folder)
+
+    def quarantine_file(self) -> Path:
+        """Where this rank writes down the bad samples it met."""
+        return self.path / "quarantine" / f"rank-{self.world.rank:05d}.jsonl"
+
+    def restore_if_gone(self) -> bool:
+        """Make the folder anew where somebody deleted it under the run; says whether that was so."""
+        if (self.path / "config.yaml").exists():
+            return False
+        log.warning("run.dir %s has gone and is made anew; what it held is lost", self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            log.warning("%s", self._not_writable(error.strerror))
+            return False
+        problem = self._write_config()
+        if problem:
+            log.warning("%s", problem)
+        return problem is None
+
+    def resume(self, training: Training, before: int | None = None) -> Path | None:
         """Take up the newest whole checkpoint, if there is one. Collective.
 
-        1. parameters and optimiser: optimizer.safetensors
+        1. parameters and moments: model.safetensors, optimizer.safetensors, for any number of ranks
         2. bank, statistics, teacher: ppar.safetensors
         3. step and data position: state.json; learning rate and stage follow from the step
         4. generator: rng.safetensors, where this rank had one
 
+        Args:
+            training: receives the state.
+            before: only a checkpoint of this step or an earlier one.
+
+        Returns:
+            The checkpoint taken up; None if there was none.
+
         Raises:
-            ConfigError: the checkpoint's data, number of ranks or model is not this run's.
+            ConfigError: the checkpoint's data or model is not this run's.
         """
-        found = self.world.broadcast(checkpoint.find_checkpoint(self.path) if self.world.is_main else None)
+        found = checkpoint.find_checkpoint(self.path, before) if self.world.is_main else None
+        found = self.world.broadcast(found)
         if found is None:
-            return
-        manifest = checkpoint.read_manifest(found)
-        self._check_origin(manifest)
-        try:
-            self._restore(training, found)
-        except (RuntimeError, KeyError, ValueError, OSError) as error:
-            if manifest["config_sha256"] == self.plan.facts()["config_sha256"]:
-                raise
-            raise ConfigError(
-                f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
-            ) from None
-        rng = load_file(found / RNG_FILE).get(f"rank-{self.world.rank:05d}")
-        if rng is not None:
-            torch.set_rng_state(rng)
+            return None
+        with checkpoint.reading(found):
+            manifest = checkpoint.read_manifest(found)
+            self._check_origin(manifest)
+            try:
+                self._restore(training, found)
+            except (RuntimeError, KeyError, ValueError, OSError) as error:
+                if manifest["config_sha256"] == self.plan.facts()["config_sha256"]:
+                    raise
+                raise ConfigError(
+                    f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
+                ) from None
+        self.taken_up, self.resumed_step = found, training.state.step
         if self.world.is_main:
-            log.info("resumed from %s, the newest whole checkpoint: step %d", found, training.state.step)
+            self._say_resumed(found, manifest, training.state)
+        return found
+
+    def _say_resumed(self, found: Path, manifest: dict[str, Any], state: TrainState) -> None:
+        log.info("resumed from %s, the newest whole checkpoint: step %d", found, state.step)
+        before, now, cut = int(manifest["world_size"]), self.world.world_size, self.plan.batching
+        if before != now:
+            log.info(
+                "%d ranks instead of %d: global batch %d and learning rate stay, accumulation is now %d: "
+                "%d ranks x %d micro-batches x %d",
+                *(now, before, cut.global_batch, cut.accumulation, now, cut.accumulation, cut.micro_batch),
+            )
 
     def _restore(self, training: Training, found: Path) -> None:
-        self._load_engine(training, found)
+        training.engine.load(load_file(found / MODEL_FILE), load_file(found / OPTIMIZER_FILE))
         method = load_file(found / METHOD_FILE)
         if training.teacher is not None:
             named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
             training.teacher.load_state_dict(named)
         training.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
-        stored = checkpoint.read_state(found)
-        state = training.state = TrainState(**{name: stored[name] for name in asdict(training.state)})
-        if state.samples_seen != state.step * self.plan.config.train.global_batch:
+        mine = load_file(found / GENERATOR_FILE).get(f"rank-{self.world.rank:05d}")
+        if mine is not None:
+            torch.set_rng_state(mine)
+        state = training.state = TrainState.from_json(checkpoint.read_state(found))
+        if state.samples_seen - state.stepped_over != state.step * self.plan.config.train.global_batch:
             raise ConfigError(
                 f"{state.samples_seen} samples in {state.step} steps are no global batches of "
                 f"{self.plan.config.train.global_batch}; keep train.global_batch"
             )
 
-    def _load_engine(self, training: Training, found: Path) -> None:
-        with tempfile.TemporaryDirectory() as name:
-            for path, content in load_file(found / OPTIMIZER_FILE).items():
-                (Path(name) / path).parent.mkdir(parents=True, exist_ok=True)
-                (Path(name) / path).write_bytes(content.numpy().tobytes())
-            training.engine.load(Path(name))
-
     def _check_origin(self, manifest: dict[str, Any]) -> None:
-        before, stage = int(manifest["world_size"]), self.plan.config.engine.zero_stage
-        if stage and before != self.world.world_size:
-            raise ConfigError(
-                f"a run with engine.zero_stage={stage} resumes on as many ranks as saved it, {before}, "
-                f"got {self.world.world_size}; use --nproc {before}"
-            )
         if manifest.get("text_sha256") != self.plan.facts()["text_sha256"]:
             raise ConfigError(
                 f"text.file={self.plan.config.text.file} does not hold what {self.path} was trained with; "
@@ -245,4 +238,4 @@ class RunFolder:
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Tensors as safetensors wants them: contiguous, on the CPU, none sharing memory."""
-    return {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}

@@ -5,8 +5,10 @@ All figures arrive already reduced; nothing here communicates.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import math
 import os
 import sys
 import time
@@ -15,6 +17,7 @@ from typing import Any, TextIO
 
 from tqdm import tqdm
 
+from ppar_dist.checkpoint import Outcome
 from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import training_shares
 from ppar_dist.distributed import World
@@ -25,6 +28,10 @@ from ppar_dist.monitoring.metrics import RunMetrics
 from ppar_dist.plan import Plan
 from ppar_dist.ppar.alignment import Stage
 from ppar_dist.ppar.diagnostics import Figures
+from ppar_dist.trainstate import TrainState, bad_counts
+
+EVENTS = "events"  # faults and resumes
+_BY_STEP = ("train", "samples", "eval")  # the files whose records belong to a step
 
 log = logging.getLogger(__name__)
 
@@ -32,23 +39,41 @@ log = logging.getLogger(__name__)
 class JsonLines:
     """An append-only file of one JSON object per line; a resume cuts what lies after its step."""
 
-    def __init__(self, path: Path, step: int) -> None:
-        """Open ``path`` for a run that stands at ``step``; later records, of a lost attempt, are dropped."""
+    def __init__(self, path: Path, step: int | None) -> None:
+        """Open ``path`` for a run that stands at ``step``; later records, of a lost attempt, are dropped.
+
+        With None all records are kept.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _complete_lines(path) if json.loads(line)["step"] <= step]
+        kept = [line for line in _complete_lines(path) if step is None or json.loads(line)["step"] <= step]
         temporary = path.with_name(path.name + ".kept")
         temporary.write_text("".join(kept), encoding="utf-8")
         temporary.replace(path)
         self._file: TextIO = path.open("a", encoding="utf-8")
+        self._path, self._failed = path, False
 
     def write(self, record: dict[str, Any]) -> None:
-        """Append one record; it is on its way to disk when this returns."""
-        self._file.write(json.dumps(record, allow_nan=False, default=_plain) + "\n")
-        self._file.flush()
+        """Append one record; it is on its way to disk when this returns.
+
+        Storage that fails costs records, never the run: it is said once, and again when it works again.
+        """
+        line = json.dumps(record, allow_nan=False, default=_plain) + "\n"
+        try:
+            self._file.write("\n" + line if self._failed else line)  # a line cut off by the failure ends here
+            self._file.flush()
+        except OSError as error:
+            if not self._failed:
+                log.warning("%s cannot be written (%s): records are lost", self._path, error.strerror)
+            self._failed = True
+            return
+        if self._failed:
+            log.warning("%s can be written again", self._path)
+        self._failed = False
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # what the last failed write left in the buffer
+            self._file.close()
 
 
 def _complete_lines(path: Path) -> list[str]:
@@ -108,6 +133,12 @@ class Progress:
         self._bar.close()
 
 
+def _broken(figures: Figures) -> str:
+    """Which of a step's figures were no numbers."""
+    names = [name for name, value in figures.loss.items() if not math.isfinite(value)]
+    return f"loss {', '.join(names)}" if names else "gradient"
+
+
 def _run_info(plan: Plan) -> dict[str, str]:
     config = plan.config
     return {
@@ -121,8 +152,8 @@ def _run_info(plan: Plan) -> dict[str, str]:
 class RunLog:
     """Rank 0's record of a run. On other ranks every method does nothing."""
 
-    def __init__(self, plan: Plan, world: World, step: int) -> None:
-        """Open the files of ``run.dir`` at ``step``, start the endpoint and print the plan."""
+    def __init__(self, plan: Plan, world: World, state: TrainState) -> None:
+        """Open the files of ``run.dir`` at ``state``, start the endpoint and print the plan."""
         self._plan, self._world = plan, world
         config = plan.config
         self._total, self._every = config.train.steps, config.train.log_every
@@ -132,17 +163,27 @@ class RunLog:
         self._classes = class_set(config.data.classes).classes
         shares = training_shares(config, plan.indexes)
         self._order = Order(shares, config.seed, config.data.block, config.data.window)
-        folder = config.run.dir / "metrics"
-        self._train = JsonLines(folder / "train.jsonl", step)
-        self._samples = JsonLines(folder / "samples.jsonl", step)
-        self._evaluations = JsonLines(folder / "eval.jsonl", step)
+        self.rewind(state)
         self._metrics = RunMetrics(self._domains, self._classes, _run_info(plan))
         self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
-        self.progress = Progress(self._total, step, self._every)
+        self.progress = Progress(self._total, state.step, self._every)
         for line in plan.lines():
             self.progress.say(line)
         if self._endpoint is not None:
             self.progress.say(f"metrics: {self._endpoint.url}")
+
+    def rewind(self, state: TrainState) -> None:
+        """Open the metric files at ``state``: records of later steps, which will be done again, are dropped.
+
+        What happened stays: ``events.jsonl`` loses nothing.
+        """
+        if not self._world.is_main:
+            return
+        folder = self._plan.config.run.dir / "metrics"
+        for file in getattr(self, "_files", {}).values():
+            file.close()
+        self._files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
+        self._files[EVENTS] = JsonLines(folder / f"{EVENTS}.jsonl", None)
 
     def _serve(self, monitoring: Any) -> endpoint.Endpoint:
         return endpoint.start(
@@ -153,22 +194,45 @@ class RunLog:
         """Whether ``step`` is one that is written down; every rank answers alike."""
         return step == 1 or step % self._every == 0 or step == self._total
 
-    def step(self, step: int, figures: Figures, engine: Engine, seconds: float, waited: float) -> None:
-        """Record a step: a step took ``seconds`` after ``waited`` seconds for its data."""
+    def step(
+        self, state: TrainState, figures: Figures, engine: Engine, seconds: float, waited: float
+    ) -> None:
+        """Record the step that led to ``state``, which took ``seconds`` after ``waited`` for its data."""
         if not self._world.is_main:
             return
+        step = state.step
         self._metrics.publish_step(
             step, figures, engine.learning_rates(), engine.grad_norm(), seconds + waited, waited
         )
+        if not figures.finite:
+            self._metrics.skipped.inc()
+            self.event(
+                "skipped", step, f"the result was not finite, nothing was changed ({_broken(figures)})"
+            )
+        for (domain, reason), count in bad_counts(figures.extras).items():
+            self._metrics.bad_samples.labels(domain, reason).inc(count)
         self.progress.step(step, self._facts(figures))
         if not self.wants(step):
             return
-        batch = self._plan.batching.global_batch
-        record = {"step": step, "samples_seen": step * batch, "seconds": seconds, "data_wait": waited}
+        record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
         record |= {f"lr/{name}": rate for name, rate in engine.learning_rates().items()}
         record |= {"grad_norm": engine.grad_norm()} | figures.named(self._domains, self._classes)
-        self._train.write(finite(record))
-        self._samples.write(finite({"step": step, "samples": self._sample_rows(step, figures)}))
+        self._files["train"].write(finite(record))
+        self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def event(self, kind: str, step: int, text: str) -> None:
+        """Record, and say, something that the report lists under faults and resumes."""
+        if not self._world.is_main:
+            return
+        self._files[EVENTS].write({"time": time.time(), "kind": kind, "step": step, "text": text})
+        self.progress.say(f"step {step}: {kind}: {text}")
+
+    def resumed(self, state: TrainState, folder: Path) -> None:
+        """Record that the run goes on from a checkpoint."""
+        if not self._world.is_main:
+            return
+        self._metrics.resumes.inc()
+        self.event("resumed", state.step, f"from {folder.name} on {self._world.world_size} ranks")
 
     def _facts(self, figures: Figures) -> dict[str, str]:
         facts = {"loss": f"{figures.loss['total']:.3f}"}
@@ -176,18 +240,19 @@ class RunLog:
             facts |= {"stage": Stage(figures.stage).name.lower(), "ess": f"{figures.ess_ratio:.2f}"}
         return facts
 
-    def _sample_rows(self, step: int, figures: Figures) -> list[dict[str, Any]]:
+    def _sample_rows(self, state: TrainState, figures: Figures) -> list[dict[str, Any]]:
         """Weight and reliability of every sample of the global batch, by name."""
-        first = (step - 1) * self._plan.batching.global_batch
+        first = state.samples_seen - len(figures.sample_weights)
+        columns = zip(
+            figures.sample_weights, figures.sample_reliability, figures.sample_attempts, strict=True
+        )
         rows = []
-        for slot, (weight, reliability) in enumerate(
-            zip(figures.sample_weights, figures.sample_reliability, strict=True)
-        ):
-            where = self._order.locate(first + slot)
+        for position, (weight, reliability, attempt) in enumerate(columns, start=first):
+            where = self._order.locate(position, attempt)
             index = self._plan.indexes[where.domain]
             rows.append(
                 {
-                    "position": first + slot,
+                    "position": position,
                     "domain": index.name,
                     "sample": where.sample,
                     "key": index.key(where.sample),
@@ -201,17 +266,23 @@ class RunLog:
         """Record mIoU on held-out source data."""
         if not self._world.is_main:
             return
-        self._evaluations.write(finite({"step": step, "miou": miou, "domains": per_domain}))
+        self._files["eval"].write(finite({"step": step, "miou": miou, "domains": per_domain}))
         for name, value in per_domain.items():
             self._metrics.publish_miou(name, value)
         self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}")
 
-    def checkpoint(self, folder: Path, seconds: float) -> None:
-        """Record a published checkpoint."""
+    def checkpoint(self, outcome: Outcome, stall: float) -> None:
+        """Record how the writing of a checkpoint ended, and for how long it held up training."""
         if not self._world.is_main:
             return
-        self._metrics.publish_checkpoint(seconds)
-        self.progress.say(f"checkpoint {folder} ({seconds:.1f} s)")
+        if outcome.folder is None:
+            self._metrics.checkpoint_failures.inc()
+            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
+            return
+        self._metrics.publish_checkpoint(outcome.seconds, stall)
+        self.progress.say(
+            f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training stood still for {stall:.2f} s)"
+        )
 
     def warn(self, text: str) -> None:
         """Say what went wrong without ending the run."""
@@ -222,7 +293,7 @@ class RunLog:
         """End files, bar and endpoint."""
         if not self._world.is_main:
             return
-        for file in (self._train, self._samples, self._evaluations):
+        for file in self._files.values():
             file.close()
         self.progress.close()
         if self._endpoint is not None:

@@ -18,7 +18,14 @@ class Batching:
 
 
 def batching(config: Config, world_size: int) -> Batching:
-    """Derive local batch and accumulation; raises ConfigError when they do not divide evenly."""
+    """Derive local batch, micro-batch and accumulation for a number of ranks.
+
+    ``train.micro_batch`` is what fits into memory: where it does not divide a rank's part evenly, the largest
+    smaller number that does is taken, so that a run can go on at another number of ranks as it is.
+
+    Raises:
+        ConfigError: the global batch does not divide among the ranks.
+    """
     total = config.train.global_batch
     if total < world_size:
         raise ConfigError(
@@ -31,12 +38,8 @@ def batching(config: Config, world_size: int) -> Batching:
             "change one of the two"
         )
     local = total // world_size
-    micro = min(config.train.micro_batch or local, local)
-    if local % micro:
-        raise ConfigError(
-            f"a rank's {local} images per step are a multiple of train.micro_batch, got {micro}; "
-            "change train.micro_batch"
-        )
+    most = min(config.train.micro_batch or local, local)
+    micro = max(size for size in range(1, most + 1) if local % size == 0)
     return Batching(total, local, micro, local // micro)
 
 

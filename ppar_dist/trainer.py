@@ -1,7 +1,8 @@
-"""Training: next batch, step, evaluate, publish.
+"""Training: next batch, step, evaluate, publish; and what happens when one of these goes wrong.
 
 One step makes one collective besides DeepSpeed's gradient reduction: the objective's flat buffer,
-summed while the backward pass runs. Everything logged comes out of it.
+summed while the backward pass runs. Everything logged comes out of it, and everything that ranks must
+agree on: bad samples, whether the step is finite, whether one of them was asked to stop.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import torch
 
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.config import Config, ConfigError
+from ppar_dist.data import quarantine
 from ppar_dist.data.pipeline import Batch, train_loader
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
 from ppar_dist.evaluate import held_out
 from ppar_dist.labels import class_set
+from ppar_dist.ledger import Ledger, next_attempt
 from ppar_dist.losses import segmentation_loss
 from ppar_dist.metrics import mean_iou
 from ppar_dist.models.segmentor import build_segmentor
@@ -27,32 +30,48 @@ from ppar_dist.plan import Plan, make_plan
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import build_teacher
-from ppar_dist.runfolder import RunFolder, Training, TrainState
+from ppar_dist.preemption import Preempted, Preemption, exit_code
+from ppar_dist.runfolder import RunFolder, Training
 from ppar_dist.runlog import RunLog
+from ppar_dist.saver import Saver
+from ppar_dist.trainstate import BAD, TrainState, bad_names
+from ppar_dist.watchdog import Watchdog
 
-
-class NonFiniteLoss(RuntimeError):
-    """The global loss was not a number; no rank has updated its parameters."""
+_STOP = "stop"  # sum over the ranks that were asked to stop
 
 
 class Trainer:
     """One run on one rank."""
 
-    def __init__(self, plan: Plan, world: World, accept_changes: bool = False) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        world: World,
+        preemption: Preemption,
+        watch: Watchdog,
+        accept_changes: bool = False,
+    ) -> None:
         """Build model, objective and engine, then take up the newest checkpoint of ``run.dir``."""
         self.plan, self.config, self.world = plan, plan.config, world
+        self.preemption, self.watch = preemption, watch
+        self.domains = [index.name for index in plan.indexes]
         self.folder = RunFolder(plan, world)
         self.folder.claim(accept_changes)
         self.training = build_training(plan, world)
-        self.folder.resume(self.training)
+        taken_up = self.folder.resume(self.training)
         self.folder.record()
         self.log = self._open_log()
+        if taken_up is not None:
+            self.log.resumed(self.state, taken_up)
+        self.quarantine = quarantine.QuarantineLog(self.folder.quarantine_file(), self.domains)
+        self.saver = Saver(self.folder, self.log, world, watch)
+        self.ledger = self._open_ledger()
 
     def _open_log(self) -> RunLog:
         """The run's records; what stops rank 0 from opening them (a port in use) stops every rank."""
         log, problem = None, None
         try:
-            log = RunLog(self.plan, self.world, self.state.step)
+            log = RunLog(self.plan, self.world, self.state)
         except ConfigError as error:
             problem = str(error)
         except OSError as error:
@@ -61,47 +80,93 @@ class Trainer:
         assert log is not None, "a rank without a problem has its log"
         return log
 
+    def _open_ledger(self) -> Ledger | None:
+        if not self.config.train.ledger:
+            return None
+        attempt = self.world.broadcast(next_attempt(self.folder.path) if self.world.is_main else None)
+        return Ledger(self.folder.path, attempt, self.world.rank, self.world.world_size, self.state)
+
     @property
     def state(self) -> TrainState:
         """Where the run stands."""
         return self.training.state
 
     def fit(self) -> TrainState:
-        """Train to the last step."""
+        """Train to the last step.
+
+        Raises:
+            Preempted: a rank was asked to stop; a checkpoint of the last step was saved.
+            ConfigError: too many bad samples, or too many steps without a finite result.
+            CheckpointError: the last checkpoint could not be written.
+        """
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
             seconds = time.monotonic() - began
-            self.log.step(self.state.step, figures, self.training.engine, seconds, waited)
+            self.log.step(self.state, figures, self.training.engine, seconds, waited)
+            self._refuse_too_many_bad()
+            if self.state.non_finite >= self.config.faults.max_non_finite:
+                self.roll_back()
+            if figures.extras[_STOP]:
+                self.stop()
             is_best = self._is_due(self.config.train.eval_every) and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
-                self.save()
+                self.saver.save(self.training)
+            self.saver.notice(self.state)
+        self.saver.finish(self.training)
         return self.state
 
     def train_step(self, batches: list[Batch]) -> Figures:
         """One optimiser step over this rank's micro-batches; returns figures of the global batch.
 
-        Raises:
-            NonFiniteLoss: on every rank alike, before any parameter was touched.
+        Where the global loss or gradient is not finite, all ranks leave parameters, moments and statistics as
+        they are; data position and step move on.
         """
         engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
-        torch.manual_seed(noise_seed(self.config.seed, self.state.step, self.world.rank))
-        objective.begin_step(self.state.step / self.config.train.steps)
+        step = self.state.step
+        torch.manual_seed(noise_seed(self.config.seed, step, self.world.rank))
+        objective.begin_step(step / self.config.train.steps)
+        self._tell(batches)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
+            self.watch.phase("forward", step + 1)
             loss = self._loss(batch.to(self.world.device))
             if last:
                 pending = self.world.start_sum(objective.buffer.flat)
+            self.watch.phase("backward", step + 1)
             engine.backward(loss, last)
+        self.watch.phase("all-reduce", step + 1)
         pending.wait()
-        figures = objective.end_step(detail=self.log.wants(self.state.step + 1))
-        self._refuse_non_finite(figures)
-        engine.step(self.state.step)
-        if teacher is not None:
+        self.watch.phase("step", step + 1)
+        applied = self._apply(step)
+        figures = objective.end_step(detail=self.log.wants(step + 1), fold=applied)
+        if teacher is not None and applied:
             teacher.follow(engine.module)
-        self.state.step += 1
-        self.state.samples_seen += self.config.train.global_batch
+        consumed = dict(zip(self.domains, figures.samples, strict=True))
+        self.state.advance(self.config.train.global_batch, applied, consumed, figures.extras)
         return figures
+
+    def _apply(self, step: int) -> bool:
+        """Take the step, unless loss or gradient is not finite; all ranks decide alike."""
+        if self.training.objective.is_finite():
+            return self.training.engine.step(step)
+        self.training.engine.skip()
+        return False
+
+    def _tell(self, batches: list[Batch]) -> None:
+        """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
+        objective = self.training.objective
+        if self.preemption.requested:
+            objective.add_extra(_STOP, 1)
+        for bad in (bad for batch in batches for bad in batch.bad):
+            domain = self.domains[bad.domain]
+            objective.add_extra(f"{BAD}{domain}/{bad.reason}", 1)
+            self.quarantine.write(bad)
+        if self.ledger is not None:
+            positions = [int(position) for batch in batches for position in batch.positions]
+            rows = [row for batch in batches for row in zip(batch.domains.tolist(), batch.keys, strict=True)]
+            samples = [f"{self.domains[domain]}/{key}" for domain, key in rows]
+            self.ledger.write(self.state.step + 1, positions, samples)
 
     def _loss(self, batch: Batch) -> torch.Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
@@ -113,6 +178,7 @@ class Trainer:
             segmentation_loss(prediction.logits, batch.labels),
             slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
+            attempts=batch.attempts(),
         )
         return terms.total.mean()
 
@@ -122,23 +188,68 @@ class Trainer:
             return None
         return teacher.features(batch.images)
 
-    def _refuse_non_finite(self, figures: Figures) -> None:
-        if not figures.finite:
-            raise NonFiniteLoss(
-                f"step {self.state.step + 1} gave a loss of {figures.loss['total']}; parameters are as the "
-                "step before left them. Lower optim.lr, or look at the samples of that step"
-            )
-
     def _steps(self) -> Iterator[tuple[list[Batch], float]]:
         """This rank's micro-batches of each step to come, and the seconds it waited for them."""
         train, rank, ranks = self.config.train, self.world.rank, self.world.world_size
-        stop = train.steps * train.global_batch
-        loader = train_loader(self.config, self.plan.indexes, rank, ranks, self.state.samples_seen, stop)
-        micro_batches = iter(loader)
+        expected: int | None = None
+        micro_batches: Iterator[Batch] = iter(())
         while self.state.step < train.steps:
-            began = time.monotonic()
+            self.watch.phase("data", self.state.step + 1)
+            began, position = time.monotonic(), self.state.samples_seen
+            if position != expected:  # at the start, and after a rollback
+                stop = position + (train.steps - self.state.step) * train.global_batch
+                micro_batches = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
+            expected = position + train.global_batch
             batches = list(islice(micro_batches, self.plan.batching.accumulation))
             yield batches, time.monotonic() - began
+
+    def _refuse_too_many_bad(self) -> None:
+        """All ranks count alike, so all of them end."""
+        bad = [sum(self.state.bad.get(domain, {}).values()) for domain in self.domains]
+        consumed = [self.state.consumed.get(domain, 0) for domain in self.domains]
+        problem = quarantine.excess(bad, consumed, self.domains, self.config.data.max_bad_ratio)
+        if problem:
+            raise ConfigError(problem)
+
+    def roll_back(self) -> None:
+        """Return to the newest checkpoint that the streak of non-finite steps cannot have spoiled.
+
+        The data between it and now is stepped over, and the checkpoint written anew with that in its state.
+
+        Raises:
+            ConfigError: there is none, or the run has rolled back too often.
+        """
+        state, most = self.state, self.config.faults.max_rollbacks
+        fault = f"{state.non_finite} steps in a row up to step {state.step} gave no finite loss or gradient"
+        remedy = "lower optim.lr, or look at the samples of these steps"
+        if len(state.rollbacks) >= most:
+            raise ConfigError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
+        self.saver.wait(state)
+        if self.folder.resume(self.training, before=state.rollback_limit()) is None:
+            raise ConfigError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
+        state.roll_back(self.training.state)
+        self.training.state, done = state, state.rollbacks[-1]
+        self.log.rewind(state)
+        positions = f"positions {done.first_position} to {done.stop_position - 1} are stepped over"
+        self.log.event("rolled back", done.at_step, f"{fault}: back to step {done.to_step}, {positions}")
+        self.ledger = self._open_ledger()
+        self.saver.replace(self.training)
+
+    def stop(self) -> None:
+        """Save, and leave together with all ranks.
+
+        Raises:
+            Preempted: always.
+        """
+        signals = self.world.gather(self.preemption.signal)
+        asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
+        try:
+            self.saver.finish(self.training)
+        except CheckpointError as error:
+            self.log.warn(f"{error}; the run ends with the checkpoint before")
+        self.preemption.done()
+        self.log.event("stopped", self.state.step, ", ".join(sorted(asked)))
+        raise Preempted(exit_code(signals))
 
     def _is_due(self, every: int) -> bool:
         """Every so many steps, and at the end."""
@@ -149,9 +260,19 @@ class Trainer:
         """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this."""
         if not self.config.data.holdout:
             return False
+        self.watch.phase("evaluate", self.state.step)
         world, model = self.world, self.training.engine.module.eval()
-        counts = held_out(model, self.config, self.plan.indexes, world.rank, world.world_size, world.device)
+        counts = held_out(
+            model,
+            self.config,
+            self.plan.indexes,
+            world.rank,
+            world.world_size,
+            world.device,
+            self.watch.alive,
+        )
         model.train()
+        self.watch.phase("all-reduce", self.state.step)
         counts = world.sum(counts.to(world.device)).cpu()  # (M, K, K)
         names = (index.name for index in self.plan.indexes)
         per_domain = {name: mean_iou(matrix) for name, matrix in zip(names, counts, strict=True)}
@@ -162,21 +283,11 @@ class Trainer:
         self.log.evaluation(self.state.step, miou, per_domain)
         return is_best
 
-    def save(self) -> None:
-        """Publish a checkpoint; a failure before the last step is logged and training goes on."""
-        began = time.monotonic()
-        try:
-            folder = self.folder.save(self.training)
-        except CheckpointError as error:
-            if self.state.step == self.config.train.steps:
-                raise
-            self.log.warn(str(error))
-            return
-        self.log.checkpoint(folder, time.monotonic() - began)
-
     def close(self) -> None:
-        """Close the run's records."""
+        """End the write under way and close the run's records."""
+        self.saver.close()
         self.log.close()
+        self.quarantine.close()
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:
@@ -200,20 +311,24 @@ def build_training(plan: Plan, world: World) -> Training:
         num_classes=classes.num_classes,
         global_batch=config.train.global_batch,
         device=world.device,
+        extras=[_STOP, *bad_names([index.name for index in plan.indexes], quarantine.REASONS)],
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Training(engine, objective, teacher, TrainState())
 
 
-def train(config: Config, world: World, accept_changes: bool = False) -> TrainState:
+def train(
+    config: Config, world: World, preemption: Preemption, watch: Watchdog, accept_changes: bool = False
+) -> TrainState:
     """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
 
     Raises:
         ConfigError: the configuration cannot work with this data, run folder or number of ranks.
-        NonFiniteLoss: a step gave no number.
+        Preempted: the run was asked to stop, and has saved a checkpoint.
         CheckpointError: the last checkpoint could not be written.
     """
-    trainer = Trainer(make_plan(config, world.world_size), world, accept_changes)
+    watch.phase("start", 0)
+    trainer = Trainer(make_plan(config, world.world_size), world, preemption, watch, accept_changes)
     try:
         return trainer.fit()
     finally:

@@ -36,7 +36,7 @@ from ppar_dist.checkpoint.layout import (
 )
 from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.checkpoint.publishing import Snapshot, publish
-from ppar_dist.checkpoint.retention import retain
+from ppar_dist.checkpoint.retention import discard, retain
 from ppar_dist.checkpoint.writer import Outcome, Writer
 from ppar_dist.durable import write_atomically
 
@@ -51,6 +51,7 @@ __all__ = [
     "Writer",
     "checkpoint_name",
     "checkpoints_dir",
+    "discard",
     "find_checkpoint",
     "is_complete",
     "list_checkpoints",

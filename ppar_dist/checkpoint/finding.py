@@ -17,6 +17,7 @@ from ppar_dist.checkpoint.layout import (
     list_candidates,
     own_name,
     read_state,
+    step_of,
 )
 from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.config import ConfigError
@@ -41,21 +42,28 @@ def is_complete(folder: Path) -> bool:
     return not _problems(folder, by_content=False)
 
 
-def find_checkpoint(run: Path) -> Path | None:
+def find_checkpoint(run: Path, before: int | None = None) -> Path | None:
     """The newest checkpoint of ``run`` that verifies, passing over damaged ones; None if there is none.
 
-    The log says which was taken, and why others were not.
+    The log says which was taken, and why others were not. With ``before`` only checkpoints of that step or
+    an earlier one are looked at.
     """
     while True:
-        candidates = list_candidates(run)
+        candidates = _of_steps(list_candidates(run), before)
         for folder in reversed(candidates):
             problems = verify(folder)
             if not problems:
                 log.info("checkpoint %s is taken, the newest whole one of %d", folder.name, len(candidates))
                 return folder
             log.warning("checkpoint %s is passed over: %s", folder.name, "; ".join(problems))
-        if list_candidates(run) == candidates:  # else one was published or deleted under our eyes
+        if (
+            _of_steps(list_candidates(run), before) == candidates
+        ):  # else one was published or deleted under our eyes
             return None
+
+
+def _of_steps(candidates: list[Path], before: int | None) -> list[Path]:
+    return [folder for folder in candidates if before is None or (step_of(folder) or 0) <= before]
 
 
 def resolve(path: Path, which: str = "latest") -> Path:

@@ -41,6 +41,7 @@ from ppar_dist.data.transforms import EvalTransform, TrainTransform
 from ppar_dist.data.workers import LoaderWorkers
 from ppar_dist.data.workers import WorkerDied as WorkerDied
 from ppar_dist.labels import class_set
+from ppar_dist.schedule import batching
 
 ATTEMPTS = 16  # samples tried for one position
 
@@ -72,6 +73,11 @@ class Batch:
         values: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return Batch(**values | tensors)
+
+    def attempts(self) -> Tensor:
+        """int64 (B,): how many bad samples each sample stands for."""
+        found = Counter(bad.position for bad in self.bad)
+        return torch.tensor([found[position] for position in self.positions.tolist()])
 
 
 class EvalSample(NamedTuple):
@@ -274,7 +280,7 @@ class _Plan(IterableDataset[_Item]):
     """The positions of a rank, as far as they are this worker's."""
 
     def __init__(self, cfg: Config, start: int, stop: int, rank: int, world_size: int) -> None:
-        size, micro = cfg.train.global_batch, cfg.train.micro_batch
+        size, micro = cfg.train.global_batch, batching(cfg, world_size).micro_batch
         self.ranges = (start, stop, size, micro, rank, world_size)
         next(micro_batches(*self.ranges), None)  # refuse a bad range here rather than in a worker
 

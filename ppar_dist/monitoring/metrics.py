@@ -109,9 +109,11 @@ class RunMetrics:
             _set(self.learning_rate.labels(group), rate)
         self._publish_method(figures)
 
-    def publish_checkpoint(self, seconds: float) -> None:
-        """Publish that a checkpoint was written in ``seconds``."""
+    def publish_checkpoint(self, seconds: float, stall: float) -> None:
+        """Publish that a checkpoint was written in ``seconds``; training stood still for ``stall``."""
         self.checkpoint_duration.observe(seconds)
+        self.checkpoint_stall.set(stall)
+        self.checkpoint_success.set(time.time())
 
     def publish_miou(self, target: str, miou: float) -> None:
         """Publish the mIoU (0 to 1) of a target or of held-out source data."""
@@ -144,6 +146,20 @@ class RunMetrics:
         self.checkpoint_duration = self._histogram(
             "checkpoint_duration_seconds", "Wall time of writing a checkpoint.", _CHECKPOINT_SECONDS
         )
+        self.checkpoint_stall = self._gauge(
+            "checkpoint_stall_seconds", "How long the last checkpoint held up training."
+        )
+        self.checkpoint_success = self._gauge(
+            "checkpoint_last_success_timestamp_seconds", "When the last checkpoint was published."
+        )
+        self.checkpoint_failures = self._counter("checkpoint_failures", "Checkpoints that were not written.")
+        self.skipped = self._counter(
+            "skipped_steps", "Steps that changed nothing: their result was not finite."
+        )
+        self.bad_samples = self._counter(
+            "bad_samples", "Samples that another one replaced.", "domain", "reason"
+        )
+        self.resumes = self._counter("resumes", "Times that this process took up a checkpoint.")
         self.miou = self._gauge("miou", "Mean intersection over union.", "target")
         for domain in self.domains:
             self.samples.labels(domain)

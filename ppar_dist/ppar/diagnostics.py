@@ -75,6 +75,7 @@ class Figures:
     reliability: list[float]  # (M,) mean r in nats
     sample_weights: list[float]  # (G,) of the global batch, in its order
     sample_reliability: list[float]  # (G,) in nats, nan where an image has no class
+    sample_attempts: list[int]  # (G,) bad samples that each one stands for
     extras: dict[str, float] = field(default_factory=dict)
     detail: Detail | None = None
 
@@ -108,7 +109,7 @@ class Figures:
             ("reliability", self.reliability),
         ):
             values |= _by_name(name, domains, column)
-        values |= self.extras
+        values |= {name: value for name, value in self.extras.items() if value}
         if self.detail:
             values |= _detail_by_name(self.detail, domains, classes)
         kept = {name: value for name, value in values.items() if not math.isnan(value)}

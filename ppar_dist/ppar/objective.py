@@ -155,6 +155,7 @@ class Objective:
         seg_loss: Tensor,
         slots: Tensor | None = None,
         teacher_dense: Tensor | None = None,
+        attempts: Tensor | None = None,
     ) -> Terms:
         """Losses and weights of a micro-batch; its sums go to the buffer.
 
@@ -166,6 +167,7 @@ class Objective:
             slots: (B,) int64 places in the global batch, 0 to G - 1; None: samples are not reported.
             teacher_dense: (B, D, h', w') of the teacher, with ``bank.teacher`` frozen or ema: these feed the
                 bank, and on steps without them it is left alone.
+            attempts: (B,) int64 bad samples that each sample stands for, to be reported too; None: none.
 
         Raises:
             ConfigError: features and text prototypes differ in width.
@@ -184,7 +186,7 @@ class Objective:
             total = total + weight * loss
         total = weights * total
         r, valid = aligned.reliability, aligned.valid
-        batch = tally.Batch(domains, seg_loss, total, weights, r, valid, u, known, slots)
+        batch = tally.Batch(domains, seg_loss, total, weights, r, valid, u, known, slots, attempts)
         losses = {name: (loss, has) for name, (_, loss, has) in aligned.losses.items()}
         tally.collect(self.buffer, batch, losses)
         named = {"segmentation": seg_loss.detach()}
@@ -195,14 +197,19 @@ class Objective:
         """Add to one of the ``extras``, whose sum over ranks `end_step` returns."""
         self.buffer.view("extras")[self.extras.index(name)] += value
 
-    def end_step(self, detail: bool = True) -> Figures:
+    def is_finite(self) -> bool:
+        """Whether the reduced buffer holds numbers only. All ranks see the same buffer and agree."""
+        return bool(self.buffer.flat.isfinite().all())
+
+    def end_step(self, detail: bool = True, fold: bool = True) -> Figures:
         """Fold the reduced buffer into the state and return the figures of the global batch.
 
         A buffer that holds a nan or inf anywhere is not folded (``finite`` is False): one bad batch
-        would stay in the moving averages for ever. All ranks see the same buffer and agree.
+        would stay in the moving averages for ever.
 
         Args:
             detail: also compute what costs more (see `diagnostics.Detail`).
+            fold: False leaves the state alone, for a step that is not taken; ``finite`` is False then too.
         """
         plan, flat = self._plan, self.buffer.flat
         assert plan is not None, "begin_step comes before end_step"
@@ -210,7 +217,7 @@ class Objective:
         front = self.buffer.start("counts") if self.state else flat.numel()
         # one transfer from the device: the small entries, and a sum that tells if the rest is finite
         head = torch.cat([flat[:front], flat[front:].sum().view(1)]).cpu().double()
-        finite = bool(head.isfinite().all())
+        finite = fold and bool(head.isfinite().all())
         if self.state and finite:
             self.state.fold(self.buffer, head)
         more = self.state.detail() if self.state and detail else None

@@ -35,6 +35,7 @@ class Batch:
     u: Tensor  # raw weight, 0 where unknown
     u_known: Tensor
     slots: Tensor | None  # place in the global batch
+    attempts: Tensor | None = None  # bad samples that this one stands for
 
 
 def layout(domains: int, global_batch: int, extras: int) -> dict[str, tuple[int, ...]]:
@@ -44,7 +45,7 @@ def layout(domains: int, global_batch: int, extras: int) -> dict[str, tuple[int,
         "weights": (domains, len(reweighting.WEIGHT_EDGES) + 1),
         "losses": (len(ALIGNED), 2),  # Σ over images, number of images that have the term
         "total": (1,),
-        "samples": (global_batch, 3),  # w, r, has r: each row is filled by one rank, so Σ gathers
+        "samples": (global_batch, 4),  # w, r, has r, attempts: each row is filled by one rank, so Σ gathers
         "extras": (extras,),
     }
 
@@ -70,7 +71,8 @@ def collect(buffer: SyncBuffer, batch: Batch, losses: Mapping[str, tuple[Tensor,
     buffer.add("weights", by_domain(batch.domains, reweighting.weight_histogram(w), num_domains))
     buffer.add("total", batch.total.sum().view(1))
     if batch.slots is not None:
-        buffer.view("samples")[batch.slots] = torch.stack([w, r, batch.valid.float()], 1)
+        attempts = torch.zeros_like(w) if batch.attempts is None else batch.attempts.to(w)
+        buffer.view("samples")[batch.slots] = torch.stack([w, r, batch.valid.float(), attempts], 1)
     rows = buffer.view("losses")
     for name, (loss, has) in losses.items():
         rows[ALIGNED.index(name)] += torch.stack([loss.sum(), has.sum().float()])
@@ -110,7 +112,7 @@ def figures(
     if "admission" in buffer.layout:
         admitted, labelled = buffer.view("admission", head).tolist()
     stage, quantile, threshold = admission
-    samples = buffer.view("samples", head)  # (G, 3)
+    samples = buffer.view("samples", head)  # (G, 4)
     return Figures(
         finite=finite,
         stage=stage,
@@ -128,6 +130,7 @@ def figures(
         reliability=(columns["r"] / columns["n_r"]).tolist(),
         sample_weights=samples[:, 0].tolist(),
         sample_reliability=torch.where(samples[:, 2] > 0, samples[:, 1], math.nan).tolist(),
+        sample_attempts=[round(count) for count in samples[:, 3].tolist()],
         extras=extras,
         detail=detail,
     )

@@ -6,6 +6,7 @@ import math
 import statistics
 from collections import defaultdict
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -59,6 +60,7 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "table": _table(records, classes.classes),
         "examples": example_groups(records),
         "reliable": reliability_groups(records, classes),
+        "events": _events(records),
         "config": dump_config(config),
         **_training_charts(records),
         **_weight_charts(records),
@@ -91,6 +93,33 @@ def _tiles(records: RunRecords) -> list[dict[str, Any]]:
     if stage is not None and records.config.ppar.enabled:
         tiles.append({"name": "alignment stage reached", "value": STAGES[int(stage)], "key": False})
     return tiles
+
+
+def _events(records: RunRecords) -> list[dict[str, str]]:
+    """Faults and resumes in the order in which they came; a long run of skipped steps as one row."""
+    rows: list[dict[str, Any]] = []
+    for event in records.events:
+        row = {key: event[key] for key in ("time", "kind", "step", "text")}
+        if rows and row["kind"] == rows[-1]["kind"] == "skipped" and row["text"] == rows[-1]["text"]:
+            rows[-1]["until"] = row["step"]
+        else:
+            rows.append(row)
+    return [
+        {
+            "time": _moment(row["time"]),
+            "step": f"{row['step']} to {row['until']}" if "until" in row else str(row["step"]),
+            "kind": str(row["kind"]),
+            "text": str(row["text"]),
+        }
+        for row in rows
+    ]
+
+
+def _moment(seconds: Any) -> str:
+    """A time stamp in UTC, to the second."""
+    if not _is_figure(seconds):
+        return MISSING
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _targets(records: RunRecords) -> dict[str, dict[str, Any]]:

@@ -37,6 +37,7 @@ class RunRecords:
     config: Config
     train: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
+    events: list[dict[str, Any]] = field(default_factory=list)  # faults and resumes, as they came
     samples: list[SampleRecord] = field(default_factory=list)
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -51,6 +52,8 @@ class RunRecords:
         records = cls(run, load_config(run / "config.yaml"))
         records.train = records._by_step(run / "metrics" / "train.jsonl")
         records.evals = records._by_step(run / "metrics" / "eval.jsonl")
+        events = records._lines(run / "metrics" / "events.jsonl")
+        records.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
         records.samples = records._samples(run / "metrics" / "samples.jsonl")
         results = records._json(run / "results.json")
         records.results = results if isinstance(results, dict) else None

@@ -52,7 +52,7 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
         ("train.steps=[", "is not valid YAML"),
         ("train.steps.x=3", "steps is a value, not a section"),
         ("train.steps=many", "train.steps"),
-        ("train.micro_batch=4", "train.global_batch=6 is a multiple of train.micro_batch=4"),
+        ("train.micro_batch=0", "train.micro_batch: Input should be greater than or equal to 1, got 0"),
         ("text.file=null", "set text.file"),
         ("data.sources=[a, a]", r"\['a'\] are repeated"),
         ("data.sources=[{name: a, weight: 1}, b]", "give every source a weight, or none"),

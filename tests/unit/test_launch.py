@@ -1,4 +1,4 @@
-"""The launcher's process group: it ends as a whole, and the exit code says why."""
+"""The launcher's process group: it ends as a whole, and the exit code is made of its ranks' codes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ppar_dist.demo import _even_ranks
+from ppar_dist.launch import job_code
 from tests.ranks import rank_environment
 
 # Like DeepSpeed's runner: a process that dies of a signal and leaves its child behind.
@@ -21,10 +22,27 @@ child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
 open(sys.argv[1], "w").write(str(child.pid))
 child.wait()
 """
+# A rank as the launcher would start it: listens, and ends with a code when it is asked to.
+_RANK = """
+import os, signal, sys, time
+from ppar_dist.launch import note_exit, note_start
+os.environ["RANK"] = "0"
+def end(number, frame):
+    note_exit(75)
+    sys.exit(75)
+signal.signal(signal.SIGUSR1, end)
+note_start()
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(600)
+"""
 _PARENT = """
-import os, sys
-from ppar_dist.launch import _run_group
-sys.exit(_run_group([sys.executable, "-c", *sys.argv[1:]], os.environ))
+import os, sys, tempfile
+from pathlib import Path
+from ppar_dist import launch
+with tempfile.TemporaryDirectory() as notes:
+    environment = {**os.environ, "PPAR_EXIT_NOTES": notes}
+    group = launch._Group(Path(notes), 1, 5.0)
+    sys.exit(group.run([sys.executable, "-c", *sys.argv[1:]], environment))
 """
 
 
@@ -32,22 +50,55 @@ def start(*arguments: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", _PARENT, *arguments], env=rank_environment())
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_ends_the_whole_group(tmp_path: Path, number: signal.Signals, code: int) -> None:
-    note = tmp_path / "pid"
-    parent = start(_RUNNER, str(note))
+def pid_in(note: Path) -> int:
     deadline = time.monotonic() + 60
     while not (note.exists() and note.read_text()):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+    return int(note.read_text())
+
+
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+@pytest.mark.parametrize("script", [_RUNNER, _RANK], ids=["before the ranks listen", "listening ranks"])
+def test_a_signal_ends_the_whole_group(
+    tmp_path: Path, script: str, number: signal.Signals, code: int
+) -> None:
+    note = tmp_path / "pid"
+    parent = start(script, str(note))
+    child = pid_in(note)
     parent.send_signal(number)
     assert parent.wait(60) == code
-    assert not _alive(int(note.read_text()))
+    assert not _alive(child)
 
 
-@pytest.mark.parametrize("code", [0, 78])
-def test_the_exit_code_is_passed_on(code: int) -> None:
-    assert start(f"raise SystemExit({code})").wait(60) == code
+@pytest.mark.parametrize("code", [0, 70, 75, 78])
+def test_the_exit_code_of_a_rank_is_the_jobs(code: int) -> None:
+    script = f"import os; os.environ['RANK'] = '0'; from ppar_dist.launch import note_exit; note_exit({code})"
+    assert start(script).wait(60) == code  # and not the launcher's own, 0
+
+
+def test_a_launcher_that_fails_by_itself_is_an_internal_error() -> None:
+    assert start("raise SystemExit(1)").wait(60) == 70
+
+
+@pytest.mark.parametrize(
+    ("codes", "launcher", "job"),
+    [
+        ([0, 0], 0, 0),
+        ([75, 75], 1, 75),
+        ([75, None], 75, 75),  # a rank was killed, the other ended because of it
+        ([75, 70], 75, 70),
+        ([78, 70], 70, 78),
+        ([0, 75], 75, 75),
+        ([None, None], -9, 75),
+    ],
+)
+def test_a_job_ends_with_the_code_that_no_retry_cures(
+    codes: list[int | None], launcher: int, job: int
+) -> None:
+    assert job_code(codes, launcher) == job
 
 
 def test_the_demo_takes_as_many_ranks_as_share_the_batch_evenly() -> None:

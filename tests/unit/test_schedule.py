@@ -18,7 +18,15 @@ def config(folder: Path, global_batch: int, micro_batch: int | None) -> Config:
 
 @pytest.mark.parametrize(
     ("total", "micro", "ranks", "expected"),
-    [(12, None, 1, (12, 12, 1)), (12, 2, 3, (4, 2, 2)), (12, 12, 2, (6, 6, 1)), (12, 1, 4, (3, 1, 3))],
+    [
+        (12, None, 1, (12, 12, 1)),
+        (12, 2, 3, (4, 2, 2)),
+        (12, 12, 2, (6, 6, 1)),
+        (12, 1, 4, (3, 1, 3)),
+        (12, 4, 2, (6, 3, 2)),  # 4 does not divide 6: the largest that does and fits
+        (24, 6, 3, (8, 4, 2)),
+        (14, 3, 2, (7, 1, 7)),
+    ],
 )
 def test_parts_multiply_to_the_whole(
     tmp_path: Path, total: int, micro: int | None, ranks: int, expected: tuple[int, int, int]
@@ -33,7 +41,6 @@ def test_parts_multiply_to_the_whole(
     [
         (2, None, 3, "every rank needs a sample per step: train.global_batch=2 on 3 ranks"),
         (8, None, 3, "multiple of the number of ranks, got 8 on 3 ranks"),
-        (12, 4, 2, "6 images per step are a multiple of train.micro_batch, got 4"),
     ],
 )
 def test_what_does_not_divide_is_refused(

@@ -1,0 +1,92 @@
+"""A rank's whole job: join the others, train, score, report; and the exit code that says how it ended."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+
+from ppar_dist import distributed, exitcodes
+from ppar_dist.checkpoint import CheckpointError
+from ppar_dist.config import Config, ConfigError
+from ppar_dist.data.pipeline import WorkerDied
+from ppar_dist.distributed import World
+from ppar_dist.evaluate import score
+from ppar_dist.launch import is_rank, note_exit
+from ppar_dist.parent import die_with_parent
+from ppar_dist.preemption import Preempted, Preemption
+from ppar_dist.report import write_report
+from ppar_dist.trainer import train
+from ppar_dist.watchdog import OFF, Watchdog
+
+# A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
+_TIMEOUT_FACTOR, _TIMEOUT_S = 2.0, 60.0
+_WORTH_A_RETRY = (WorkerDied, CheckpointError)  # memory and storage are not this program's fault
+
+
+def run(
+    config: Config,
+    preemption: Preemption,
+    accept_changes: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> int:
+    """Run this rank's job to its end; returns the exit code.
+
+    ``progress`` is called with (target, images done, images in all) while targets are scored.
+
+    Raises:
+        ConfigError: the configuration or the data cannot work; a retry would fail alike.
+    """
+    faults = config.faults
+    if is_rank():
+        die_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
+    preemption.limit(faults.grace_s)
+    world = distributed.join(timeout_s=_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
+    board = distributed.open_board(world)
+    with Watchdog(world, board, faults.stall_s, faults.peer_s, config.run.dir / "logs") as watch:
+        try:
+            train(config, world, preemption, watch, accept_changes)
+            watch.phase(OFF, config.train.steps)
+            if world.is_main:
+                _finish(config, world, progress)
+            code = exitcodes.DONE
+        except Preempted as end:
+            code = end.code
+        except Exception as error:
+            sentence = watch.blame(error)
+            if sentence is not None:
+                _leave_at_once(sentence, exitcodes.RESUME)
+            watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
+            if not isinstance(error, _WORTH_A_RETRY):
+                raise
+            _leave_at_once(str(error), exitcodes.RESUME)
+    distributed.leave()
+    return code
+
+
+def _finish(config: Config, world: World, progress: Callable[[str, int, int], None] | None) -> None:
+    """Score the targets that the configuration names, and write the report."""
+    run = config.run.dir
+    results = score(run, config.targets, world.device, progress=progress) if config.targets else None
+    report = write_report(run)
+    if results is not None:
+        print(results.table())
+    print(f"report {report}")
+
+
+def code_of(error: Exception) -> int:
+    """The exit code of a job that ends with ``error``."""
+    if isinstance(error, ConfigError):
+        return exitcodes.CONFIG
+    return exitcodes.RESUME if isinstance(error, _WORTH_A_RETRY) else exitcodes.INTERNAL
+
+
+def _leave_at_once(sentence: str, code: int) -> None:
+    """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
+    print(f"ppar-dist: {sentence}", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    logging.shutdown()
+    note_exit(code)
+    os._exit(code)

@@ -1,0 +1,209 @@
+"""The sample ledger: which samples each rank trained on, step by step, and the proof that none is missing.
+
+::
+
+    <run>/ledger/
+      attempt-00003/            a start of the job, or a rollback within one
+        rank-00001.jsonl        first line: where the attempt began; then a line per step of this rank
+
+A record is on its way to the disk before the step's result can reach a checkpoint. When a run is killed, the
+steps after its last checkpoint are done again by the next attempt; the history is therefore, of every
+attempt, the steps up to where the next one began.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+from ppar_dist.config import ConfigError
+from ppar_dist.trainstate import TrainState
+
+_PREFIX = "attempt-"
+_Record = tuple[list[int], list[str]]  # positions, samples
+
+
+def next_attempt(run: Path) -> int:
+    """A number larger than those of all attempts that left a ledger."""
+    return 1 + max((number for number, _ in _attempts(run)), default=0)
+
+
+class Ledger:
+    """One rank's ledger of one attempt."""
+
+    def __init__(self, run: Path, attempt: int, rank: int, world_size: int, state: TrainState) -> None:
+        """Begin an attempt that goes on from ``state``."""
+        folder = run / "ledger" / f"{_PREFIX}{attempt:05d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        self._file: TextIO = (folder / f"rank-{rank:05d}.jsonl").open("w", encoding="utf-8")
+        start = {"step": state.step, "position": state.samples_seen, "stepped_over": state.stepped_over}
+        self._write({"rank": rank, "world_size": world_size, **start})
+
+    def write(self, step: int, positions: Sequence[int], samples: Sequence[str]) -> None:
+        """Note the samples of this rank's part of ``step``, as ``domain/key``, in the order of positions."""
+        self._write({"step": step, "positions": list(positions), "samples": list(samples)})
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+    def _write(self, record: dict[str, Any]) -> None:
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+
+@dataclass
+class Audit:
+    """What a ledger proves. ``problems`` is empty when every position was consumed once and in order."""
+
+    attempts: int = 0
+    world_sizes: list[int] = field(default_factory=list)  # of the attempts, in their order
+    steps: int = 0
+    positions: int = 0
+    stepped_over: int = 0  # positions left out by rollbacks
+    repeated_steps: int = 0  # done again after a kill; the first time left no trace in the result
+    changed_repeats: int = 0  # of these, steps that saw other samples the second time
+    problems: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """A paragraph for a terminal."""
+        ranks = ", ".join(map(str, self.world_sizes))
+        text = (
+            f"{self.attempts} attempts on {ranks} ranks: {self.steps} steps, {self.positions} positions; "
+            f"{self.repeated_steps} steps were done again, {self.changed_repeats} of them on other samples; "
+            f"{self.stepped_over} positions were stepped over"
+        )
+        if not self.problems:
+            return f"{text}\nevery position was consumed exactly once, in order"
+        return "\n".join([text, *self.problems])
+
+
+@dataclass(frozen=True)
+class _Attempt:
+    number: int
+    world_size: int
+    step: int
+    position: int
+    stepped_over: int
+    ranks: dict[int, dict[int, _Record]]  # rank: step: record
+
+    def steps(self) -> list[int]:
+        """Steps that any rank noted."""
+        return sorted({step for records in self.ranks.values() for step in records})
+
+    def whole(self, step: int) -> _Record | None:
+        """A step over all ranks; None where a rank has no record of it."""
+        parts = [self.ranks.get(rank, {}).get(step) for rank in range(self.world_size)]
+        noted = [part for part in parts if part is not None]
+        if len(noted) < len(parts):
+            return None
+        return [p for positions, _ in noted for p in positions], [s for _, samples in noted for s in samples]
+
+    def last(self) -> int:
+        """The last step that all ranks noted."""
+        return max((step for step in self.steps() if self.whole(step)), default=self.step)
+
+
+def audit(run: Path) -> Audit:
+    """Read the ledger of a run and hold it against the rule: every position once, in order.
+
+    Raises:
+        ConfigError: the run has no ledger, or one that cannot be read.
+    """
+    read = [_read(number, folder) for number, folder in _attempts(run)]
+    attempts = [attempt for attempt in read if attempt is not None]
+    if not attempts:
+        raise ConfigError(f"{run} has no ledger; train it with train.ledger=true")
+    found = Audit(len(attempts), [attempt.world_size for attempt in attempts])
+    _compare_repeats(attempts, found)
+    before = _Attempt(0, 0, 0, 0, 0, {})  # where the history stands
+    for number, attempt in enumerate(attempts):
+        later = [other.step for other in attempts[number + 1 :]]
+        end = min(later) if later else attempt.last()
+        if end > attempt.step:
+            before = _follow(before, attempt, end, found)
+    return found
+
+
+def _follow(before: _Attempt, attempt: _Attempt, end: int, found: Audit) -> _Attempt:
+    """Check an attempt's steps up to ``end``, its part of the history; returns where that stands then."""
+    where = f"attempt {attempt.number}"
+    if attempt.step != before.step:
+        found.problems.append(f"{where} begins at step {attempt.step}, the one before ended at {before.step}")
+    over = attempt.stepped_over - before.stepped_over
+    found.stepped_over += over
+    if attempt.position != before.position + over:
+        expected = before.position + over
+        found.problems.append(f"{where} begins at position {attempt.position}, expected {expected}")
+    position = attempt.position
+    for step in range(attempt.step + 1, end + 1):
+        record = attempt.whole(step)
+        if record is None:
+            found.problems.append(f"{where}: step {step} was not noted by all {attempt.world_size} ranks")
+            continue
+        positions = record[0]
+        if positions != list(range(position, position + len(positions))):
+            found.problems.append(f"{where}, step {step}: positions {positions}, expected {position} on")
+        position = max(positions, default=position - 1) + 1
+        found.steps += 1
+        found.positions += len(positions)
+    return replace(attempt, step=end, position=position)
+
+
+def _compare_repeats(attempts: Sequence[_Attempt], found: Audit) -> None:
+    """Count steps that more than one attempt did, and those that saw other samples then."""
+    seen: dict[int, _Record] = {}
+    for attempt in attempts:
+        for step in attempt.steps():
+            record = attempt.whole(step)
+            if record is None:
+                continue
+            if step in seen:
+                found.repeated_steps += 1
+                found.changed_repeats += record != seen[step]
+            seen[step] = record
+
+
+def _attempts(run: Path) -> list[tuple[int, Path]]:
+    folders = (run / "ledger").glob(f"{_PREFIX}*")
+    numbered = [(folder.name.removeprefix(_PREFIX), folder) for folder in folders]
+    return sorted((int(number), folder) for number, folder in numbered if number.isdigit())
+
+
+def _read(number: int, folder: Path) -> _Attempt | None:
+    starts: list[dict[str, Any]] = []
+    ranks: dict[int, dict[int, _Record]] = {}
+    for path in sorted(folder.glob("rank-*.jsonl")):
+        records = list(_records(path))
+        if not records:
+            continue  # its first line was not written
+        starts.append(records[0])
+        notes = {note["step"]: (note["positions"], note["samples"]) for note in records[1:]}
+        ranks[int(records[0]["rank"])] = notes
+    if not starts:
+        return None  # killed before it did anything
+    first = starts[0]
+    return _Attempt(
+        number, first["world_size"], first["step"], first["position"], first["stepped_over"], ranks
+    )
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of a file; the last one may be cut off, where its process was killed."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    for line in lines:
+        if not line.endswith("\n"):
+            return
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise ConfigError(
+                f"the ledger {path} is damaged ({error}); nothing can be proved from it"
+            ) from None

@@ -1,0 +1,104 @@
+"""Signals that ask a rank to stop: noted at once, obeyed at the next step boundary, by all ranks together.
+
+SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
+step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,
+or the end of the grace time, ends the process at once; the newest published checkpoint is then what a
+restart finds.
+
+Launchers send one signal more than once: to the whole process group, and again to each rank. What comes
+within a moment of the first is the same request.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Sequence
+
+from ppar_dist import exitcodes
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_SAME_REQUEST_S = 2.0
+
+
+class Preempted(Exception):  # not an error: the run ends as it was asked to
+    """All ranks stopped after the same step; ``code`` is the exit code."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(f"exit {code}")
+        self.code = code
+
+
+def exit_code(signals: Sequence[signal.Signals | None]) -> int:
+    """The exit code that the signals of all ranks ask for: a user's Ctrl-C is no wish to be started again."""
+    return exitcodes.INTERRUPTED if signal.SIGINT in signals else exitcodes.RESUME
+
+
+class Preemption:
+    """The request that this process's signals make, from ``watch`` on."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+        self._since = 0.0
+        self._deadline: float | None = None  # seconds after the first signal
+        self._timer: threading.Timer | None = None
+
+    @property
+    def requested(self) -> bool:
+        """Whether this rank was asked to stop."""
+        return self.signal is not None
+
+    def watch(self) -> Preemption:
+        """Take over the signals; to be called from the main thread, once.
+
+        A thread reads them from the interpreter's wake-up pipe: a handler would run on the main thread only,
+        and not while that waits inside a collective.
+        """
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        for number in SIGNALS:
+            signal.signal(number, lambda *_: None)
+        threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True).start()
+        return self
+
+    def limit(self, grace_s: float) -> None:
+        """Force the exit ``grace_s`` seconds after the first signal, be it past or to come."""
+        self._deadline = grace_s
+        if self.requested:
+            self._start_timer()
+
+    def done(self) -> None:
+        """The request was obeyed: nothing cuts the rest short but a second signal."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _listen(self, pipe: int) -> None:
+        while True:
+            for number in os.read(pipe, 64):
+                if number in SIGNALS:
+                    self._receive(signal.Signals(number))
+
+    def _receive(self, number: signal.Signals) -> None:
+        if self.signal is None:
+            self._since = time.monotonic()
+            self.signal = number
+            if self._deadline is not None:
+                self._start_timer()
+        elif time.monotonic() - self._since > _SAME_REQUEST_S:
+            self._end(f"a second signal, {number.name}")
+
+    def _start_timer(self) -> None:
+        assert self._deadline is not None
+        left = self._deadline - (time.monotonic() - self._since)
+        text = f"no whole step and checkpoint within faults.grace_s={self._deadline:g} seconds"
+        self._timer = threading.Timer(max(0.0, left), self._end, [text])
+        self._timer.daemon = True
+        self._timer.start()
+
+    def _end(self, why: str) -> None:
+        # os.write and _exit: the main thread may hold any lock, and may hang where no exception reaches it.
+        os.write(2, f"ppar-dist: {why}: ends now, without a checkpoint of this step\n".encode())
+        os._exit(exit_code([self.signal]))

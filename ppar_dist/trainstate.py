@@ -1,0 +1,109 @@
+"""Where a run stands: everything of its state that is neither a tensor nor a file. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+BAD = "bad/"  # names of the sums of bad samples: bad/<domain>/<reason>
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A return to a checkpoint after steps without a finite result."""
+
+    at_step: int  # the last step before it
+    to_step: int  # the checkpoint's
+    first_position: int  # of the data stepped over
+    stop_position: int
+
+
+@dataclass
+class TrainState:
+    """Where a run stands. The whole state of the data is ``samples_seen``, the next position.
+
+    ``step`` counts optimiser steps, those skipped included. What lies between a checkpoint and the end of
+    the steps that made the run roll back to it is stepped over: hence
+    ``samples_seen == step * global batch + stepped_over``.
+    """
+
+    step: int = 0
+    samples_seen: int = 0
+    best_miou: float | None = None  # on held-out source data
+    best_step: int | None = None
+    consumed: dict[str, int] = field(default_factory=dict)  # positions by domain
+    bad: dict[str, dict[str, int]] = field(default_factory=dict)  # bad samples by domain and reason
+    skipped: list[int] = field(
+        default_factory=list
+    )  # steps that changed nothing: their result was not finite
+    non_finite: int = 0  # such steps in a row, up to now
+    rollbacks: list[Rollback] = field(default_factory=list)
+    stepped_over: int = 0  # positions
+
+    def advance(
+        self, global_batch: int, applied: bool, consumed: Mapping[str, int], sums: Mapping[str, float]
+    ) -> None:
+        """Count a finished step.
+
+        Args:
+            global_batch: positions of a step.
+            applied: whether it changed anything.
+            consumed: samples of the step by domain.
+            sums: reduced figures; those named ``bad/<domain>/<reason>`` are counted.
+        """
+        self.step += 1
+        self.samples_seen += global_batch
+        for name, count in consumed.items():
+            self.consumed[name] = self.consumed.get(name, 0) + count
+        for (domain, reason), count in bad_counts(sums).items():
+            mine = self.bad.setdefault(domain, {})
+            mine[reason] = mine.get(reason, 0) + count
+        self.non_finite = 0 if applied else self.non_finite + 1
+        if not applied:
+            self.skipped.append(self.step)
+
+    def rollback_limit(self) -> int:
+        """The newest step whose checkpoint the present streak of non-finite steps cannot have spoiled.
+
+        Where the run fell into it right after it had rolled back, that checkpoint itself is suspect.
+        """
+        began = self.step - self.non_finite
+        if self.rollbacks and self.rollbacks[-1].to_step == began:
+            return began - 1
+        return began
+
+    def roll_back(self, to: TrainState) -> None:
+        """Become ``to``, the state of a checkpoint, and step over all data between it and now."""
+        done = Rollback(self.step, to.step, to.samples_seen, self.samples_seen)
+        history, skipped = [*self.rollbacks, done], self.skipped
+        stepped_over = to.stepped_over + done.stop_position - done.first_position
+        for each in fields(self):
+            setattr(self, each.name, getattr(to, each.name))
+        self.rollbacks, self.skipped, self.non_finite = history, skipped, 0
+        self.stepped_over, self.samples_seen = stepped_over, done.stop_position
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, tree: Mapping[str, Any]) -> TrainState:
+        """Read ``to_json`` back; entries of other origin are left out."""
+        names = {each.name for each in fields(cls)}
+        state = cls(**{name: value for name, value in tree.items() if name in names})
+        state.rollbacks = [Rollback(**each) for each in tree.get("rollbacks", ())]
+        return state
+
+
+def bad_names(domains: Sequence[str], reasons: Sequence[str]) -> list[str]:
+    """Names of the sums of bad samples: every domain with every reason."""
+    return [f"{BAD}{domain}/{reason}" for domain in domains for reason in reasons]
+
+
+def bad_counts(sums: Mapping[str, float]) -> dict[tuple[str, str], int]:
+    """Counts by (domain, reason) that are not 0."""
+    named = {
+        name.removeprefix(BAD).rpartition("/"): value for name, value in sums.items() if name.startswith(BAD)
+    }
+    return {(domain, reason): round(value) for (domain, _, reason), value in named.items() if value}

@@ -1,0 +1,160 @@
+"""Signals under every launcher: all ranks stop after the same step, with a whole checkpoint and no orphan."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppar_dist import checkpoint
+from tests.faults.jobs import (
+    Job,
+    all_gone,
+    deepspeed,
+    job,
+    last_step,
+    ours,
+    send,
+    survivors,
+    tiny_run,
+    torchrun,
+)
+from tests.ranks import read_lines
+
+LONG = {"train": {"steps": 100_000, "global_batch": 6, "log_every": 1}}
+
+
+def assert_stopped_whole(started: Job, run: Path, pids: list[int]) -> None:
+    """A checkpoint of the last step, nothing half-written, nobody left."""
+    assert all_gone(pids), started.output
+    newest = checkpoint.find_checkpoint(run)
+    assert newest is not None, started.output
+    state = checkpoint.read_state(newest)
+    assert state["step"] == last_step(run)
+    assert state["samples_seen"] == 6 * state["step"]
+    assert not [path for path in (run / "checkpoints").iterdir() if path.name.startswith(".")]
+    events = read_lines(run / "metrics" / "events.jsonl")
+    assert events[-1]["kind"] == "stopped"
+    assert events[-1]["step"] == state["step"]
+
+
+@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+)
+def test_a_signal_to_our_command(
+    blocks: Path, tmp_path: Path, launcher: str, number: signal.Signals, code: int
+) -> None:
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2", "--launcher", launcher), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        pids = [process.pid for process in started.family()]
+        assert len(started.ranks()) == 2
+        started.process.send_signal(number)
+        assert started.wait() == code, started.output
+        assert_stopped_whole(started, run, pids)
+        assert "Traceback" not in started.output
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("command", [deepspeed, torchrun])
+def test_a_signal_to_a_launcher_that_the_user_started(
+    blocks: Path, tmp_path: Path, command: Callable[..., list[str]], number: signal.Signals
+) -> None:
+    """The launcher may end with a code of its own; the ranks must not be orphaned nor cut short."""
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(command(2, "train", config), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        pids = [process.pid for process in started.family()]
+        started.process.send_signal(number)
+        started.wait()
+        assert_stopped_whole(started, run, pids)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_signal_to_a_single_rank_stops_all(blocks: Path, tmp_path: Path, rank: int) -> None:
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        pids = [process.pid for process in started.family()]
+        send(started.ranks()[rank].pid, signal.SIGUSR1)
+        assert started.wait() == 75, started.output
+        assert_stopped_whole(started, run, pids)
+        assert f"SIGUSR1 at rank {rank}" in started.output
+
+
+def test_a_killed_launcher_leaves_no_rank_behind(blocks: Path, tmp_path: Path) -> None:
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        ranks = list(started.ranks().values())
+        pids = [process.pid for process in started.family()]
+        send(ranks[0].ppid(), signal.SIGKILL)
+        assert started.wait() == 75, started.output
+        assert_stopped_whole(started, run, pids)
+
+
+def test_a_signal_while_ranks_are_being_started_ends_the_job(blocks: Path, tmp_path: Path) -> None:
+    _, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+        started.wait_for(lambda: len(started.family()) > 1, "launcher")
+        pids = [process.pid for process in started.family()]
+        started.process.send_signal(signal.SIGTERM)
+        assert started.wait() == 75, started.output
+        assert all_gone(pids)
+
+
+def test_a_rank_alone_and_the_run_that_follows(blocks: Path, tmp_path: Path) -> None:
+    """The last steps of a stopped run are done by the next: it ends as one that was never stopped."""
+    sections = {"train": {"steps": 40, "global_batch": 6, "log_every": 1}}
+    run, config = tiny_run(blocks, tmp_path, **sections)
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        started.process.send_signal(signal.SIGTERM)
+        assert started.wait() == 75, started.output
+        assert_stopped_whole(started, run, [started.process.pid])
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log2") as started:
+        assert started.wait() == 0, started.output
+    assert [record["step"] for record in read_lines(run / "metrics" / "train.jsonl")] == list(range(1, 41))
+    assert "resumed" in (run / "metrics" / "events.jsonl").read_text()
+    assert "from step-" in (run / "report.html").read_text()
+
+
+HANG = """
+import sys, time
+from ppar_dist import trainer
+from ppar_dist.cli import main
+from pathlib import Path
+def hang(self, step):
+    Path(sys.argv[1]).touch()
+    time.sleep(600)
+trainer.Trainer._apply = hang
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+@pytest.mark.parametrize("second", [True, False], ids=["a second signal", "the deadline"])
+def test_the_exit_is_forced(blocks: Path, tmp_path: Path, second: bool) -> None:
+    """A rank that never reaches a step boundary: the previous checkpoint stays, the code says resume."""
+    grace = {"grace_s": 600.0 if second else 3.0}
+    run, config = tiny_run(blocks, tmp_path, **LONG, faults=grace)
+    note = tmp_path / "hangs"
+    command = [*ours()[:1], "-c", HANG, str(note), "train", config, "--nproc", "1"]
+    with job(command, tmp_path / "log") as started:
+        started.wait_for(note.exists, "a hang")
+        started.process.send_signal(signal.SIGTERM)
+        time.sleep(2.5)
+        if second:
+            assert survivors([started.process.pid]), (
+                "one signal, however often it is sent at once, is no second one"
+            )
+            started.process.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        assert started.wait(30) == 75, started.output
+        assert time.monotonic() - began < 20
+    expected = "a second signal, SIGTERM" if second else "faults.grace_s=3"
+    assert expected in started.output
+    assert checkpoint.find_checkpoint(run) is None  # it hung in its first step

@@ -1,0 +1,134 @@
+"""The audit of a ledger accepts exactly the histories in which every position came once and in order."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppar_dist.config import ConfigError
+from ppar_dist.ledger import Ledger, audit, next_attempt
+from ppar_dist.trainstate import TrainState
+
+BATCH = 6
+
+
+def attempt(
+    run: Path,
+    ranks: int,
+    start: int,
+    steps: int,
+    over: int = 0,
+    lag: int = 0,
+    names: Callable[[int], str] = "day/s{}".format,
+) -> None:
+    """An attempt from step ``start`` over ``steps`` steps; the last rank is killed ``lag`` steps earlier."""
+    number = next_attempt(run)
+    state = TrainState(step=start, samples_seen=start * BATCH + over, stepped_over=over)
+    part = BATCH // ranks
+    for rank in range(ranks):
+        ledger = Ledger(run, number, rank, ranks, state)
+        for step in range(start, start + steps - (lag if rank == ranks - 1 else 0)):
+            first = step * BATCH + over + rank * part
+            positions = range(first, first + part)
+            ledger.write(step + 1, positions, [names(position) for position in positions])
+        ledger.close()
+
+
+def test_an_undisturbed_run(tmp_path: Path) -> None:
+    attempt(tmp_path, 2, 0, 5)
+    found = audit(tmp_path)
+    assert (found.problems, found.steps, found.positions, found.repeated_steps) == ([], 5, 30, 0)
+    assert "every position was consumed exactly once, in order" in found.describe()
+
+
+def test_kills_and_other_world_sizes(tmp_path: Path) -> None:
+    """Work that was lost is done again: once in the history, however often it was tried."""
+    attempt(tmp_path, 1, 0, 7)
+    attempt(tmp_path, 2, 4, 5, lag=1)
+    attempt(tmp_path, 3, 4, 2)
+    attempt(tmp_path, 3, 4, 0)
+    attempt(tmp_path, 1, 2, 8)  # a damaged checkpoint: further back than before
+    found = audit(tmp_path)
+    assert (found.problems, found.steps, found.positions) == ([], 10, 60)
+    assert found.world_sizes == [1, 2, 3, 3, 1]
+    assert (found.repeated_steps, found.changed_repeats) == (3 + 2 + 6, 0)
+
+
+def test_data_that_was_stepped_over(tmp_path: Path) -> None:
+    attempt(tmp_path, 2, 0, 9)
+    attempt(tmp_path, 2, 4, 3, over=5 * BATCH)
+    found = audit(tmp_path)
+    assert (found.problems, found.steps, found.stepped_over) == ([], 7, 30)
+    assert found.changed_repeats == 3
+
+
+def test_other_samples_at_the_same_positions_are_noticed(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, 0, 4)
+    attempt(tmp_path, 2, 2, 4, names="night/s{}".format)
+    assert audit(tmp_path).changed_repeats == 2
+
+
+def skip_a_step(run: Path) -> None:
+    attempt(run, 2, 0, 4)
+    attempt(run, 2, 5, 2)
+
+
+def lose_positions(run: Path) -> None:
+    attempt(run, 2, 0, 4)
+    path = run / "ledger" / "attempt-00001" / "rank-00001.jsonl"
+    lines = path.read_text().splitlines()
+    record = json.loads(lines[3])
+    record["positions"][0] += 1
+    lines[3] = json.dumps(record)
+    path.write_text("\n".join(lines) + "\n")
+
+
+def move_the_position(run: Path) -> None:
+    attempt(run, 1, 0, 4)
+    number = next_attempt(run)
+    Ledger(run, number, 0, 1, TrainState(step=4, samples_seen=25)).write(5, range(25, 31), ["a"] * 6)
+
+
+def lose_a_rank(run: Path) -> None:
+    attempt(run, 3, 0, 4)
+    attempt(run, 3, 4, 2)
+    (run / "ledger" / "attempt-00001" / "rank-00001.jsonl").unlink()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (skip_a_step, "attempt 1: step 5 was not noted by all 2 ranks"),
+        (lose_positions, r"attempt 1, step 3: positions \[12, 13, 14, 16, 16, 17\], expected 12 on"),
+        (move_the_position, "attempt 2 begins at position 25, expected 24"),
+        (lose_a_rank, "attempt 1: step 1 was not noted by all 3 ranks"),
+    ],
+)
+def test_gaps_repeats_and_lost_records_are_problems(
+    tmp_path: Path, spoil: Callable[[Path], None], message: str
+) -> None:
+    spoil(tmp_path)
+    problems = audit(tmp_path).problems
+    assert any(re.search(message, problem) for problem in problems), problems
+    assert "exactly once" not in audit(tmp_path).describe()
+
+
+def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path: Path) -> None:
+    attempt(tmp_path, 1, 0, 4)
+    path = tmp_path / "ledger" / "attempt-00001" / "rank-00000.jsonl"
+    path.write_text(path.read_text()[:-20])
+    assert (audit(tmp_path).steps, audit(tmp_path).problems) == (3, [])
+
+
+def test_damage_within_and_a_run_without_ledger_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"has no ledger; train it with train\.ledger=true"):
+        audit(tmp_path)
+    attempt(tmp_path, 1, 0, 4)
+    path = tmp_path / "ledger" / "attempt-00001" / "rank-00000.jsonl"
+    path.write_text("{broken\n" + path.read_text())
+    with pytest.raises(ConfigError, match="is damaged"):
+        audit(tmp_path)
