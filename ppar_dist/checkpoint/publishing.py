@@ -101,18 +101,18 @@ def _fill(folder: Path, snapshot: Snapshot, began: float) -> None:
     durable.sync_folder(folder)
 
 
-def _files(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Path], None]]]:
+def _files(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Path], object]]]:
     names = [*snapshot.tensors, *snapshot.texts]
     wrong = [name for name in names if name == MANIFEST or PurePosixPath(name).name != name]
     if wrong or not names or len(set(names)) < len(names):
         raise ValueError(f"a snapshot holds files of distinct plain names, got {', '.join(names) or 'none'}")
     for name, tensors in snapshot.tensors.items():
-        yield name, partial(_write_tensors, tensors)
+        yield name, partial(_write_tensors, tensors=tensors)
     for name, text in snapshot.texts.items():
-        yield name, partial(durable.write_text, text=text)
+        yield name, partial(Path.write_text, data=text, encoding="utf-8")
 
 
-def _write_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     save_file(dict(tensors), path)
     # It leaves files that their owner alone may read; evaluation may be another user's.
     path.chmod(path.parent.stat().st_mode & 0o666)

@@ -1,0 +1,1 @@
+"""Kill and fail a save at every call it makes to the storage."""

@@ -1,0 +1,134 @@
+"""What a save finds on storage, and what must hold afterwards, however it ended."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from ppar_dist.checkpoint import (
+    Snapshot,
+    checkpoints_dir,
+    find_checkpoint,
+    list_checkpoints,
+    publish,
+    retain,
+    verify,
+)
+
+OLD, NEW, NEXT = 1.0, 2.0, 3.0
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A run before a save."""
+
+    name: str
+    prepare: Callable[[Path], None]
+    step: int  # of the save under attack
+    holds: bool = True  # a whole checkpoint, so that there is one at every moment
+
+    def save(self, run: Path) -> None:
+        """The save under attack, with what belongs to it."""
+        publish(run, snapshot(self.step, NEW))
+        retain(run, 1)
+
+
+def snapshot(step: int, value: float) -> Snapshot:
+    """All kinds of files, small; ``value`` tells one from another."""
+    full = torch.full((600,), value)
+    tensors = {
+        "model.safetensors": {"weight": full, "bias": full[:3].clone()},
+        "optimizer.safetensors": {"exp_avg/weight": full.clone(), "exp_avg_sq/weight": full.clone()},
+        "ppar.safetensors": {"sums": full.clone()},
+        "rng.safetensors": {"rank-00000": torch.zeros(5056, dtype=torch.uint8)},
+    }
+    return Snapshot(step, tensors, {"state.json": json.dumps({"step": step})}, {"world_size": 1})
+
+
+def _good(run: Path) -> None:
+    publish(run, snapshot(10, OLD))
+
+
+def _good_and_leftovers(run: Path) -> None:
+    _good(run)
+    for name in (".writing-step-00000007", ".deleting-step-00000003"):
+        (checkpoints_dir(run) / name).mkdir()
+        (checkpoints_dir(run) / name / "half").write_text("half")
+
+
+def _set_aside(run: Path) -> None:
+    _good(run)
+    folder = checkpoints_dir(run) / "step-00000010"
+    folder.rename(folder.with_name(".replaced-step-00000010.5"))
+
+
+SCENES = (
+    Scene("a new step, then retention", _good_and_leftovers, 20),
+    Scene("the same step again", _good, 10),
+    Scene("after a kill that left the only one set aside", _set_aside, 20),
+    Scene("the first of a run", lambda run: None, 10, holds=False),
+)
+
+
+def value_of(folder: Path) -> float:
+    """Which snapshot a checkpoint holds."""
+    return float(load_file(folder / "model.safetensors")["weight"][0])
+
+
+def faults_after(scene: Scene, run: Path) -> list[str]:
+    """What is wrong with a run after an attacked save, and with the save after that."""
+    faults = []
+    found = find_checkpoint(run)
+    if found is None:
+        faults += ["no checkpoint is found"] if scene.holds else []
+    elif verify(found) or value_of(found) not in (OLD, NEW):
+        faults.append(f"{found.name} is neither the old nor the new one")
+    latest = checkpoints_dir(run) / "latest"
+    if latest.exists() and latest.read_text() not in ("step-00000010\n", "step-00000020\n"):
+        faults.append(f"latest is {latest.read_text()!r}")
+    folder = publish(run, snapshot(30, NEXT))
+    retain(run, 1)
+    left = sorted(path.name for path in checkpoints_dir(run).iterdir())
+    if verify(folder) or find_checkpoint(run) != folder or value_of(folder) != NEXT:
+        faults.append("the next save is not found")
+    if left != ["latest", "step-00000030"] or latest.read_text() != "step-00000030\n":
+        faults.append(f"the next save leaves {left}")
+    return faults
+
+
+def faults_of_error(scene: Scene, run: Path, error: str | None, reason: str, once: bool) -> list[str]:
+    """What is wrong with how a save ended that met a failing call.
+
+    Args:
+        scene: of the save.
+        run: the run's folder.
+        error: what the save raised; None if it came through, because it could do without the call.
+        reason: what the error must say.
+        once: whether only one call failed, so that the clearing up after it worked.
+    """
+    steps = {folder.name: value_of(folder) for folder in list_checkpoints(run) if not verify(folder)}
+    name = f"step-{scene.step:08d}"
+    if error is None:
+        return [] if steps.get(name) == NEW else [f"a save that raised nothing left {steps}"]
+    faults = [] if reason in error and "was not written" in error else [f"unclear: {error}"]
+    if once:
+        if half := [path.name for path in checkpoints_dir(run).glob(".writing-*")]:
+            faults.append(f"a save that failed left {half}")
+        if NEW in steps.values():
+            faults.append("a save that failed published a checkpoint")
+        if scene.holds and OLD not in steps.values() and scene.prepare is not _set_aside:
+            faults.append(f"the earlier checkpoint is gone: {steps}")
+    return faults
+
+
+def reset(run: Path, template: Path) -> None:
+    """Put a run back to what a scene prepared."""
+    shutil.rmtree(run, ignore_errors=True)
+    if template.exists():
+        shutil.copytree(template, run)
