@@ -9,6 +9,7 @@ runs from the fault to the end of the last rank that had none. Then what watchin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import signal
@@ -139,14 +140,22 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], faulty: int, timeout_s: 
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> bool:
-    """Kill what is left of a rank and its children; whether there was anything."""
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return False
-    finally:
-        process.wait()
-    return True
+    """Kill what is left of a rank and its children, a second after its end; whether there was anything."""
+    deadline = time.monotonic() + (0.0 if process.poll() is None else 1.0)
+    while (members := _group(process.pid)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for member in members:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(member, signal.SIGKILL)
+    process.wait()
+    return bool(members)
+
+
+def _group(leader: int) -> list[int]:
+    """The processes of a group that are not dead; those wait for their parent to ask for them."""
+    lines = subprocess.run(["ps", "-eo", "pid=,pgid=,stat="], capture_output=True, text=True, check=True)
+    fields = [line.split() for line in lines.stdout.splitlines()]
+    return [int(pid) for pid, group, state, *_ in fields if int(group) == leader and state[0] not in "ZX"]
 
 
 def table(rows: Sequence[tuple[str, list[float], str]]) -> str:

@@ -190,8 +190,8 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
     if world.world_size == 1:
         return Board(world, "board", dist.HashStore, "the store of this process", hosted_here=True)
     prefix = world.broadcast(f"ppar_dist/board/{uuid.uuid4().hex}")
-    host, port = _store_address()
-    by_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
+    host, port = _store_address(os.environ)
+    by_agent = _is_hosted_by_agent(os.environ)
 
     def connect() -> dist.Store:
         timeout = timedelta(seconds=timeout_s)
@@ -205,7 +205,7 @@ def own_address(world: World) -> str:
     """The address of this machine towards the store's; its loopback address for a rank alone."""
     if world.world_size == 1:
         return "127.0.0.1"
-    host, port = _store_address()
+    host, port = _store_address(os.environ)
     family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
     with socket.socket(family, kind, protocol) as probe:
         probe.connect(address)  # sends nothing, but picks the route
@@ -241,10 +241,9 @@ def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
-        alone = {} if _RANK in variables else _rendezvous_alone()
-        dist.init_process_group(
-            backend, rank=rank, world_size=world_size, timeout=timedelta(seconds=timeout_s), **alone
-        )
+        timeout = timedelta(seconds=timeout_s)
+        store = _rendezvous(variables, timeout)
+        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **store)
     group = dist.new_group(timeout=timedelta(seconds=timeout_s)) if world_size > 1 else None
     return World(rank, local_rank, world_size, device, group)
 
@@ -255,10 +254,22 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def _store_address() -> tuple[str, int]:
-    return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+def _store_address(variables: Mapping[str, str]) -> tuple[str, int]:
+    return variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
 
 
-def _rendezvous_alone() -> dict[str, Any]:
-    """A store inside this process: one rank needs neither a port nor a launcher."""
-    return {"store": dist.HashStore()}
+def _rendezvous(variables: Mapping[str, str], timeout: timedelta) -> dict[str, Any]:
+    """The store through which the ranks meet, where it is not the one that torch makes of the environment."""
+    if _RANK not in variables:
+        return {"store": dist.HashStore()}  # one rank needs neither a port nor a launcher
+    if not _is_hosted_by_agent(variables):
+        return {}
+    # torchrun's agent keeps its store when it starts the ranks again. Without a prefix of this start they
+    # would find the addresses of those before, and gloo would try to connect to the dead.
+    host, port = _store_address(variables)
+    store = dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
+    return {"store": dist.PrefixStore(f"start-{variables.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)}
+
+
+def _is_hosted_by_agent(variables: Mapping[str, str]) -> bool:
+    return variables.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
