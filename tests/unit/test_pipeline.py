@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config import Config, ConfigError, parse_config
+from ppar_dist.config import ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import (
-    Batch,
     eval_samples,
     holdout_range,
     open_sources,
@@ -26,26 +23,7 @@ from ppar_dist.data.pipeline import (
 )
 from ppar_dist.data.shards import write_domain
 from ppar_dist.data.transforms import TrainTransform
-
-SIZES = {"day": 20, "rain": 11}
-
-
-def encode(pixels: np.ndarray, kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
-
-
-def scene(number: int, height: int = 36, width: int = 48) -> tuple[bytes, bytes]:
-    rng = np.random.default_rng(number)
-    smooth = np.kron(rng.integers(0, 256, (3, 4, 3)), np.ones((height // 3, width // 4, 1)))
-    label = rng.integers(0, 6, (height, width)).astype(np.uint8)
-    return encode(smooth.astype(np.uint8), "JPEG"), encode(label, "PNG")
-
-
-def scenes(name: str, count: int) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
-    for number in range(count):
-        yield f"{name}_{number}", *scene(number), {}
+from tests.unit.street_shards import SIZES, config, drain, encode, flat, scene, scenes
 
 
 @pytest.fixture(scope="module")
@@ -54,38 +32,6 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, count in SIZES.items():
         write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=8)
     return folder
-
-
-def config(root: Path, data: dict[str, Any] | None = None, **train: Any) -> Config:
-    sources = {"root": str(root), "classes": "roads6", "sources": list(SIZES), "size": 24, "crop": (24, 32)}
-    return parse_config(
-        {
-            "seed": 5,
-            "run": {"dir": "run"},
-            "data": sources | {"workers": 0, "block": 4, "window": 2} | (data or {}),
-            "model": {"backbone": {"kind": "open_clip"}},
-            "train": {"steps": 10, "global_batch": 6} | train,
-        }
-    )
-
-
-def drain(cfg: Config, rank: int = 0, world: int = 1, start: int = 0, stop: int = 60) -> list[Batch]:
-    return list(train_loader(cfg, open_sources(cfg), rank, world, start, stop))
-
-
-def flat(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
-    """Everything about each position, so that runs can be compared position by position."""
-    return {
-        int(batch.positions[i]): (
-            batch.images[i].numpy().tobytes(),
-            batch.labels[i].numpy().tobytes(),
-            int(batch.domains[i]),
-            int(batch.samples[i]),
-            batch.keys[i],
-        )
-        for batch in batches
-        for i in range(len(batch))
-    }
 
 
 def test_batches_are_what_the_order_says(root: Path) -> None:

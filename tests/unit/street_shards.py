@@ -1,0 +1,120 @@
+"""Small domains of real shards, a loader over them, and ways to spoil them."""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from ppar_dist.config import Config, parse_config
+from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.pipeline import Batch, open_sources, train_loader
+
+SIZES = {"day": 20, "rain": 11}
+
+
+def encode(pixels: np.ndarray, kind: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def scene(number: int, height: int = 36, width: int = 48) -> tuple[bytes, bytes]:
+    rng = np.random.default_rng(number)
+    smooth = np.kron(rng.integers(0, 256, (3, 4, 3)), np.ones((height // 3, width // 4, 1)))
+    label = rng.integers(0, 6, (height, width)).astype(np.uint8)
+    return encode(smooth.astype(np.uint8), "JPEG"), encode(label, "PNG")
+
+
+def scenes(name: str, count: int) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
+    for number in range(count):
+        yield f"{name}_{number}", *scene(number), {}
+
+
+def config(root: Path, data: dict[str, Any] | None = None, **train: Any) -> Config:
+    sources = {"root": str(root), "classes": "roads6", "sources": list(SIZES), "size": 24, "crop": (24, 32)}
+    return parse_config(
+        {
+            "seed": 5,
+            "run": {"dir": "run"},
+            "data": sources | {"workers": 0, "block": 4, "window": 2} | (data or {}),
+            "model": {"backbone": {"kind": "open_clip"}},
+            "train": {"steps": 10, "global_batch": 6} | train,
+        }
+    )
+
+
+def drain(cfg: Config, rank: int = 0, world: int = 1, start: int = 0, stop: int = 60) -> list[Batch]:
+    return list(train_loader(cfg, open_sources(cfg), rank, world, start, stop))
+
+
+def flat(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
+    """Everything about each position, so that runs can be compared position by position."""
+    return {
+        int(batch.positions[i]): (
+            batch.images[i].numpy().tobytes(),
+            batch.labels[i].numpy().tobytes(),
+            int(batch.domains[i]),
+            int(batch.samples[i]),
+            batch.keys[i],
+        )
+        for batch in batches
+        for i in range(len(batch))
+    }
+
+
+def rewrite_member(index: DomainIndex, sample: int, kind: str, content: bytes) -> None:
+    """Give a sample another member, recorded as if it had been indexed so: at the end of its shard."""
+    path = shard_of(index, sample)
+    with path.open("ab") as shard:
+        offset = shard.tell()
+        shard.write(content)
+    change_record(index, sample, **{f"{kind}_offset": offset, f"{kind}_size": len(content)})
+    if kind != "json":
+        change_record(index, sample, **{f"{kind}_crc": zlib.crc32(content)})
+    note_bytes(index, path)
+
+
+def note_bytes(index: DomainIndex, path: Path) -> None:
+    """Have domain.json give the size that a shard has now."""
+    meta = json.loads((index.path / "domain.json").read_text())
+    for shard in meta["shards"]:
+        if shard["name"] == path.name:
+            shard["bytes"] = path.stat().st_size
+    (index.path / "domain.json").write_text(json.dumps(meta))
+
+
+def change_record(index: DomainIndex, sample: int, **fields: int) -> None:
+    """Overwrite fields of a sample's record in index.npy."""
+    records = np.lib.format.open_memmap(index.path / "index.npy", mode="r+")
+    for name, value in fields.items():
+        records[sample][name] = value
+    records.flush()
+
+
+def overwrite(index: DomainIndex, sample: int, kind: str, content: bytes) -> None:
+    """Overwrite the beginning of a stored member in place, in secret."""
+    record = index.records[sample]
+    with shard_of(index, sample).open("r+b") as shard:
+        shard.seek(int(record[f"{kind}_offset"]))
+        shard.write(content)
+
+
+def shard_of(index: DomainIndex, sample: int) -> Path:
+    return index.path / index.shards[int(index.records[sample]["shard"])]
+
+
+def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with tarfile.open(path, "w", format=form) as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            archive.addfile(info, io.BytesIO(content))
