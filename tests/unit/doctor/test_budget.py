@@ -7,7 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ppar_dist.config import parse_config
 from ppar_dist.data.shards import write_domain
+from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.configuration import weights
+from ppar_dist.doctor.report import Finding
 from tests.ranks import tiny_config
 from tests.unit.doctor.worlds import Doctor
 from tests.unit.tiny_run import encode
@@ -63,13 +67,22 @@ def test_each_wrong_value_fails_its_own_check(
 
 
 def test_weights_that_must_be_downloaded_are_a_warning(
-    doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-    backbone = {"kind": "open_clip", "name": "RN50", "pretrained": "openai"}
-    checks = doctor(model={"backbone": backbone}, text={"file": None})
-    assert checks["weights"]["status"] == "warning"
-    assert "the first start downloads them" in checks["weights"]["found"]
-    backbone = {"kind": "open_clip", "name": "RN50", "pretrained": str(tmp_path / "none.pt")}
-    checks = doctor(model={"backbone": backbone}, text={"file": None})
-    assert "neither a file nor a tag of RN50" in checks["weights"]["found"]
+
+    def examine(pretrained: object) -> Finding:
+        backbone = {"kind": "open_clip", "name": "RN50", "pretrained": str(pretrained)}
+        found = weights(
+            ConfigCase(parse_config(tiny_config(blocks, tmp_path) | {"model": {"backbone": backbone}}))
+        )
+        assert found is not None
+        return found
+
+    assert examine("openai").status == "warning"
+    assert "the first start downloads them" in examine("openai").found
+    file = tmp_path / "mine.pt"
+    assert examine(file).status == "failure"
+    assert "neither a file nor a tag of RN50" in examine(file).found
+    file.write_bytes(b"weights")
+    assert examine(file).status == "ok"
