@@ -5,15 +5,13 @@ All figures arrive already reduced; nothing here communicates.
 
 from __future__ import annotations
 
-import contextlib
-import json
 import logging
 import math
 import os
 import sys
 import time
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from tqdm import tqdm
 
@@ -22,6 +20,7 @@ from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import training_shares
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
+from ppar_dist.jsonlines import JsonLines
 from ppar_dist.labels import class_set
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.metrics import RunMetrics
@@ -34,59 +33,6 @@ EVENTS = "events"  # faults and resumes
 _BY_STEP = ("train", "samples", "eval")  # the files whose records belong to a step
 
 log = logging.getLogger(__name__)
-
-
-class JsonLines:
-    """An append-only file of one JSON object per line; a resume cuts what lies after its step."""
-
-    def __init__(self, path: Path, step: int | None) -> None:
-        """Open ``path`` for a run that stands at ``step``; later records, of a lost attempt, are dropped.
-
-        With None all records are kept.
-        """
-        path.parent.mkdir(parents=True, exist_ok=True)
-        kept = [line for line in _complete_lines(path) if step is None or json.loads(line)["step"] <= step]
-        temporary = path.with_name(path.name + ".kept")
-        temporary.write_text("".join(kept), encoding="utf-8")
-        temporary.replace(path)
-        self._file: TextIO = path.open("a", encoding="utf-8")
-        self._path, self._failed = path, False
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Append one record; it is on its way to disk when this returns.
-
-        Storage that fails costs records, never the run: it is said once, and again when it works again.
-        """
-        line = json.dumps(record, allow_nan=False, default=_plain) + "\n"
-        try:
-            self._file.write("\n" + line if self._failed else line)  # a line cut off by the failure ends here
-            self._file.flush()
-        except OSError as error:
-            if not self._failed:
-                log.warning("%s cannot be written (%s): records are lost", self._path, error.strerror)
-            self._failed = True
-            return
-        if self._failed:
-            log.warning("%s can be written again", self._path)
-        self._failed = False
-
-    def close(self) -> None:
-        """Close the file."""
-        with contextlib.suppress(OSError):  # what the last failed write left in the buffer
-            self._file.close()
-
-
-def _complete_lines(path: Path) -> list[str]:
-    if not path.exists():
-        return []
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [line for line in lines if line.endswith("}\n")]
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def finite(value: Any) -> Any:

@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ppar_dist.config import Config, ConfigError, load_config
 from ppar_dist.examples import LISTING
-
-
-class SampleRecord(NamedTuple):
-    """A source sample at one logged step; nan where a figure was not recorded."""
-
-    step: int
-    domain: str
-    sample: int  # number within its domain
-    key: str
-    weight: float
-    reliability: float  # nats
+from ppar_dist.jsonlines import parse_json, records
+from ppar_dist.report.cleaning import (
+    SampleRecord,
+    eval_record,
+    example_entries,
+    results_table,
+    sample_record,
+    train_record,
+)
 
 
 @dataclass
@@ -30,7 +25,8 @@ class RunRecords:
     """The files of a run: each part is empty when it was not recorded.
 
     ``train`` and ``evals`` hold one record per step, oldest first; where a resume logged a step
-    again, the later record counts.
+    again, the later record counts. What is not of the type its place asks for has been left out, and each
+    record, line or file that lost something counts once in ``unreadable``.
     """
 
     run: Path
@@ -49,16 +45,15 @@ class RunRecords:
         run = Path(run)
         if not (run / "config.yaml").is_file():
             raise ConfigError(f"{run} is not a run: no config.yaml there; give the run.dir of a training run")
-        records = cls(run, load_config(run / "config.yaml"))
-        records.train = records._by_step(run / "metrics" / "train.jsonl")
-        records.evals = records._by_step(run / "metrics" / "eval.jsonl")
-        events = records._lines(run / "metrics" / "events.jsonl")
-        records.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
-        records.samples = records._samples(run / "metrics" / "samples.jsonl")
-        results = records._json(run / "results.json")
-        records.results = results if isinstance(results, dict) else None
-        records.examples = records._json(run / "predictions" / LISTING) or []
-        return records
+        found = cls(run, load_config(run / "config.yaml"))
+        found.train = found._by_step(run / "metrics" / "train.jsonl", train_record)
+        found.evals = found._by_step(run / "metrics" / "eval.jsonl", eval_record)
+        events = found._records(run / "metrics" / "events.jsonl")
+        found.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
+        found.samples = found._samples(run / "metrics" / "samples.jsonl")
+        found.results = found._json(run / "results.json", results_table)
+        found.examples = found._json(run / "predictions" / LISTING, example_entries) or []
+        return found
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
         """Steps and values of one figure of the training log, where it was logged."""
@@ -69,49 +64,46 @@ class RunRecords:
         """The newest value of a figure of the training log, or None."""
         return next((record[key] for record in reversed(self.train) if record.get(key) is not None), None)
 
-    def _by_step(self, path: Path) -> list[dict[str, Any]]:
-        found = {
-            record["step"]: record for record in self._lines(path) if isinstance(record.get("step"), int)
-        }
+    def _by_step(self, path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
+        found: dict[int, dict[str, Any]] = {}
+        for record in self._records(path):
+            kept = clean(record)
+            found[record["step"]] = kept
+            self.unreadable += kept != record
         return [found[step] for step in sorted(found)]
 
     def _samples(self, path: Path) -> list[SampleRecord]:
         """The largest file of a run: kept as tuples with shared names, not as parsed."""
         found: dict[int, list[SampleRecord]] = {}
-        for record in self._lines(path):
-            if isinstance(record.get("step"), int):
-                entries = record.get("samples", [])
-                found[record["step"]] = [_sample(record["step"], entry) for entry in entries]
+        for record in self._records(path):
+            entries = record.get("samples")
+            if not isinstance(entries, list):
+                self.unreadable += 1
+                continue
+            read = [sample_record(record["step"], entry) for entry in entries]
+            self.unreadable += None in read
+            found[record["step"]] = [entry for entry in read if entry is not None]
         return [entry for step in sorted(found) for entry in found[step]]
 
-    def _lines(self, path: Path) -> Iterator[dict[str, Any]]:
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    record = json.loads(line)
-                except ValueError:
+    def _records(self, path: Path) -> Iterator[dict[str, Any]]:
+        try:
+            for record in records(path) if path.exists() else ():
+                if record is None:
                     self.unreadable += 1  # cut off: a run that is being written, or was killed
-                    continue
-                if isinstance(record, dict):
+                else:
                     yield record
+        except OSError:
+            self.unreadable += 1  # what had been read of it stays
 
-    def _json(self, path: Path) -> Any:
+    def _json(self, path: Path, clean: Callable[[Any], Any]) -> Any:
+        """A file's value, cleaned; what ``clean`` refuses or changes counts as unreadable."""
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            value = parse_json(path.read_bytes())
         except (OSError, ValueError):
             self.unreadable += 1
             return None
-
-
-def _sample(step: int, entry: dict[str, Any]) -> SampleRecord:
-    domain, key = sys.intern(str(entry.get("domain"))), sys.intern(str(entry.get("key")))
-    weight, reliability = _figure(entry.get("weight")), _figure(entry.get("reliability"))
-    return SampleRecord(step, domain, int(entry.get("sample", -1)), key, weight, reliability)
-
-
-def _figure(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else math.nan
+        kept = clean(value)
+        self.unreadable += kept != value
+        return kept
