@@ -226,7 +226,7 @@ def _index(options: argparse.Namespace, _: list[str]) -> None:
     print(f"{options.folder}: {len(index)} samples in {len(index.shards)} shards")
 
 
-def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
+def _train(options: argparse.Namespace, _: list[str]) -> int | None:
     from ppar_dist.launch import is_rank, note_start
     from ppar_dist.preemption import Preemption
 
@@ -245,6 +245,9 @@ def _train(options: argparse.Namespace, arguments: list[str]) -> int | None:
             raise ConfigError(f"--nproc is at least 1, got {ranks}")
         make_plan(config, ranks)  # refuse here, once, rather than on every rank
         if ranks > 1:
+            # Not the launcher's own options: torchrun would take --nproc for one of its.
+            accept = ["--accept-changes"] if options.accept_changes else []
+            arguments = ["train", str(options.config), *options.overrides, *accept]
             return launch(arguments, ranks, options.launcher, config.faults.grace_s)
         preemption.watch()
     from ppar_dist import job

@@ -13,13 +13,14 @@ from tests.ranks import read_lines, run_ranks, tiny_config, write_config
 
 # fp32 sums in another order, carried through 8 steps of AdamW.
 _RELATIVE, _ABSOLUTE = 2e-3, 2e-4
+_HISTOGRAM = "alignment.difficulty"
 
 
 class Run:
     """What a finished run left behind."""
 
     def __init__(self, folder: Path) -> None:
-        (checkpoint,) = (folder / "checkpoints").glob("step-*")
+        checkpoint = max((folder / "checkpoints").glob("step-*"))
         self.parameters = load_file(checkpoint / "model.safetensors")
         self.method = load_file(checkpoint / "ppar.safetensors")
         self.steps = read_lines(folder / "metrics" / "train.jsonl")
@@ -44,7 +45,8 @@ def assert_same(a: Run, b: Run) -> None:
         torch.testing.assert_close(
             a.parameters[key], b.parameters[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key
         )
-    for key in a.method:
+    assert_near_histogram(a.method[_HISTOGRAM], b.method[_HISTOGRAM])
+    for key in a.method.keys() - {_HISTOGRAM}:
         torch.testing.assert_close(a.method[key], b.method[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key)
     for left, right in zip(a.steps, b.steps, strict=True):
         compared = {
@@ -57,6 +59,12 @@ def assert_same(a: Run, b: Run) -> None:
         for x, y in zip(left["samples"], right["samples"], strict=True):
             assert (x["domain"], x["key"], x["position"]) == (y["domain"], y["key"], y["position"])
             assert x["weight"] == pytest.approx(y["weight"], rel=_RELATIVE)
+
+
+def assert_near_histogram(a: torch.Tensor, b: torch.Tensor) -> None:
+    """Rounding may move a cell that lies on the edge of two bins, and no more."""
+    torch.testing.assert_close(a.sum(), b.sum(), rtol=_RELATIVE, atol=_ABSOLUTE)
+    assert (a - b).abs().sum() <= 0.02 * a.sum()
 
 
 def test_the_run_passes_through_every_stage_and_reweights(one_rank: Run) -> None:
