@@ -56,7 +56,8 @@ def epochs(case: ConfigCase) -> Finding | None:
     held_out = sum(len(index) for index in indexes) - images
     rounds = train.steps * train.global_batch / images
     facts = {"images": images, "held_out": held_out, "epochs": round(rounds, 3)}
-    text = f"{rounds:.1f} epochs of {counted(images, 'image')}; {counted(held_out, 'image')} held out"
+    often = f"{rounds:,.0f}" if rounds >= 100 else f"{rounds:.1f}"
+    text = f"{often} epochs of {counted(images, 'image')}; {counted(held_out, 'image')} held out"
     if train.eval_every and not held_out:
         return warning(
             f"{text}: train.eval_every={train.eval_every} has nothing to evaluate on",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +17,7 @@ from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.pipeline import check_classes, holdout_range
+from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.labels import ClassSet, class_set
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.runfacts import CheckpointFacts, read_checkpoint
@@ -50,6 +53,7 @@ class ConfigCase:
         nodes: machines like this one.
         quick: sizes instead of hashes, and a smaller writing probe.
         progress: is told of long work.
+        process_bytes: what a process holds that has loaded the libraries: this one, at the start.
     """
 
     config: Config
@@ -57,6 +61,7 @@ class ConfigCase:
     nodes: int = 1
     quick: bool = False
     progress: Progress = field(default=lambda what, done, total: None)
+    process_bytes: int = field(default_factory=resident_bytes)
 
     @property
     def world_size(self) -> int:
@@ -108,11 +113,14 @@ class ConfigCase:
     @cached_property
     def segmentor(self) -> Segmentor:
         """The model without its weights: without memory where its library can; raises ConfigError."""
-        try:
-            with torch.device("meta"):
+        with _quiet():
+            try:
+                with torch.device("meta"):
+                    return build_segmentor(self.config, self.classes, load_weights=False)[0]
+            except (
+                Exception
+            ):  # libraries say in many ways that they cannot build without memory; then with it
                 return build_segmentor(self.config, self.classes, load_weights=False)[0]
-        except Exception:  # libraries say in many ways that they cannot build without memory; then with it
-            return build_segmentor(self.config, self.classes, load_weights=False)[0]
 
     @cached_property
     def passed_over(self) -> list[CheckpointFacts]:
@@ -135,6 +143,17 @@ class ConfigCase:
                 return damaged, facts
             damaged.append(facts)
         return damaged, None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Libraries log how they build a model; here it is only measured."""
+    level = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(level)
 
 
 def _open(role: Literal["source", "target"], name: str, path: Path, classes: str) -> Domain:

@@ -27,7 +27,12 @@ def classes(case: ConfigCase) -> Finding | None:
     }
     table = _table(titles, names, shares)
     never = [name for name, column in zip(names, pixels.T, strict=True) if not column.any()]
-    facts["never"] = never
+    lacking = {
+        title: [name for name, share in zip(names, row, strict=True) if not share and name not in never]
+        for title, row in zip(titles, shares, strict=True)
+    }
+    facts |= {"never": never, "lacking": {title: found for title, found in lacking.items() if found}}
+    table += "".join(f"\nnot in {title}: {', '.join(found)}" for title, found in lacking.items() if found)
     if never:
         return warning(
             f"never in an image that is trained on, so it cannot be learnt: {', '.join(never)}\n{table}",

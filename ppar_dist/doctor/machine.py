@@ -31,10 +31,15 @@ def devices(case: ConfigCase) -> Finding:
             f"use --nproc {gpus}",
             **facts,
         )
-    if not gpus:
-        return ok(
-            f"no GPU: {counted(case.ranks, 'rank')} on the CPU, as far as this machine is the one", **facts
+    if not gpus and case.nodes > 1:
+        return warning(
+            f"no GPU: {counted(case.ranks, 'rank')} on the CPU of each machine",
+            "if the job runs on other machines, examine it on one of them (srun --nodes 1 ppar-dist doctor): "
+            "what follows is about this one",
+            **facts,
         )
+    if not gpus:
+        return ok(f"no GPU: {counted(case.ranks, 'rank')} on the CPU", **facts)
     names = {torch.cuda.get_device_name(number) for number in range(gpus)}
     free = min(torch.cuda.mem_get_info(number)[0] for number in range(case.ranks))
     text = f"{counted(gpus, 'GPU')} ({', '.join(sorted(names))}), at least {size(free)} of memory free"
@@ -81,16 +86,16 @@ def memory(case: ConfigCase) -> Finding | None:
     free = available_memory()
     if free is None:
         return None
-    process = _resident()
-    workers = case.ranks * case.config.data.workers
+    process, workers = case.process_bytes, case.ranks * case.config.data.workers
     try:
         parameters = sum(value.numel() for value in case.segmentor.parameters())
     except ConfigError:
         return None  # the check of the model says why
     copies = 4 if not torch.cuda.is_available() else 0  # parameters, gradients, two moments
     model = 4 * parameters * copies * case.ranks
-    copied = 4 * parameters * 3 if case.config.checkpoint.background else 0  # what a thread writes from
-    needed = process * case.ranks + process // 4 * workers + model + copied * case.ranks + _loader_bytes(case)
+    copied = 4 * parameters * 4 if case.config.checkpoint.background else 0  # what a thread writes from
+    # Workers are forked: most of what they hold is their rank's.
+    needed = process * case.ranks + process // 4 * workers + model + copied + _loader_bytes(case)
     text = (
         f"{size(free)} available; ranks, loaders and model take about {size(needed)}, activations not counted"
     )
@@ -174,15 +179,6 @@ def _loader_bytes(case: ConfigCase) -> int:
     local = max(1, train.global_batch // case.world_size)
     micro = case.batching.micro_batch if case.batching else min(train.micro_batch or local, local)
     return case.ranks * data.workers * _PREFETCH * micro * 4 * data.crop[0] * data.crop[1]
-
-
-def _resident() -> int:
-    """Bytes that a process with all libraries loaded holds: this one."""
-    try:
-        pages = int(_first_line(Path("/proc/self/statm")).split()[1])
-    except IndexError:
-        return 0
-    return pages * resource.getpagesize()
 
 
 def _cpu_has_bf16() -> bool:

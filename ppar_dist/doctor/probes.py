@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import shutil
 import time
 from collections.abc import Iterator
@@ -68,3 +69,12 @@ def mount_of(path: Path) -> tuple[str, str]:
         if path.is_relative_to(mount) and len(mount) >= len(best):
             best, found = mount, right.split()[0]
     return found, best
+
+
+def resident_bytes() -> int:
+    """Bytes of memory that this process holds; 0 where the kernel does not say."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except (OSError, IndexError):
+        return 0
+    return pages * resource.getpagesize()

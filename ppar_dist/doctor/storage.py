@@ -86,7 +86,7 @@ def space(case: ConfigCase) -> Finding | None:
         "checkpoints": kept,
         "checkpoint_bytes": expected.bytes,
     }
-    remedy = "free some, give another run.dir, or lower checkpoint.keep_last or keep_every's count"
+    remedy = "free some, give another run.dir, or lower checkpoint.keep_last, or raise checkpoint.keep_every"
     if free < needed:
         return failure(f"{text}: {size(needed - free)} short", remedy, **facts)
     if free < 1.5 * needed:

@@ -26,6 +26,7 @@ def test_a_healthy_configuration_is_only_ok(doctor: Doctor) -> None:
     assert {name: check["found"] for name, check in checks.items() if check["status"] != "ok"} == {}
     assert {"shards", "overlap", "classes", "batch", "stages", "space", "save time", "start"} < checks.keys()
     assert checks["classes"]["facts"]["never"] == []
+    assert checks["classes"]["facts"]["lacking"] == {"right": ["car"]}
     assert checks["batch"]["facts"]["possible_ranks"] == [1, 2, 3, 6]
     assert checks["stages"]["facts"]["steps"] == {"warmup": 2, "text": 1, "visual_text": 2, "pixel": 3}
 
