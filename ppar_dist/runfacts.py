@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -84,8 +86,9 @@ def read_manifest_only(folder: Path) -> CheckpointFacts:
 
 
 def read_checkpoints(run: Path) -> list[CheckpointFacts]:
-    """All published checkpoints of a run, oldest first."""
-    return [read_checkpoint(folder) for folder in list_checkpoints(run)]
+    """All published checkpoints of a run, oldest first; those that a job deleted meanwhile are left out."""
+    found = [read_checkpoint(folder) for folder in list_checkpoints(run)]
+    return [facts for facts in found if facts.path.is_dir()]
 
 
 def read_latest(run: Path) -> str | None:
@@ -108,9 +111,9 @@ def leftovers(run: Path) -> dict[str, int]:
 def folder_bytes(folder: Path) -> int:
     """Bytes of the files below a folder; what vanishes meanwhile counts nothing."""
     total = 0
-    for path in folder.rglob("*"):
+    for path in _below(folder):
         try:
-            total += path.stat().st_size if path.is_file() else 0
+            total += path.stat().st_size
         except OSError:
             continue
     return total
@@ -167,9 +170,15 @@ def _files(folder: Path, manifest: dict[str, Any], problems: list[str]) -> dict[
     for name in names:
         said = (text.removeprefix(f"{name} ") for text in problems if text.startswith(f"{name} "))
         states[name] = next(said, "whole")
-    there = (path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*")) if path.is_file())
+    there = (path.relative_to(folder).as_posix() for path in sorted(_below(folder)))
     extra = {name: "not in the manifest" for name in there if name not in states and name != MANIFEST}
     return states | extra
+
+
+def _below(folder: Path) -> Iterator[Path]:
+    """The files below a folder; unlike rglob this survives a job that deletes some of them meanwhile."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent) / name for name in names)
 
 
 def _json_object(path: Path) -> dict[str, Any]:

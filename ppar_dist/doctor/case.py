@@ -141,7 +141,8 @@ class ConfigCase:
             self.progress(f"checkpoint {folder.name}", 1, 1)
             if facts.whole:
                 return damaged, facts
-            damaged.append(facts)
+            if folder.is_dir():  # else a running job has deleted it meanwhile
+                damaged.append(facts)
         return damaged, None
 
 

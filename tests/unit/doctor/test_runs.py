@@ -13,10 +13,12 @@ from typing import Any
 
 import pytest
 
+from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.cli import main
 from ppar_dist.config import ConfigError
 from ppar_dist.doctor import examine_run
 from ppar_dist.inspection import describe, inspect
+from ppar_dist.runfacts import folder_bytes
 from tests.unit.doctor.worlds import begun, flip, last_manifest
 
 Examine = Callable[[], dict[str, Any]]
@@ -146,6 +148,17 @@ def test_results_that_lack_or_are_older(doctor: Examine, run: Path) -> None:
     assert checks["results"]["facts"]["older"] == ["report.html", "results.json"]
     (run / "report.html").unlink()
     assert "report.html is missing" in doctor()["results"]["found"]
+
+
+def test_a_checkpoint_deleted_while_it_is_read_is_no_damage(
+    run: Path, doctor: Examine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder is renamed between listing and reading, as retention does."""
+    listed = list_checkpoints(run)
+    listed[0].rename(listed[0].with_name(".deleting-" + listed[0].name))
+    monkeypatch.setattr("ppar_dist.runfacts.list_checkpoints", lambda _: listed)
+    assert doctor()["checkpoints"]["status"] == "ok"
+    assert folder_bytes(listed[0]) == 0
 
 
 def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
