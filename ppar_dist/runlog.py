@@ -53,7 +53,12 @@ class Progress:
         """Show steps ``start`` to ``total``; plain lines come every ``log_every`` steps."""
         self._bar = tqdm(total=total, initial=start, unit="step", disable=not sys.stderr.isatty())
         self._total, self._log_every = total, log_every
-        self._start, self._began = start, time.monotonic()
+        self.rewind(start)
+
+    def rewind(self, step: int) -> None:
+        """Go on from ``step``; the rate counts from here."""
+        self._start, self._began = step, time.monotonic()
+        self._bar.n = step
 
     def step(self, step: int, facts: dict[str, str]) -> None:
         """Report that ``step`` steps are done."""
@@ -109,10 +114,10 @@ class RunLog:
         self._classes = class_set(config.data.classes).classes
         shares = training_shares(config, plan.indexes)
         self._order = Order(shares, config.seed, config.data.block, config.data.window)
+        self.progress = Progress(self._total, state.step, self._every)
         self.rewind(state)
         self._metrics = RunMetrics(self._domains, self._classes, _run_info(plan))
         self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
-        self.progress = Progress(self._total, state.step, self._every)
         for line in plan.lines():
             self.progress.say(line)
         if self._endpoint is not None:
@@ -125,6 +130,7 @@ class RunLog:
         """
         if not self._world.is_main:
             return
+        self.progress.rewind(state.step)
         folder = self._plan.config.run.dir / "metrics"
         for file in getattr(self, "_files", {}).values():
             file.close()

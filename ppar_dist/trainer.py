@@ -191,15 +191,16 @@ class Trainer:
     def _steps(self) -> Iterator[tuple[list[Batch], float]]:
         """This rank's micro-batches of each step to come, and the seconds it waited for them."""
         train, rank, ranks = self.config.train, self.world.rank, self.world.world_size
-        expected: int | None = None
+        expected: tuple[int, int] | None = None  # step and position to come, as far as the loader knows
         micro_batches: Iterator[Batch] = iter(())
         while self.state.step < train.steps:
             self.watch.phase("data", self.state.step + 1)
-            began, position = time.monotonic(), self.state.samples_seen
-            if position != expected:  # at the start, and after a rollback
-                stop = position + (train.steps - self.state.step) * train.global_batch
+            began = time.monotonic()
+            step, position = self.state.step, self.state.samples_seen
+            if (step, position) != expected:  # at the start, and after a rollback
+                stop = position + (train.steps - step) * train.global_batch
                 micro_batches = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
-            expected = position + train.global_batch
+            expected = step + 1, position + train.global_batch
             batches = list(islice(micro_batches, self.plan.batching.accumulation))
             yield batches, time.monotonic() - began
 

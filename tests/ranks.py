@@ -80,8 +80,10 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
-def start_ranks(arguments: Sequence[str], ranks: int) -> list[subprocess.Popen[str]]:
-    """Start ``ppar-dist ARGUMENTS`` once per rank, as a launcher would."""
+def start_ranks(
+    arguments: Sequence[str], ranks: int, module: Sequence[str] = ("ppar_dist",)
+) -> list[subprocess.Popen[str]]:
+    """Start ``ppar-dist ARGUMENTS`` (or another module) once per rank, as a launcher would."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -94,7 +96,7 @@ def start_ranks(arguments: Sequence[str], ranks: int) -> list[subprocess.Popen[s
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-        processes.append(_start(arguments, environment))
+        processes.append(_start([*module, *arguments], environment))
     return processes
 
 
@@ -134,7 +136,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "ppar_dist", *arguments]
+    command = [sys.executable, "-m", *arguments]
     return subprocess.Popen(
         command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
