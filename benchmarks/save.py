@@ -33,7 +33,7 @@ from torch import Tensor
 from ppar_dist.checkpoint import Snapshot, Writer
 
 _PIECE = 1_000_000  # values in a tensor
-_ALONE = 60  # steps timed alone, before and after each save
+_ALONE = 20  # steps timed alone, before and after each save
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
     python -m tests.kill.points            # prints the table
     python -m tests.kill.points --thorough # every errno at every call
 
-One process behind the shim imports everything once, then forks a child for each point: the child arms the
-shim and saves a small checkpoint with all kinds of files; the shim kills it at the n-th call, or fails the
-call. The parent then looks for the newest checkpoint, and saves another. n grows until a child comes through.
+One process behind the shim imports everything once, then forks a child for each kill: the child arms the
+shim and saves a small checkpoint with all kinds of files, and the shim kills it at the n-th call; n grows
+until a child comes through. Calls that fail need no child. After each the parent looks for the newest
+checkpoint, and saves another.
 """
 
 from __future__ import annotations
@@ -62,37 +63,46 @@ class Range:
             scene.prepare(self.templates[scene.name])
         self.shim = shim.load()
 
-    def attack(self, scene: Scene, number: int, mode: Mode, failure: int = 0) -> tuple[str, str | None, str]:
-        """Save in a child. Returns the kind of call hit ("" if none), the error raised, the calls made."""
+    def kill(self, scene: Scene, number: int, mode: Mode) -> str:
+        """Save in a child that the shim kills at a call. Returns the kind of call, "" if it came through."""
         reset(self.run, self.templates[scene.name])
-        calls, answer = os.memfd_create("calls"), os.memfd_create("answer")
+        calls = os.memfd_create("calls")
         child = os.fork()
         if child == 0:
-            self._save(scene, number, mode, failure, calls, answer)
-        self._wait(child)
-        record, said = _text(calls), _text(answer)
-        if said:
-            hit, error = json.loads(said)
-            return hit, error, record
-        hit = [call for call in shim.read_calls(record) if call.kind == "hit"]
-        if not hit:
-            raise RuntimeError(f"a child of {scene.name!r}, call {number}, ended without being hit")
-        return hit[0].path, None, record
-
-    def _save(self, scene: Scene, number: int, mode: Mode, failure: int, calls: int, answer: int) -> None:
-        error = None
-        try:
-            self.shim.shim_arm(os.fsencode(self.run.parent), number, mode, failure, calls)
             try:
-                scene.save(self.run)
-            except CheckpointError as raised:
-                error = str(raised)
+                self._save(scene, number, mode, 0, calls)
+            finally:
+                os._exit(0)
+        self._wait(child)
+        hit = [call.path for call in shim.read_calls(_text(calls)) if call.kind == "hit"]
+        return hit[0] if hit else ""
+
+    def fail(self, scene: Scene, number: int, mode: Mode, failure: int) -> tuple[str, str | None]:
+        """Save here, and let the shim fail a call. Returns its kind and what the save raised."""
+        reset(self.run, self.templates[scene.name])
+        error = self._save(scene, number, mode, failure)
+        return self.shim.shim_hit().decode(), error
+
+    def record(self, scene: Scene) -> str:
+        """Save here, undisturbed. Returns the shim's record of the calls."""
+        reset(self.run, self.templates[scene.name])
+        calls = os.memfd_create("calls")
+        error = self._save(scene, 0, Mode.COUNT, 0, calls)
+        if error is not None:
+            raise RuntimeError(f"a save that nobody attacked failed: {error}")
+        return _text(calls)
+
+    def _save(self, scene: Scene, number: int, mode: Mode, failure: int, calls: int = -1) -> str | None:
+        self.shim.shim_arm(os.fsencode(self.run.parent), number, mode, failure, calls)
+        try:
+            scene.save(self.run)
+        except CheckpointError as error:
+            return str(error)
+        except Exception as error:
+            return f"no CheckpointError but {type(error).__name__}: {error}"
+        finally:
             self.shim.shim_disarm()
-        except BaseException as raised:
-            self.shim.shim_disarm()
-            error = f"no CheckpointError but {type(raised).__name__}: {raised}"
-        os.write(answer, json.dumps([self.shim.shim_hit().decode(), error]).encode())
-        os._exit(0)
+        return None
 
     @staticmethod
     def _wait(child: int) -> None:
@@ -108,17 +118,12 @@ class Range:
 def attack_all(ground: Range, thorough: bool) -> Iterator[Point]:
     """Every scene, every call, every way."""
     for scene in SCENES:
-        number = 0
         kinds: list[str] = []
-        while True:  # until a child comes through
-            number += 1
-            kind, error, _ = ground.attack(scene, number, Mode.KILL)
-            if not kind:
-                break
+        while kind := ground.kill(scene, len(kinds) + 1, Mode.KILL):  # until a child comes through
             kinds.append(kind)
-            yield Point(scene.name, Mode.KILL.name, number, kind, "", faults_after(scene, ground.run))
-        if error is not None:
-            raise RuntimeError(f"a save that nobody attacked failed: {error}")
+            yield Point(scene.name, Mode.KILL.name, len(kinds), kind, "", faults_after(scene, ground.run))
+        if len(kinds) != len(shim.read_calls(ground.record(scene))):
+            raise RuntimeError(f"{scene.name}: a save makes other calls than those attacked")
         for number, kind in enumerate(kinds, 1):
             if kind.startswith(("write", "pwrite")):
                 yield _kill_half_way(ground, scene, number)
@@ -131,12 +136,12 @@ def attack_all(ground: Range, thorough: bool) -> Iterator[Point]:
 
 
 def _kill_half_way(ground: Range, scene: Scene, number: int) -> Point:
-    kind, _, _ = ground.attack(scene, number, Mode.KILL_PARTIAL)
+    kind = ground.kill(scene, number, Mode.KILL_PARTIAL)
     return Point(scene.name, Mode.KILL_PARTIAL.name, number, kind, "", faults_after(scene, ground.run))
 
 
 def _fail(ground: Range, scene: Scene, number: int, mode: Mode, failure: int) -> Point:
-    kind, error, _ = ground.attack(scene, number, mode, failure)
+    kind, error = ground.fail(scene, number, mode, failure)
     reason = os.strerror(failure) if failure else "nothing"
     faults = faults_of_error(scene, ground.run, error, reason, once=mode is not Mode.FAIL_ON)
     name = errno.errorcode.get(failure, "")
@@ -172,7 +177,7 @@ def main() -> int:
         return 0
     if options.record:
         ground = Range(options.record)
-        print(json.dumps({scene.name: ground.attack(scene, 0, Mode.COUNT)[2] for scene in SCENES}))
+        print(json.dumps({scene.name: ground.record(scene) for scene in SCENES}))
         return 0
     if (why := shim.missing()) is not None:
         sys.exit(f"no attacks: {why}")
