@@ -23,7 +23,7 @@ from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.config import ConfigError
 from ppar_dist.durable import fingerprint
 
-_TRIES = 5
+_TRIES = 5  # while a training run publishes and deletes what is being looked for
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +48,7 @@ def find_checkpoint(run: Path, before: int | None = None) -> Path | None:
     The log says which was taken, and why others were not. With ``before`` only checkpoints of that step or
     an earlier one are looked at.
     """
-    while True:
+    for _ in range(_TRIES):
         candidates = _of_steps(list_candidates(run), before)
         for folder in reversed(candidates):
             problems = verify(folder)
@@ -56,10 +56,9 @@ def find_checkpoint(run: Path, before: int | None = None) -> Path | None:
                 log.info("checkpoint %s is taken, the newest whole one of %d", folder.name, len(candidates))
                 return folder
             log.warning("checkpoint %s is passed over: %s", folder.name, "; ".join(problems))
-        if (
-            _of_steps(list_candidates(run), before) == candidates
-        ):  # else one was published or deleted under our eyes
-            return None
+        if _of_steps(list_candidates(run), before) == candidates:
+            break  # else one was published or deleted under our eyes
+    return None
 
 
 def _of_steps(candidates: list[Path], before: int | None) -> list[Path]:
@@ -107,7 +106,7 @@ def opened(path: Path, which: str = "latest") -> Iterator[Path]:
         ConfigError: there is no whole checkpoint there.
     """
     with ExitStack() as held:
-        for _ in range(_TRIES):  # the training run may delete what was found before it is held
+        for _ in range(_TRIES):
             folder = resolve(path, which)
             try:
                 held.enter_context(reading(folder))
