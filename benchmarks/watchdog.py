@@ -38,6 +38,7 @@ class Case:
     title: str
     fault: str
     rank: int = 1
+    ends: bool = True  # the faulty rank ends by itself, or its watchdog ends it
 
 
 CASES = {
@@ -46,9 +47,9 @@ CASES = {
     "hang-loader": Case("a loader worker hangs", "hang-loader"),
     "hang-step": Case("a rank hangs in step", "hang-step"),
     "hang-save": Case("a rank hangs in save, others in its barrier", "hang-save"),
-    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock"),
-    "stop": Case("SIGSTOP in backward", "stop"),
-    "stop-0": Case("SIGSTOP of rank 0, which holds the store", "stop", rank=0),
+    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock", ends=False),
+    "stop": Case("SIGSTOP in backward", "stop", ends=False),
+    "stop-0": Case("SIGSTOP of rank 0, which holds the store", "stop", rank=0, ends=False),
     "kill": Case("SIGKILL in backward", "kill"),
     "kill-0": Case("SIGKILL of rank 0, which holds the store", "kill", rank=0),
     "fail": Case("a rank raises an error", "fail"),
@@ -85,7 +86,7 @@ def run_case(
     files = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
     processes = _start(arguments, files)
     try:
-        ended = _wait(processes, case.rank, _START_S + stall_s + peer_s + _END_S)
+        ended = _wait(processes, case, _START_S + stall_s + peer_s + _END_S)
         codes = {rank: process.poll() for rank, process in enumerate(processes)}
     finally:
         left = tuple(rank for rank, process in enumerate(processes) if _kill_group(process))
@@ -121,20 +122,15 @@ def _start(arguments: Sequence[str], files: Sequence[Path]) -> list[subprocess.P
     return processes
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]], faulty: int, timeout_s: float) -> dict[int, float]:
-    """When each rank ended, by rank; returns a moment after the last one without a fault."""
+def _wait(processes: Sequence[subprocess.Popen[bytes]], case: Case, timeout_s: float) -> dict[int, float]:
+    """When each rank ended, by rank; returns when all have that can."""
     ended: dict[int, float] = {}
     deadline = time.monotonic() + timeout_s
-    healthy = set(range(len(processes))) - {faulty}
-    extra_s = 2.0  # for a faulty rank that ends by itself
-    while time.monotonic() < deadline:
+    mortal = set(range(len(processes))) - (set() if case.ends else {case.rank})
+    while time.monotonic() < deadline and not mortal <= ended.keys():
         for rank, process in enumerate(processes):
             if rank not in ended and process.poll() is not None:
                 ended[rank] = time.monotonic()
-        if healthy <= ended.keys():
-            deadline = min(deadline, max([ended[rank] for rank in healthy], default=0.0) + extra_s)
-        if len(ended) == len(processes):
-            break
         time.sleep(0.01)
     return ended
 

@@ -175,7 +175,7 @@ class Board:
             if self._store is None:
                 self._store = self._connect()
             yield self._store
-        except RuntimeError as error:  # what all errors of a store are
+        except (RuntimeError, OSError) as error:  # RuntimeError: what all errors of a store are
             self._store = None
             reason = str(error).partition("\n")[0]
             raise BoardUnreachable(f"the store of {self.where} says: {reason}") from error
@@ -193,7 +193,15 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
     host, port = _store_address(os.environ)
     by_agent = _is_hosted_by_agent(os.environ)
 
+    connected = False
+
     def connect() -> dist.Store:
+        nonlocal connected
+        if (
+            connected
+        ):  # and lost: where nobody listens any more, torch would try for long, and log each attempt
+            socket.create_connection((host, port), timeout_s).close()
+        connected = True
         timeout = timedelta(seconds=timeout_s)
         return dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
 

@@ -47,26 +47,23 @@ class Watchdog:
         self._machine = process.machine()
         self._self = (world.rank, socket.gethostname(), distributed.own_address(world), pid, self._machine)
         self._born = process.born(pid)
-        self._now = (
-            OFF,
-            0,
-            time.monotonic(),
-        )  # phase, step, since; replaced whole, so that no lock is needed
+        # Phase, step, since when, phases before it in this step; replaced whole, so that no lock is needed.
+        self._now = (OFF, 0, time.monotonic(), 0)
         self._last_words: tuple[str, str, int] = (RUNNING, "", RESUME)
         self._ending_since = 0.0
         self._blamed: str | None = None
         self._beat = 0
         self._trouble = ""  # why the board cannot be reached
         self._peers: dict[int, tuple[Report, float]] = {}  # and when this report was new here
-        self._processes: dict[int, Process] = {}
-        self._contact = self._began = self._floor = time.monotonic()
+        self._gone: dict[int, float] = {}  # when the process of a rank was first missed
+        self._read_began = self._contact = self._began = self._floor = time.monotonic()
         self._announced, self._wake, self._closed = threading.Event(), threading.Event(), threading.Event()
         self._verdict_lock = threading.Lock()
         self._threads: list[threading.Thread] = []
 
     def start(self) -> Watchdog:
         """Begin to watch; returns itself."""
-        self._contact = self._began = self._floor = time.monotonic()
+        self._read_began = self._contact = self._began = self._floor = time.monotonic()
         for target in (self._beat_loop, self._judge_loop):
             thread = threading.Thread(target=target, name=f"watchdog{target.__name__}", daemon=True)
             thread.start()
@@ -85,12 +82,13 @@ class Watchdog:
 
     def phase(self, name: str, step: int) -> None:
         """This rank begins the phase ``name`` of ``step``; ``OFF`` is judged for silence alone."""
-        self._now = (name, step, time.monotonic())
+        _, last, _, before = self._now
+        self._now = (name, step, time.monotonic(), before + 1 if step == last else 0)
 
     def alive(self) -> None:
         """The present phase makes progress: its time counts from here."""
-        name, step, _ = self._now
-        self._now = (name, step, time.monotonic())
+        name, step, _, before = self._now
+        self._now = (name, step, time.monotonic(), before)
 
     def blame(self, error: BaseException) -> str | None:
         """Who made a collective fail with ``error``: a sentence, also told to the other ranks.
@@ -131,7 +129,7 @@ class Watchdog:
         self._closed.set()
         self._wake.set()
         for thread in self._threads:
-            thread.join(_ANNOUNCE_S)
+            thread.join(_ANNOUNCE_S if self._has_contact() else _POLL_S)  # it may be held by the network
         faulthandler.cancel_dump_traceback_later()
 
     def _find_culprit(self, error: BaseException) -> Verdict:
@@ -149,40 +147,43 @@ class Watchdog:
         self._last_words = (state, reason, code)
         self._ending_since = time.monotonic()
         self._wake.set()
-        self._announced.wait(_ANNOUNCE_S)
+        if self._has_contact():
+            self._announced.wait(_ANNOUNCE_S)
+
+    def _has_contact(self) -> bool:
+        """Whether the board answered at the last beat, so that it is worth waiting for."""
+        return not self._trouble and time.monotonic() - self._contact <= 2 * self._limits.beat_s
 
     def _let_others_hear(self) -> None:
-        """Wait, two beats at most, until every other rank ends too, or knows that the board does."""
-        deadline = time.monotonic() + 2 * self._limits.beat_s
-        while time.monotonic() < deadline and not self._trouble:
-            if not any(self._is_unaware(*item) for item in self._peers.items()):
+        """Wait, two beats and a second at most, until every other rank ends too, or knows of the board's end."""
+        deadline = time.monotonic() + 2 * self._limits.beat_s + _ANNOUNCE_S
+        while time.monotonic() < deadline and self._has_contact():
+            if all(self._is_aware(rank) for rank in range(self._world.world_size)):
                 return
             self._wake.set()
             time.sleep(_POLL_S)
 
-    def _is_unaware(self, rank: int, heard: tuple[Report, float]) -> bool:
-        report, _ = heard
-        knows = report.state != RUNNING or (self._board.hosted_here and report.heard)
-        return not knows and self._processes.get(rank) is not Process.GONE
+    def _is_aware(self, rank: int) -> bool:
+        if rank == self._world.rank or rank in self._gone:
+            return True
+        report = self._peers[rank][0] if rank in self._peers else None
+        return report is not None and (report.state != RUNNING or (self._board.hosted_here and report.heard))
 
     # The beat thread.
 
     def _beat_loop(self) -> None:
         while not self._closed.is_set():
             self._exchange()
-            self._wake.wait(self._limits.beat_s)
+            everybody = len(self._peers) == self._world.world_size - 1
+            self._wake.wait(self._limits.beat_s if everybody else self._limits.beat_s / 10)
             self._wake.clear()
 
     def _exchange(self) -> None:
         """One beat: hear the others, then speak, so that what was heard is acknowledged at once."""
-        # Looked at before the board is read: who has gone by now has posted its last words already.
-        processes = {
-            rank: process.look(report.pid, report.born)
-            for rank, (report, _) in self._peers.items()
-            if self._machine and report.machine == self._machine
-        }
+        began = time.monotonic()
         try:
             self._hear(self._board.read())
+            self._read_began = began
             self._beat += 1
             report = self._report()
             self._board.post(report.to_text())
@@ -191,7 +192,6 @@ class Watchdog:
             self._trouble = ""
         except BoardUnreachable as error:  # how long ago the last contact was is for the judge
             self._trouble = str(error)
-        self._processes = processes
 
     def _hear(self, texts: dict[int, str]) -> None:
         now, peers = time.monotonic(), dict(self._peers)
@@ -204,7 +204,7 @@ class Watchdog:
         self._contact = now
 
     def _report(self) -> Report:
-        phase, step, since = self._now
+        phase, step, since, before = self._now
         collective = self._world.waiting.name
         state, reason, code = self._last_words
         rank, host, address, pid, machine = self._self
@@ -217,6 +217,7 @@ class Watchdog:
             self._born,
             phase,
             step,
+            before=before,
             seconds=time.monotonic() - max(since, self._floor),
             collective=collective,
             waits=self._world.world_size > 1 and bool(collective or phase in WAITING),
@@ -255,6 +256,7 @@ class Watchdog:
 
     def _end(self, verdict: Verdict) -> None:
         """End this process: its main thread may never come back to do so."""
+        faulthandler.cancel_dump_traceback_later()
         dump(verdict.text, self._view().table(), self._file)
         self._let_others_hear()
         end_workers()
@@ -267,7 +269,7 @@ class Watchdog:
                 report,
                 age_s=now - max(new, floor),
                 silent_s=max(0.0, contact - max(new, floor)),
-                process=self._processes.get(rank, Process.UNKNOWN),
+                process=self._process(report, now),
             )
             for rank, (report, new) in self._peers.items()
         }
@@ -282,3 +284,17 @@ class Watchdog:
             contact_s=now - max(contact, floor),
             watched_s=now - max(self._began, floor),
         )
+
+    def _process(self, report: Report, now: float) -> Process:
+        """What has become of a rank's process, where this can be known.
+
+        Gone only if the board was read since, or does not answer: the rank's last words come before its end.
+        """
+        if not self._machine or report.machine != self._machine:
+            return Process.UNKNOWN
+        found = process.look(report.pid, report.born)
+        if found is Process.GONE:
+            missed = self._gone.setdefault(report.rank, now)
+            if self._read_began <= missed and now - missed <= 2 * self._limits.beat_s:
+                return Process.UNKNOWN
+        return found

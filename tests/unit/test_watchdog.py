@@ -1,0 +1,265 @@
+"""The watchdog's judgement, its words, and what it asks of kernel and store."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from ppar_dist import distributed, exitcodes
+from ppar_dist.distributed import Board, BoardUnreachable, World
+from ppar_dist.watchdog import OFF, Watchdog, process
+from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
+from ppar_dist.watchdog.process import Process
+from ppar_dist.watchdog.report import FAILED, LEFT, TRIPPED, Report
+
+LIMITS = Limits(stall_s=600, peer_s=60, beat_s=1)
+
+
+def rank(number: int, phase: str = "data", seconds: float = 1.0, **fields: object) -> Report:
+    report = Report(number, f"worker-{number // 4}", f"10.0.0.{number // 4}", 100 + number, "m", 1, phase, 7)
+    return replace(report, seconds=seconds, waits=phase in ("all-reduce", "backward"), **fields)  # type: ignore[arg-type]
+
+
+def seen(report: Report, silent_s: float = 0.0, process: Process = Process.UNKNOWN) -> Seen:
+    return Seen(report, age_s=max(0.5, silent_s), silent_s=silent_s, process=process)
+
+
+def view(me: Report, *peers: Seen, **fields: object) -> View:
+    known = View(me, {p.report.rank: p for p in peers}, (), "rank 0 on 10.0.0.0:29500", "", False, 0.5, 900.0)
+    return replace(known, **fields)  # type: ignore[arg-type]
+
+
+def verdict(known: View) -> str:
+    found = judge(known, LIMITS)
+    assert found is not None
+    return found.text
+
+
+def test_nobody_is_blamed_while_all_make_progress() -> None:
+    assert judge(view(rank(0), seen(rank(1, "backward")), seen(rank(2, "save", 599.0))), LIMITS) is None
+
+
+def test_a_rank_that_waits_for_a_slow_but_living_one_does_not_end_the_job() -> None:
+    assert judge(view(rank(0, "all-reduce", 5000.0), seen(rank(1, "evaluate", 20.0))), LIMITS) is None
+    assert judge(view(rank(0, "all-reduce", 5000.0), seen(rank(1, OFF, 5000.0))), LIMITS) is None
+
+
+def test_a_rank_that_waits_lets_the_hung_one_speak_first_and_then_names_it() -> None:
+    hung = seen(rank(1, "data", 601.0))
+    assert judge(view(rank(0, "all-reduce", 601.0), hung), LIMITS) is None
+    assert verdict(view(rank(0, "all-reduce", 603.0), hung)) == (
+        "rank 1 on worker-0 hangs in data (602 s, limit faults.stall_s=600); the others wait for it"
+    )
+
+
+def test_all_hung_ranks_are_named() -> None:
+    known = view(rank(0, "data", 601.0), seen(rank(1, "all-reduce", 601.0)), seen(rank(5, "data", 602.0)))
+    assert verdict(known) == (
+        "rank 0 on worker-0 hangs in data (601 s), rank 5 on worker-1 hangs in data (602 s); "
+        "limit faults.stall_s=600; the others wait for them"
+    )
+
+
+def test_where_all_wait_the_rank_that_is_furthest_behind_is_named() -> None:
+    behind = seen(rank(1, "backward", 600.0, before=3))
+    assert "rank 1 on worker-0 hangs in backward at step 7" in verdict(
+        view(rank(0, "all-reduce", 610.0, before=4), behind, seen(rank(2, "all-reduce", 610.0, before=4)))
+    )
+    assert "all ranks wait for each other in backward at step 7" in verdict(
+        view(rank(0, "backward", 610.0), seen(rank(1, "backward", 609.0)))
+    )
+
+
+def test_nothing_outside_the_steps_counts_as_hung() -> None:
+    assert judge(view(rank(0, OFF, 10_000.0)), LIMITS) is None
+
+
+def test_ranks_of_a_lost_host_are_named_together() -> None:
+    lost = [seen(rank(number, "backward"), silent_s=61 - number / 10) for number in (4, 5, 6)]
+    assert verdict(view(rank(0), seen(rank(1)), *lost)) == (
+        "ranks 4, 5, 6 on worker-1 are silent for 61 s (limit faults.peer_s=60): dead, stopped or cut off; "
+        "last heard of in backward at step 7"
+    )
+
+
+def test_a_rank_that_hears_of_nobody_says_that_it_may_be_cut_off_itself() -> None:
+    silent = [seen(rank(number), silent_s=61.0) for number in (4, 8)]
+    text = verdict(view(rank(0), *silent, hosts_board=True))
+    assert text.startswith("rank 0 on worker-0 has heard of no other rank for 61 s")
+    assert "worker-0 is cut off, or all have died" in text
+
+
+def test_a_board_out_of_reach_is_named_with_its_address_and_what_rank_0_last_did() -> None:
+    known = view(rank(4), seen(rank(0, "save")), contact_s=61.0, trouble="Connection refused")
+    assert verdict(known) == (
+        "rank 0 on 10.0.0.0:29500 cannot be reached by rank 4 on worker-1 for 61 s (limit faults.peer_s=60): "
+        "it is dead or stopped, or worker-1 is cut off; rank 0 was last heard of in save at step 7; "
+        "Connection refused"
+    )
+
+
+def test_a_process_that_is_gone_is_blamed_at_once_unless_its_rank_had_ended() -> None:
+    gone = seen(rank(1, "save"), process=Process.GONE)
+    assert verdict(view(rank(0), gone)) == (
+        "rank 1 on worker-0 (10.0.0.0, pid 101) has died: its process is gone; "
+        "last heard of in save at step 7"
+    )
+    assert judge(view(rank(0), seen(rank(1, state=LEFT), process=Process.GONE)), LIMITS) is None
+
+
+def test_a_verdict_of_another_rank_is_repeated_with_its_code() -> None:
+    tripped = seen(rank(2, state=TRIPPED, reason="rank 1 on worker-0 hangs in data", code=exitcodes.RESUME))
+    assert judge(view(rank(0), seen(rank(1)), tripped), LIMITS) == Verdict("rank 1 on worker-0 hangs in data")
+    refused = rank(2, state=FAILED, reason="rank 2 on worker-0 fails: bad key", code=exitcodes.CONFIG)
+    assert judge(view(rank(0), replace(seen(refused), age_s=6.0)), LIMITS) == Verdict(
+        "rank 2 on worker-0 fails: bad key", exitcodes.CONFIG
+    )
+
+
+def test_a_rank_that_may_be_failing_alike_gets_time_to_say_so_itself() -> None:
+    failed = seen(rank(2, state=FAILED, reason="rank 2 on worker-0 fails: NonFiniteLoss"))
+    assert judge(view(rank(0), failed), LIMITS) is None
+    assert judge_failure(view(rank(0), failed), LIMITS) is not None
+
+
+def test_after_a_failed_collective_a_few_missed_beats_are_enough() -> None:
+    known = view(rank(0, "backward"), seen(rank(5, "backward"), silent_s=6.0))
+    assert judge(known, LIMITS) is None
+    found = judge_failure(known, LIMITS)
+    assert found is not None
+    assert found.text.startswith("rank 5 on worker-1 (10.0.0.1, pid 105) is silent for 6.0 s")
+
+
+def test_a_failed_collective_without_a_silent_rank_is_told_as_it_is() -> None:
+    known = view(rank(0, "backward", before=3), seen(rank(1, "data", before=0)))
+    text = no_culprit(known, RuntimeError("Timed out waiting 6000ms\nframe #0")).text
+    assert "although every rank still reports; furthest behind: rank 1 on worker-0 in data at step 7" in text
+    assert text.endswith("RuntimeError: Timed out waiting 6000ms")
+
+
+def test_ranks_that_never_reported_are_named() -> None:
+    assert judge(view(rank(0), missing=(2, 3), watched_s=500.0), LIMITS) is None
+    assert verdict(view(rank(0), missing=(2, 3))).startswith(
+        "ranks 2, 3 said nothing since the start, 900 s ago"
+    )
+
+
+def test_the_table_has_a_line_for_every_rank() -> None:
+    known = view(rank(1, "all-reduce", 612.0, collective="sum"), seen(rank(0), silent_s=60.0), missing=(2,))
+    assert known.table() == [
+        "rank 0 (host worker-0, pid 100): in data since 61 s at step 7, silent for 60 s",
+        "rank 1 (host worker-0, pid 101): in all-reduce since 612 s at step 7, waiting in a sum",
+        "rank 2: has not reported since the start",
+    ]
+
+
+def test_a_report_survives_the_board() -> None:
+    report = rank(3, state=FAILED, reason='a "reason"\n', collective="barrier")
+    assert Report.from_text(report.to_text()) == report
+
+
+def test_the_kernel_knows_a_stopped_a_killed_and_another_process_of_that_pid() -> None:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        born = process.born(child.pid)
+        assert process.look(child.pid, born) is Process.ALIVE
+        assert process.look(child.pid, born + 1) is Process.GONE
+        assert process.descendants(os.getpid())[child.pid] == "sleep"
+        child.send_signal(signal.SIGSTOP)
+        wait_for(lambda: process.look(child.pid, born) is Process.STOPPED)
+        child.kill()
+        wait_for(lambda: process.look(child.pid, born) is Process.GONE)  # a zombie: nobody has asked for it
+    finally:
+        child.kill()
+        child.wait()
+
+
+def wait_for(condition: object, timeout_s: float = 10.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_board_is_read_without_waiting_for_ranks_that_never_posted() -> None:
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+
+    def board(number: int) -> Board:
+        def connect() -> dist.Store:
+            return dist.TCPStore("127.0.0.1", store.port, is_master=False, wait_for_workers=False)
+
+        return Board(World(number, number, 3), "start", connect, "rank 0", hosted_here=number == 0)
+
+    boards = [board(number) for number in range(3)]
+    assert boards[0].read() == {}
+    boards[2].post("first")
+    boards[2].post("second")
+    assert boards[0].read() == {2: "second"}
+    boards[0].post("mine")
+    assert boards[0].read() == boards[2].read() == {0: "mine", 2: "second"}
+
+
+def test_a_board_whose_store_has_gone_says_so() -> None:
+    program = (
+        "import sys, torch.distributed as dist\n"
+        "store = dist.TCPStore('127.0.0.1', 0, is_master=True, wait_for_workers=False)\n"
+        "print(store.port, flush=True)\n"
+        "sys.stdin.read()\n"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    host = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)  # type: ignore[call-overload]
+    try:
+        port = int(host.stdout.readline())
+        board = Board(
+            World(1, 1, 2),
+            "start",
+            lambda: dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False),
+            f"rank 0 on 127.0.0.1:{port}",
+            hosted_here=False,
+        )
+        board.post("here")
+    finally:
+        host.kill()
+        host.communicate()
+    with pytest.raises(BoardUnreachable, match=rf"the store of rank 0 on 127\.0\.0\.1:{port} says: "):
+        board.read()
+
+
+@pytest.mark.parametrize(
+    "message",
+    [  # as gloo and the store said them when ranks were killed, stopped, or left
+        "[/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:204",
+        "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv",
+        "[/gloo/transport/tcp/pair.cc:547] Read error [10.0.0.2]:9: Connection reset by peer",
+    ],
+)
+def test_errors_that_a_dead_peer_causes_are_known(message: str) -> None:
+    assert distributed.is_peer_failure(RuntimeError(message))
+    outer = ValueError("cannot save")
+    outer.__cause__ = RuntimeError(message)
+    assert distributed.is_peer_failure(outer)
+
+
+def test_a_store_that_times_out_is_a_failure_of_a_peer_and_a_users_mistake_is_not() -> None:
+    assert distributed.is_peer_failure(dist.DistStoreError("wait timeout after 6000ms, keys: /default_pg/0"))
+    assert distributed.is_peer_failure(dist.DistNetworkError("Failed to recv, got 0 bytes"))
+    assert not distributed.is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not distributed.is_peer_failure(FileNotFoundError("Connection closed by peer"))
+
+
+def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank(tmp_path: Path) -> None:
+    world = World()
+    began = time.monotonic()
+    with Watchdog(world, distributed.open_board(world), 600, 60, tmp_path) as watchdog:
+        watchdog.phase("data", 1)
+        assert watchdog.blame(ValueError("bad")) is None
+    assert time.monotonic() - began < 5
+    assert list(tmp_path.iterdir()) == []
