@@ -92,8 +92,14 @@ def judge(view: View, limits: Limits) -> Verdict | None:
 
 
 def judge_failure(view: View, limits: Limits) -> Verdict | None:
-    """The verdict of a rank whose collective has failed: little is needed now to suspect another."""
-    return _told(view, 0.0) or _died(view) or _suspected(view, limits) or _left(view)
+    """The verdict of a rank whose collective has failed or takes too long: it suspects others readily."""
+    return (
+        _told(view, 0.0)
+        or _died(view)
+        or _unreachable(view, limits, limits.quiet_s)
+        or _silent(view, limits, limits.quiet_s)
+        or _left(view)
+    )
 
 
 def no_culprit(view: View, error: BaseException) -> Verdict:
@@ -123,19 +129,14 @@ def _died(view: View) -> Verdict | None:
     return Verdict(f"{who} {verb}; last {places(gone)}")
 
 
-def _suspected(view: View, limits: Limits) -> Verdict | None:
-    """Who is silent already, though not for long enough if nothing else were wrong."""
-    return _unreachable(view, limits, limits.quiet_s) or _silent(view, limits, limits.quiet_s)
-
-
 def _hung(view: View, limits: Limits) -> Verdict | None:
     """A phase of this rank takes too long: by its own fault, or by that of the rank it waits for."""
     me, beats_s = view.me, 2 * limits.beat_s
     # A rank that waits is patient for longer, so that the one at fault speaks first: it knows best.
     if me.phase == OFF or me.seconds <= limits.stall_s + (beats_s if me.waits else 0.0):
         return None
-    if me.waits and (suspected := _suspected(view, limits)):
-        return suspected
+    if me.waits and (known := judge_failure(view, limits)):
+        return known
     peers = [seen for seen in view.peers.values() if seen.is_running]
     at_work = [seen for seen in peers if not seen.report.waits]
     hung = [seen for seen in at_work if seen.report.phase != OFF and seen.seconds > limits.stall_s]

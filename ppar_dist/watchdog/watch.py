@@ -155,7 +155,7 @@ class Watchdog:
         return not self._trouble and time.monotonic() - self._contact <= 2 * self._limits.beat_s
 
     def _let_others_hear(self) -> None:
-        """Wait, two beats and a second at most, until every other rank ends too, or knows of the board's end."""
+        """Wait, for a bounded time, until every other rank ends too, or knows that the board does."""
         deadline = time.monotonic() + 2 * self._limits.beat_s + _ANNOUNCE_S
         while time.monotonic() < deadline and self._has_contact():
             if all(self._is_aware(rank) for rank in range(self._world.world_size)):

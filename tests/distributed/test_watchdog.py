@@ -74,7 +74,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
         os.mkfifo(root / "storage" / "watchdog-rank-00001.txt")
         started.start("storage-hangs", CASES["hang"], 2, "--folder", str(root / "storage"))
         started.start("no-folder", CASES["hang"], 2, "--folder", str(root / "fifo" / "logs"))
-        started.start("evaluation", Case("no fault", "none"), 2, "--evaluation", "5")
+        started.start("evaluation", Case("no fault", "none"), 2, "--evaluation", "4.5")
         started.start("alone", Case("alone", "hang", rank=0), 1)
         yield started
 

@@ -60,6 +60,13 @@ def test_a_rank_that_waits_lets_the_hung_one_speak_first_and_then_names_it() -> 
     )
 
 
+def test_a_rank_that_waited_too_long_for_one_that_failed_or_left_says_so() -> None:
+    me = rank(0, "all-reduce", 603.0)
+    failed = seen(rank(1, state=FAILED, reason="rank 1 on worker-0 fails: ValueError"))
+    assert verdict(view(me, failed)) == "rank 1 on worker-0 fails: ValueError"
+    assert verdict(view(me, seen(rank(1, state=LEFT)))).startswith("rank 1 on worker-0 left the job in data")
+
+
 def test_all_hung_ranks_are_named() -> None:
     known = view(rank(0, "data", 601.0), seen(rank(1, "all-reduce", 601.0)), seen(rank(5, "data", 602.0)))
     assert verdict(known) == (
