@@ -164,10 +164,14 @@ class Watchdog:
             time.sleep(_POLL_S)
 
     def _is_aware(self, rank: int) -> bool:
+        """Whether it makes no sense to wait for ``rank``: it knows, or will never listen again."""
         if rank == self._world.rank or rank in self._gone:
             return True
-        report = self._peers[rank][0] if rank in self._peers else None
-        return report is not None and (report.state != RUNNING or (self._board.hosted_here and report.heard))
+        if rank not in self._peers:
+            return False
+        report, new = self._peers[rank]
+        is_quiet = time.monotonic() - new > 3 * self._limits.beat_s
+        return is_quiet or report.state != RUNNING or (self._board.hosted_here and report.heard)
 
     # The beat thread.
 
