@@ -11,10 +11,11 @@ A sample that cannot be used is replaced by the next one of its domain's sequenc
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -320,11 +321,12 @@ def _collate(group: list[_Item]) -> Batch:
     )
 
 
-def _received(loader: Iterable[Batch | DataError]) -> Iterator[Batch]:
-    for batch in loader:
-        if isinstance(batch, DataError):
-            raise batch
-        yield batch
+def _received(loader: Generator[Batch | DataError, None, None]) -> Iterator[Batch]:
+    with contextlib.closing(loader):  # not kept alive by the traceback of an error
+        for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
+            yield batch
 
 
 def _check_ranks(cfg: Config, samples: int, world_size: int) -> None:

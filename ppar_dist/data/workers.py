@@ -7,7 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
 from types import FrameType
@@ -38,14 +38,18 @@ class LoaderWorkers:
         self._pids = RawArray("q", max(count, 1))  # by worker number, written by the workers
         self._children: list[BaseProcess] = []
 
-    def iterate(self, dataset: IterableDataset[Any]) -> Iterator[Any]:
+    def iterate(self, dataset: IterableDataset[Any]) -> Generator[Any, None, None]:
         """What the workers make of ``dataset``, in turn; to be called by the main thread.
+
+        Closing the generator ends the workers. Leaving that to the garbage collector may take torch ten
+        seconds a worker, or happen in a worker forked later.
 
         Raises:
             WorkerDied: instead of the next item, when the worker that owes it has died.
         """
         items = self._start(dataset)
-        while True:
+        death = None
+        while death is None:
             try:
                 item = next(items)
             except StopIteration:
@@ -54,8 +58,12 @@ class LoaderWorkers:
                 death = self._death()
                 if death is None:
                     raise
-                raise WorkerDied(death) from None
-            yield item
+            else:
+                yield item
+        for child in self._children:
+            child.kill()  # the others may wait for ever for a lock that died with this one
+        del items  # torch's iterator, which joins them; no traceback may keep it alive
+        raise WorkerDied(death)
 
     def _start(self, dataset: IterableDataset[Any]) -> Iterator[Any]:
         loader = DataLoader(
