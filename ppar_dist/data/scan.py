@@ -32,6 +32,7 @@ from ppar_dist.data.tar import Member, members
 
 _KINDS = {"jpg": "image", "jpeg": "image", "png": "label", "json": "json"}
 _LONGEST_KEY = 1024  # bytes: the index has one width for all
+_SHOWN = 80  # characters of a refused name in a message
 _SCATTERED = "scattered"
 _MOST_KINDS = 20  # of ignored members that are told apart
 
@@ -185,12 +186,15 @@ def _groups(path: Path, where: str, ignored: Counter[str]) -> Iterator[_Group]:
 def _add(group: _Group, kind: str, member: Member, where: str) -> None:
     here = f"{where} sample {printable(group.key)}"
     problem = _name_problem(member.name)
+    fault = None
     if problem is not None:
-        group.fault = DataError(where, "name", f"the member name {member.name!a} {problem}; rename it")
+        shown = ascii(member.name)[:_SHOWN]
+        fault = DataError(where, "name", f"the member name {shown} {problem}; rename it")
     elif not member.plain:
-        group.fault = DataError(where, "member", f"{member.name!r} is no plain file; store plain files")
+        fault = DataError(where, "member", f"{member.name!r} is no plain file; store plain files")
     elif kind in group.spans:
-        group.fault = group.fault or DataError(here, "repeated", f"two {kind} members; keep one")
+        fault = DataError(here, "repeated", f"two {kind} members; keep one")
+    group.fault = group.fault or fault
     group.spans[kind] = (member.offset, member.size)
 
 

@@ -76,6 +76,19 @@ def test_every_sample_once_per_epoch_and_domain(order: Order, epochs: int) -> No
             assert sorted(s for _, s in part) == list(range(share.size))
 
 
+@settings(max_examples=40, deadline=None)
+@given(order=ORDERS, position=st.integers(0, 3000), attempt=st.integers(0, 20))
+def test_a_replacement_is_what_comes_later_of_the_same_domain(
+    order: Order, position: int, attempt: int
+) -> None:
+    """Counted out along the plain sequence."""
+    domain, left, later = order.locate(position).domain, attempt, position
+    while left:
+        later += 1
+        left -= order.locate(later).domain == domain
+    assert order.locate(position, attempt) == order.locate(later)
+
+
 @settings(max_examples=25, deadline=None)
 @given(SHARES, st.integers(0, 1000))
 def test_domains_follow_their_weights(shares: list[DomainShare], seed: int) -> None:

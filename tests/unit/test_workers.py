@@ -1,0 +1,119 @@
+"""Loader workers end with their trainer, and are named when they die. Real processes throughout."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ppar_dist.data.pipeline import WorkerDied, open_sources, train_loader
+from ppar_dist.data.shards import write_domain
+from tests.unit.street_shards import SIZES, config, scenes
+
+LIMIT = 60.0  # seconds for what takes a moment
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shards")
+    for name, count in SIZES.items():
+        write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=8)
+    return folder
+
+
+def wait_until(done: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + LIMIT
+    while not done():
+        assert time.monotonic() < end, f"{what} has not happened within {LIMIT} s"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    """Neither gone nor a zombie."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("deadly", [signal.SIGKILL, signal.SIGBUS])
+def test_a_dead_worker_is_named(root: Path, number: int, deadly: signal.Signals) -> None:
+    cfg = config(root, {"workers": 2})
+    before = set(multiprocessing.active_children())
+    loader = train_loader(cfg, open_sources(cfg), 1, 2, 0, 600)
+    next(loader)
+    workers = sorted(set(multiprocessing.active_children()) - before, key=lambda p: int(p.name.split("-")[1]))
+    os.kill(workers[number].pid or 0, deadly)
+    wait_until(lambda: not is_alive(workers[number].pid or 0), "the end of a worker")
+    time.sleep(0.2)  # an error raised by a signal handler would come up here, in the trainer's own code
+    with pytest.raises(WorkerDied) as error:
+        for _ in loader:
+            pass
+    expected = f"rank 1: loader worker {number} (pid {workers[number].pid}) was killed by {deadly.name}. "
+    assert str(error.value).startswith(expected)
+    assert "/dev/shm" in str(error.value)
+    assert "lower data.workers=2" in str(error.value)
+    assert not any(is_alive(worker.pid or 0) for worker in workers)
+
+
+def test_the_handler_of_the_program_stays(root: Path) -> None:
+    before = signal.getsignal(signal.SIGCHLD)
+    cfg = config(root, {"workers": 1})
+    assert len(list(train_loader(cfg, open_sources(cfg), 0, 1, 0, 12))) == 2
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+TRAINER = """
+import multiprocessing, os, sys, time
+from pathlib import Path
+from ppar_dist.data.pipeline import open_sources, train_loader
+from tests.unit.street_shards import config
+cfg = config(Path(sys.argv[1]), {"workers": 2})
+loader = train_loader(cfg, open_sources(cfg), 0, 1, 0, 600)
+next(loader)
+print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+time.sleep(600)
+"""
+
+
+def test_workers_die_with_a_killed_trainer(root: Path) -> None:
+    """Even stopped ones, which cannot look after it themselves: the kernel kills them."""
+    trainer = subprocess.Popen([sys.executable, "-c", TRAINER, str(root)], stdout=subprocess.PIPE, text=True)
+    assert trainer.stdout is not None
+    try:
+        workers = [int(pid) for pid in trainer.stdout.readline().split()]
+        assert len(workers) == 2
+        for pid in workers:
+            os.kill(pid, signal.SIGSTOP)
+    finally:
+        trainer.kill()
+        trainer.wait(LIMIT)
+    wait_until(lambda: not any(map(is_alive, workers)), "the end of the workers")
+
+
+CHILD = (
+    "import os; from ppar_dist.parent import die_with_parent; die_with_parent(15, {parent}); print('lives')"
+)
+
+
+def test_a_parent_that_was_gone_before_is_noticed() -> None:
+    for parent, code, said in (("os.getppid()", 0, "lives\n"), ("1 << 30", -signal.SIGTERM, "")):
+        command = [sys.executable, "-c", CHILD.format(parent=parent)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=False)
+        assert (done.returncode, done.stdout) == (code, said)
+
+
+def test_an_impossible_signal_is_an_error() -> None:
+    from ppar_dist.parent import die_with_parent
+
+    with pytest.raises(OSError, match=r"prctl\(PR_SET_PDEATHSIG, 9999\): Invalid argument"):
+        die_with_parent(9999)
