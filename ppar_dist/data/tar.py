@@ -20,6 +20,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
 _LONGEST_HEADER = 64 << 10  # bytes of names and attributes; longer ones are no names
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
+_USED, _SPARSE = (b"path", b"size"), b"GNU.sparse."
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 
 
@@ -60,8 +61,9 @@ class _Walk:
             if header.type in _PAX:
                 extended |= _pax_records(self._data(header), self)
             elif header.type in _LONG:
-                key = "path" if header.type == tarfile.GNUTYPE_LONGNAME else "linkpath"
-                extended[key] = self._data(header).partition(b"\0")[0]
+                name = self._data(header).partition(b"\0")[0]
+                if header.type == tarfile.GNUTYPE_LONGNAME:
+                    extended["path"] = name
             elif header.type == tarfile.XGLTYPE:
                 self._refuse_global(_pax_records(self._data(header), self))
             else:
@@ -116,9 +118,7 @@ class _Walk:
         return data
 
     def _member(self, header: tarfile.TarInfo, extended: dict[str, bytes]) -> Member:
-        sparse = header.type == tarfile.GNUTYPE_SPARSE or any(
-            key.startswith("GNU.sparse.") for key in extended
-        )
+        sparse = header.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended
         name = header.name
         if "path" in extended:
             name = extended["path"].decode("utf-8", "surrogateescape")
@@ -139,9 +139,8 @@ class _Walk:
 
     def _refuse_global(self, records: dict[str, bytes]) -> None:
         """A global header may hold comments (git archive's does); names and sizes for all are refused."""
-        found = sorted(key for key in records if key in ("path", "size") or key.startswith("GNU.sparse."))
-        if found:
-            raise self.damaged(f"{found[0]!r} for all members at once before byte {self.at}")
+        if records:
+            raise self.damaged(f"{min(records)!r} for all members at once before byte {self.at}")
 
     def _check_end(self) -> None:
         """After its last member a tar holds zeros only: anything else would be lost in silence."""
@@ -162,7 +161,8 @@ class _Walk:
 
 
 def _pax_records(data: bytes, walk: _Walk) -> dict[str, bytes]:
-    """Records ``<length> <key>=<value>\\n``, one after the other; zeros may fill the rest."""
+    """Records ``<length> <key>=<value>\\n``, one after the other; zeros may fill the rest. Those of use
+    are kept: path, size, and whether the member is sparse."""
     records: dict[str, bytes] = {}
     at = 0
     while at < len(data) and data[at]:
@@ -172,7 +172,8 @@ def _pax_records(data: bytes, walk: _Walk) -> dict[str, bytes]:
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not (equals and key and len(record) == length and record.endswith(b"\n")):
             raise walk.damaged(f"a header that is none before byte {walk.at}")
-        records[key.decode("utf-8", "surrogateescape")] = value
+        if key in _USED or key.startswith(_SPARSE):
+            records[key.decode() if key in _USED else "sparse"] = value
         at += length
     return records
 
