@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import multiprocessing
 import os
@@ -16,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from ppar_dist.config import ConfigError
 from ppar_dist.data.index import DomainIndex
@@ -196,7 +194,6 @@ def test_a_bomb_is_not_unpacked(root: Path) -> None:
     head, tail = claim_size(LABEL, side, side)[:33], LABEL[-12:]
     pixels = b"IDAT" + zlib.compress(bytes((side + 1) * side), 1)
     data = struct.pack(">I", len(pixels) - 4) + pixels + struct.pack(">I", zlib.crc32(pixels))
-    assert Image.open(io.BytesIO(head + data + tail)).size == (side, side)
     rewrite_member(DomainIndex.open(root / "rain"), BAD, "label", head + data + tail)
     index = DomainIndex.open(root / "rain")
     code = multiprocessing.get_context("fork").Process(target=_read_in_little_memory, args=(index,))
