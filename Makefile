@@ -5,13 +5,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint clean
+.PHONY: demo test fuzz lint clean
 
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
 
 test: $(STAMP) lint  ## the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: export PPAR_FUZZ_EXAMPLES ?= 20000
+fuzz: $(STAMP)  ## search for inputs that break readers; PPAR_FUZZ_EXAMPLES: how many for each test
+	$(BIN)/python -m pytest tests/fuzz
 
 lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff check .

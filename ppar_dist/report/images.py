@@ -24,6 +24,8 @@ from ppar_dist.report.records import RunRecords, SampleRecord
 
 _KINDS = ("image", "label", "prediction")
 _EXTREMES = 8  # samples shown at either end
+# What Pillow raises for damaged files, beside OSError: sizes beyond its limit, broken chunks.
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 
 
 def example_groups(records: RunRecords) -> list[dict[str, Any]]:
@@ -73,7 +75,7 @@ def _example(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
             with Image.open(path) as picture:
                 picture.load()
                 uris[kind] = data_uri(picture)
-        except OSError:
+        except _UNREADABLE:
             return None
     accuracy = entry.get("accuracy")
     text = f"{100 * accuracy:.1f} %" if isinstance(accuracy, (int, float)) else "\N{EN DASH}"

@@ -15,13 +15,17 @@ from hypothesis import HealthCheck, settings
 from hypothesis.database import DirectoryBasedExampleDatabase
 
 _EXAMPLES = os.environ.get("PPAR_FUZZ_EXAMPLES")
+_NUMBER = int(_EXAMPLES or 60)
 _FAILURES = Path(tempfile.gettempdir()) / "ppar-dist-fuzz"  # tried first by the next long run
 
 fuzzed = settings(
-    max_examples=int(_EXAMPLES or 60),
+    max_examples=_NUMBER,
     derandomize=_EXAMPLES is None,
     database=DirectoryBasedExampleDatabase(_FAILURES) if _EXAMPLES else None,
     deadline=timedelta(seconds=10),  # one example: that no input takes long is part of what is tested
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     print_blob=True,
 )
+fuzzed_less = settings(
+    fuzzed, max_examples=max(1, _NUMBER // 4)
+)  # where one example takes a tenth of a second

@@ -7,7 +7,9 @@ import json
 import logging
 import math
 import shutil
+import struct
 import tracemalloc
+import zlib
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +24,7 @@ from ppar_dist.cli import main
 from ppar_dist.jsonlines import JsonLines, parse_record
 from ppar_dist.report import write_report
 from ppar_dist.report.records import RunRecords
-from tests.fuzz.budget import fuzzed
+from tests.fuzz.budget import fuzzed, fuzzed_less
 from tests.unit.test_report import log_run
 from tests.unit.tiny_run import make_run
 
@@ -178,7 +180,7 @@ def replaced(raw: bytes, places: list[float], value: Any) -> bytes:
     return b"".join(lines)
 
 
-@fuzzed
+@fuzzed_less
 @given(
     strokes=st.dictionaries(st.sampled_from((*FILES, *FILES, *PICTURES)), damage(), min_size=1, max_size=3)
 )
@@ -269,6 +271,38 @@ def test_the_command_writes_a_page_of_nothing_but_garbage(whole: Path, run: Path
     assert main(["report", str(run)]) == 0
     assert (run / "report.html").exists()
     restore(whole, run)
+
+
+def png(*chunks: tuple[bytes, bytes]) -> bytes:
+    pieces = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(pieces)
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        png((b"IHDR", b"\0" * 5)),  # ValueError
+        png((b"IHDR", struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0))),  # DecompressionBombError
+        png((b"IHDR", struct.pack(">IIBBBBB", 4, 4, 8, 2, 0, 0, 0)), (b"ID\0T", b"")),
+        b"",
+    ],
+    ids=["short header", "bomb", "bad chunk", "empty"],
+)
+def test_an_example_whose_picture_is_damaged_is_left_out(whole: Path, run: Path, picture: bytes) -> None:
+    restore(whole, run)
+    (run / PICTURES[1]).write_bytes(picture)
+    assert "of labelled pixels right" not in page_of(run)
+
+
+def test_an_example_whose_picture_has_no_possible_name_is_left_out(whole: Path, run: Path) -> None:
+    restore(whole, run)
+    for name in ("a\0b", "", "..", "x" * 5000):
+        entry = json.loads((whole / EXAMPLES).read_text())[0] | {"label": name}
+        (run / EXAMPLES).write_text(json.dumps([entry]))
+        assert "of labelled pixels right" not in page_of(run)
 
 
 def written(path: Path, steps: int) -> bytes:
