@@ -32,7 +32,7 @@ from ppar_dist.fields import (
     Whole,
 )
 from ppar_dist.messages import one_line, printable, shown
-from ppar_dist.strict_yaml import MAX_CHARACTERS, read_yaml
+from ppar_dist.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 
 _PROBLEMS = 20  # named in one message; of more, only their number
 
@@ -339,18 +339,31 @@ def load_config(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Conf
 def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     """Validate a tree of plain values; raises ConfigError naming every wrong key at once."""
     try:
-        return Config.model_validate(tree)
+        config = Config.model_validate(tree)
     except ValidationError as error:
         items = error.errors(include_url=False)
         problems = [_problem(item) for item in items[:_PROBLEMS]]
         if len(items) > _PROBLEMS:
             problems.append(f"and {len(items) - _PROBLEMS} more problems")
         raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
+    if not _reads_back(config):
+        raise ConfigError(
+            f"{origin}: too long or too deeply nested for the config.yaml of a run (at most {MAX_CHARACTERS} "
+            f"characters and {MAX_DEPTH} levels); shorten its texts, lists or model.backbone.options"
+        )
+    return config
 
 
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _reads_back(config: Config) -> bool:
+    try:
+        return Config.model_validate(read_yaml(dump_config(config))) == config
+    except (yaml.YAMLError, ValidationError):
+        return False
 
 
 def _apply_override(tree: dict[str, Any], override: str) -> None:

@@ -25,7 +25,7 @@ from ppar_dist.report.records import RunRecords, SampleRecord
 _KINDS = ("image", "label", "prediction")
 _EXTREMES = 8  # samples shown at either end
 # What Pillow raises for damaged files, beside OSError: sizes beyond its limit, broken chunks.
-_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
 
 def example_groups(records: RunRecords) -> list[dict[str, Any]]:

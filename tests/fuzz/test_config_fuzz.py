@@ -325,6 +325,8 @@ def test_an_override_changes_one_of_two_sections_that_share_an_anchor(folder: Pa
         ("model.backbone.options={a: {1: 2}}", "text as keys"),
         ('model.backbone.options.a="\\ud800"', "can be written down"),
         ("model.backbone.options" + ".a" * 500 + "=1", "can be written down"),
+        ("model.backbone.options" + ".a" * 30 + "=1", "too deeply nested for the config.yaml"),
+        ('run.name="' + "\U0001f600" * 40_000 + '"', "too long or too deeply"),
         ('run={"\\ud800": 1, "a\\nb": 2}', "run: Input should be a valid string"),
     ],
     ids=lambda value: value[:40],
