@@ -126,7 +126,7 @@ def _died(view: View) -> Verdict | None:
         return None
     who = gone[0].full_name if len(gone) == 1 else names(gone)
     verb = "has died: its process is gone" if len(gone) == 1 else "have died: their processes are gone"
-    return Verdict(f"{who} {verb}; last {places(gone)}")
+    return Verdict(f"{who} {verb}; last heard of {places(gone)}")
 
 
 def _hung(view: View, limits: Limits) -> Verdict | None:
@@ -172,18 +172,17 @@ def _all_wait(view: View, peers: list[Seen], limits: Limits) -> Verdict:
 
 
 def _furthest_behind(reports: list[Report]) -> list[Report]:
-    """The ranks at the lowest step, of these the ones in the phase that is the oldest."""
-    step = min(report.step for report in reports)
-    there = [report for report in reports if report.step == step]
-    phase = max(there, key=lambda report: report.seconds).phase
-    return [report for report in there if report.phase == phase]
+    """The ranks that have the longest way to go to where the others are."""
+    first = min((report.step, report.before) for report in reports)
+    return [report for report in reports if (report.step, report.before) == first]
 
 
 def _unreachable(view: View, limits: Limits, limit_s: float) -> Verdict | None:
     if view.hosts_board or view.contact_s <= limit_s:
         return None
     host = view.peers.get(0)
-    last = f"; rank 0 was last {host.report.place}" if host else ""
+    last = f"; rank 0 was last heard of {host.report.place}" if host else ""
+    last += ", its process is stopped" if host and host.process is Process.STOPPED else ""
     last += f"; {view.trouble}" if view.trouble else ""
     return Verdict(
         f"{view.board} cannot be reached by {view.me.name} for {duration(view.contact_s)} "
@@ -207,14 +206,14 @@ def _silence(view: View, silent: list[Seen], limits: Limits) -> Verdict:
         text = (
             f"{view.me.name} has heard of no other rank {limit}: {view.me.host} is cut off, or all have died"
         )
-        return Verdict(f"{text}; they were last {places(reports)}")
+        return Verdict(f"{text}; they were last heard of {places(reports)}")
     if len(silent) > 1:
         text = f"{names(reports)} are silent {limit}: dead, stopped or cut off"
     elif silent[0].process is Process.STOPPED:
         text = f"{reports[0].full_name} is stopped, as by SIGSTOP, and silent {limit}"
     else:
         text = f"{reports[0].full_name} is silent {limit}: dead, stopped or cut off"
-    return Verdict(f"{text}; last {places(reports)}")
+    return Verdict(f"{text}; last heard of {places(reports)}")
 
 
 def _missing(view: View, limits: Limits) -> Verdict | None:

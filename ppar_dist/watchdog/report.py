@@ -29,6 +29,7 @@ class Report:
     born: int  # when the process started, in the kernel's ticks: a pid may be given away again
     phase: str = OFF
     step: int = 0
+    before: int = 0  # phases of this step before this one: all ranks go through the same
     seconds: float = 0.0  # in this phase, or since its last sign of progress
     collective: str = ""  # the collective of World it waits in
     waits: bool = False  # for other ranks: in a collective, or in a phase that has them inside
