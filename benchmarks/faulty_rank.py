@@ -27,6 +27,7 @@ from ppar_dist.watchdog import Watchdog
 
 _STEPS, _FAULTY_STEP = 6, 3
 _LONG_S = 3600.0
+_DWELL_S = 1.0
 _PHASES = ("data", "forward", "all-reduce", "backward", "step", "save", "evaluate")
 
 
@@ -117,6 +118,7 @@ def train(world: World, watchdog: Watchdog, fault: Fault | None, evaluation_s: f
         for phase in _PHASES:
             watchdog.phase(phase, step)
             if fault is not None and step == _FAULTY_STEP and phase == fault.phase:
+                time.sleep(_DWELL_S)  # a phase as long as real ones, so that its beat has told of it
                 print(f"fault at {time.monotonic()}", flush=True)
                 fault.happen()
             if phase in ("all-reduce", "backward"):
