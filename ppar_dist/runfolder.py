@@ -172,11 +172,13 @@ class RunFolder:
             The checkpoint taken up; None if there was none.
 
         Raises:
-            ConfigError: the checkpoint's data or model is not this run's.
+            ConfigError: the checkpoint's data or model is not this run's, or there are checkpoints and none is
+                whole.
         """
         found = checkpoint.find_checkpoint(self.path, before) if self.world.is_main else None
         found = self.world.broadcast(found)
         if found is None:
+            self.refuse_together(self._damage() if self.world.is_main and before is None else None)
             return None
         with checkpoint.reading(found):
             manifest = checkpoint.read_manifest(found)
@@ -193,6 +195,17 @@ class RunFolder:
         if self.world.is_main:
             self._say_resumed(found, manifest, training.state)
         return found
+
+    def _damage(self) -> str | None:
+        """A run whose checkpoints are all damaged does not begin anew without being told to."""
+        folders = checkpoint.list_checkpoints(self.path)
+        if not folders:
+            return None
+        problems = "; ".join(f"{folder.name}: {checkpoint.verify(folder)[:1]}" for folder in folders[-3:])
+        return (
+            f"none of the {len(folders)} checkpoints in {self.path} is whole ({problems}); restore one, or give "
+            "another run.dir to begin anew"
+        )
 
     def _say_resumed(self, found: Path, manifest: dict[str, Any], state: TrainState) -> None:
         log.info("resumed from %s, the newest whole checkpoint: step %d", found, state.step)

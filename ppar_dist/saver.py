@@ -79,11 +79,15 @@ class Saver:
             self._note(outcome, state)
 
     def replace(self, training: Training) -> None:
-        """After a rollback: write the state's checkpoint anew and delete those of later steps. Collective."""
-        self._step = None
-        self.finish(training)
+        """After a rollback: delete the checkpoints of later steps and write this state's anew. Collective.
+
+        In this order: a run killed in between goes on from where it rolled back to, not from a later
+        checkpoint that may be spoiled.
+        """
         if self._world.is_main:
             self._folder.forget_after(training.state.step)
+        self._step = None
+        self.finish(training)
 
     def close(self) -> None:
         """Wait for the write under way and end the thread."""

@@ -69,3 +69,14 @@ def test_noise_differs_between_ranks_and_steps_and_repeats() -> None:
     seeds = {noise_seed(seed, step, rank) for seed in range(3) for step in range(5) for rank in range(4)}
     assert len(seeds) == 60
     assert noise_seed(1, 2, 3) == noise_seed(1, 2, 3)
+
+
+def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_unasked(tmp_path: Path) -> None:
+    path = with_a_checkpoint(tmp_path)
+    (state,) = path.glob("checkpoints/step-*/state.json")
+    state.write_text("{} ")
+    run = folder(tmp_path, World())
+    with pytest.raises(
+        ConfigError, match=r"none of the 1 checkpoints in .* is whole .*state\.json has 3 bytes"
+    ):
+        run.resume(None)  # type: ignore[arg-type]  # refused before anything is restored
