@@ -89,6 +89,8 @@ def faults_after(scene: Scene, run: Path) -> list[str]:
         faults += ["no checkpoint is found"] if scene.holds else []
     elif verify(found) or value_of(found) not in (OLD, NEW):
         faults.append(f"{found.name} is neither the old nor the new one")
+    if half := [folder.name for folder in list_checkpoints(run) if verify(folder)]:
+        faults.append(f"{half} bear a checkpoint's name and are none")
     latest = checkpoints_dir(run) / "latest"
     if latest.exists() and latest.read_text() not in ("step-00000010\n", "step-00000020\n"):
         faults.append(f"latest is {latest.read_text()!r}")
