@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,12 +125,12 @@ class RunFolder:
         texts = {"state.json": json.dumps(state, indent=1) + "\n"}
         return Snapshot(training.state.step, tensors, texts, facts)
 
-    def clean(self, state: TrainState) -> None:
-        """Delete the checkpoints that are no longer kept."""
+    def retention(self, state: TrainState) -> Callable[[Path], object]:
+        """What deletes the checkpoints no longer kept, to be called when one more is published."""
         keep = self.plan.config.checkpoint
         best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
         in_use = {self.taken_up} if self.taken_up is not None else set()
-        checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best, in_use)
+        return lambda _: checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best, in_use)
 
     def forget_after(self, step: int) -> None:
         """Delete the checkpoints of later steps than ``step``: the run has gone back behind them."""
@@ -172,8 +173,8 @@ class RunFolder:
             The checkpoint taken up; None if there was none.
 
         Raises:
-            ConfigError: the checkpoint's data or model is not this run's, or there are checkpoints and none is
-                whole.
+            ConfigError: the checkpoint's data or model is not this run's, or no checkpoint is whole though
+                there are some.
         """
         found = checkpoint.find_checkpoint(self.path, before) if self.world.is_main else None
         found = self.world.broadcast(found)
@@ -203,8 +204,8 @@ class RunFolder:
             return None
         problems = "; ".join(f"{folder.name}: {checkpoint.verify(folder)[:1]}" for folder in folders[-3:])
         return (
-            f"none of the {len(folders)} checkpoints in {self.path} is whole ({problems}); restore one, or give "
-            "another run.dir to begin anew"
+            f"none of the {len(folders)} checkpoints in {self.path} is whole ({problems}); restore one, or "
+            "give another run.dir to begin anew"
         )
 
     def _say_resumed(self, found: Path, manifest: dict[str, Any], state: TrainState) -> None:

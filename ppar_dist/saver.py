@@ -12,7 +12,6 @@ from ppar_dist.checkpoint import CheckpointError, Outcome, Writer
 from ppar_dist.distributed import World
 from ppar_dist.runfolder import RunFolder, Training
 from ppar_dist.runlog import RunLog
-from ppar_dist.trainstate import TrainState
 from ppar_dist.watchdog import Watchdog
 
 _ATTEMPTS = 2  # at a checkpoint that must not be missing
@@ -39,14 +38,14 @@ class Saver:
             return
         self._watch.phase("save", step)
         began = time.monotonic()
+        self.wait()  # before the copy is made: memory holds one at a time
         snapshot = self._folder.snapshot(training)
         self._step = step
         if self._writer is not None and snapshot is not None:
-            self._note(self._writer.finish(), training.state)
             if self._folder.restore_if_gone():
                 self._log.rewind(training.state)
             self._error = None
-            self._writer.submit(snapshot)
+            self._writer.submit(snapshot, self._folder.retention(training.state))
             self._stall = time.monotonic() - began
 
     def finish(self, training: Training) -> None:
@@ -58,25 +57,25 @@ class Saver:
         for _ in range(_ATTEMPTS):
             self.save(training)
             self._watch.phase("save", training.state.step)
-            self.wait(training.state)
+            self.wait()
             error = self._world.broadcast(self._error)
             if error is None:
                 return
             self._step = None
         raise CheckpointError(error)
 
-    def notice(self, state: TrainState) -> None:
+    def notice(self) -> None:
         """Log the end of a write in the background, if it has ended."""
         if self._writer is not None:
-            self._note(self._writer.poll(), state)
+            self._note(self._writer.poll())
 
-    def wait(self, state: TrainState) -> None:
+    def wait(self) -> None:
         """Wait for the write under way."""
         if self._writer is not None:
             began = time.monotonic()
             outcome = self._writer.finish()
             self._stall += time.monotonic() - began
-            self._note(outcome, state)
+            self._note(outcome)
 
     def replace(self, training: Training) -> None:
         """After a rollback: delete the checkpoints of later steps and write this state's anew. Collective.
@@ -94,10 +93,7 @@ class Saver:
         if self._writer is not None:
             self._writer.close()
 
-    def _note(self, outcome: Outcome | None, state: TrainState) -> None:
-        if outcome is None:
-            return
-        self._error = outcome.error
-        self._log.checkpoint(outcome, self._stall)
-        if outcome.folder is not None:
-            self._folder.clean(state)
+    def _note(self, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self._error = outcome.error
+            self._log.checkpoint(outcome, self._stall)

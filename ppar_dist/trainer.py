@@ -112,7 +112,7 @@ class Trainer:
             is_best = self._is_due(self.config.train.eval_every) and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
                 self.saver.save(self.training)
-            self.saver.notice(self.state)
+            self.saver.notice()
         self.saver.finish(self.training)
         return self.state
 
@@ -225,7 +225,7 @@ class Trainer:
         remedy = "lower optim.lr, or look at the samples of these steps"
         if len(state.rollbacks) >= most:
             raise ConfigError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
-        self.saver.wait(state)
+        self.saver.wait()
         if self.folder.resume(self.training, before=state.rollback_limit()) is None:
             raise ConfigError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
         state.roll_back(self.training.state)
