@@ -41,8 +41,7 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
     """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return the exit code of the job.
 
     SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
-    after the other, or die of them; so this process passes them on itself, as SIGUSR1, to the launcher's
-    process group, where the launcher ignores it.
+    after the other, or die of them; so this process passes them on itself, as SIGUSR1, to the ranks.
 
     Args:
         arguments: of ``ppar-dist``.
@@ -69,7 +68,7 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
 
 def note_start() -> None:
     """Called by a rank that listens to signals from now on."""
-    _note("started", "")
+    _note("started", str(os.getpid()))
 
 
 def note_exit(code: int) -> None:
@@ -91,7 +90,11 @@ def job_code(codes: Sequence[int | None], launcher_code: int) -> int:
 
 
 class _Group:
-    """A launcher and its ranks: one process group, which ends as a whole."""
+    """A launcher and its ranks, which end as a whole.
+
+    The launcher has a process group of its own. Its ranks need not be in it (torchrun gives each a session):
+    they are known by the process ids that they noted.
+    """
 
     def __init__(self, notes: Path, ranks: int, grace_s: float) -> None:
         self._notes, self._ranks, self._grace_s = notes, ranks, grace_s
@@ -121,16 +124,32 @@ class _Group:
 
     def _pass_on(self) -> None:
         assert self._process is not None
-        listening = all((self._notes / f"rank-{rank}.started").exists() for rank in range(self._ranks))
-        # Ranks that do not listen yet have nothing to save; the launcher may not even have started them.
-        _signal_group(self._process.pid, signal.SIGUSR1 if listening else signal.SIGTERM)
+        ranks = self._rank_pids()
+        if len(ranks) == self._ranks:
+            for pid in ranks:
+                _signal(os.kill, pid, signal.SIGUSR1)
+        else:
+            # Ranks that do not listen yet have nothing to save; perhaps the launcher has not started them.
+            self._signal_all(self._process.pid, signal.SIGTERM)
 
     def _drain(self, group: int) -> None:
         """Wait for ranks that outlive their launcher, as they do to save when it was killed."""
         deadline = time.monotonic() + self._grace_s + _MARGIN_S
-        while _signal_group(group, 0) and time.monotonic() < deadline:
+        while self._signal_all(group, 0) and time.monotonic() < deadline:
             time.sleep(0.05)
-        _signal_group(group, signal.SIGKILL)
+        self._signal_all(group, signal.SIGKILL)
+
+    def _signal_all(self, group: int, number: int) -> bool:
+        """Signal the launcher's group and the ranks; False when none of them is left."""
+        reached = [_signal(os.killpg, group, number)]
+        reached += [_signal(os.kill, pid, number) for pid in self._rank_pids()]
+        return any(reached)
+
+    def _rank_pids(self) -> list[int]:
+        """Process ids of the ranks that listen to signals."""
+        notes = [self._notes / f"rank-{rank}.started" for rank in range(self._ranks)]
+        texts = [note.read_text() for note in notes if note.exists()]
+        return [int(text) for text in texts if text]
 
     def _code(self, launcher_code: int) -> int:
         codes = [self._read_code(rank) for rank in range(self._ranks)]
@@ -181,10 +200,10 @@ def _ignore_usr1() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _signal_group(group: int, number: int) -> bool:
-    """Signal every process of a group; False when there is none left."""
+def _signal(how: Callable[[int, int], None], whom: int, number: int) -> bool:
+    """Signal a process or a group; False when there is none left."""
     try:
-        os.killpg(group, number)
+        how(whom, number)
     except ProcessLookupError:
         return False
     return True

