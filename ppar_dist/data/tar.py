@@ -59,11 +59,11 @@ class _Walk:
         extended: dict[str, bytes] = {}  # what pax and GNU headers say of the member to come
         while (header := self._header()) is not None:
             if header.type in _PAX:
-                extended |= _pax_records(self._data(header), self)
+                self._extend(extended, _pax_records(self._data(header), self))
             elif header.type in _LONG:
                 name = self._data(header).partition(b"\0")[0]
                 if header.type == tarfile.GNUTYPE_LONGNAME:
-                    extended["path"] = name
+                    self._extend(extended, {"path": name})
             elif header.type == tarfile.XGLTYPE:
                 self._refuse_global(_pax_records(self._data(header), self))
             else:
@@ -72,6 +72,12 @@ class _Walk:
         if extended:
             raise self.damaged(f"the header before byte {self.at} belongs to no member")
         self._check_end()
+
+    def _extend(self, extended: dict[str, bytes], more: dict[str, bytes]) -> None:
+        """Programs differ in which of two headers they believe: a member that has two is refused."""
+        if twice := extended.keys() & more.keys():
+            raise self.damaged(f"two headers give the {min(twice)} of one member before byte {self.at}")
+        extended |= more
 
     def _header(self) -> tarfile.TarInfo | None:
         """The header at ``at``, which moves past it; None for the block of zeros that ends a tar."""

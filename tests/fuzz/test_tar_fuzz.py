@@ -211,6 +211,7 @@ def test_any_bytes_give_samples_and_faults(data: bytes) -> None:
 @fuzz
 @given(mutated())
 @example(header(b"a/", b"%011o\0" % 0, b"0") + tar(tarfile.USTAR_FORMAT))  # a plain file with a slash
+@example(tar(tarfile.GNU_FORMAT, long=True)[: 2 * BLOCK] + tar(tarfile.GNU_FORMAT, long=True))  # named twice
 def test_what_is_accepted_is_what_tarfile_finds(data: bytes) -> None:
     """Where our walk takes a tar for whole, tarfile sees the same plain members at the same offsets."""
     found = walk(data)
@@ -336,3 +337,14 @@ def test_any_record_is_read_or_bad(domain: Path, data: st.DataObject) -> None:
 def test_numpy_headers_of_any_size_are_refused(domain: Path, header_size: int) -> None:
     content = b"\x93NUMPY\x03\x00" + struct.pack("<I", header_size) + b"{" * 100_000
     mutants(domain, "index.npy", content)
+
+
+@pytest.mark.parametrize("form", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_a_member_with_two_long_names_is_refused(form: int) -> None:
+    """tarfile believes the first, others the last."""
+    data = tar(form, long=True)
+    assert len(walk(data)) == 6
+    (fault,) = scan(data[: 2 * BLOCK] + data)
+    assert isinstance(fault, Fault)
+    assert "two headers give the path of one member" in str(fault.error)
+    assert fault.error.reason == "damaged"
