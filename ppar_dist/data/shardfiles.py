@@ -11,7 +11,7 @@ from pathlib import Path
 from ppar_dist.data.domainfile import Shard
 from ppar_dist.data.samples import DataError
 
-_OPEN_SHARDS = 32  # file descriptors held per domain and process
+OPEN_SHARDS = 32  # file descriptors held per domain and process
 
 
 class ShardFiles:
@@ -70,7 +70,7 @@ class ShardFiles:
 
     def _file(self, number: int) -> int:
         if number not in self._open:
-            if len(self._open) >= _OPEN_SHARDS:
+            if len(self._open) >= OPEN_SHARDS:
                 self._close(next(iter(self._open)))
             path = self.folder / self.shards[number].name
             file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for

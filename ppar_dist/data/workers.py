@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ppar_dist.parent import die_with_parent
 
-_PREFETCH = 2  # micro-batches that each worker holds ready
+PREFETCH = 2  # micro-batches that each worker holds ready
 
 
 class WorkerDied(RuntimeError):
@@ -70,7 +70,7 @@ class LoaderWorkers:
             dataset,
             batch_size=None,
             num_workers=self.count,
-            prefetch_factor=_PREFETCH if self.count else None,
+            prefetch_factor=PREFETCH if self.count else None,
             pin_memory=torch.cuda.is_available(),
             worker_init_fn=functools.partial(_init_worker, self._pids, os.getpid()),
             generator=torch.Generator(),  # or the loader would draw its base seed from the global state
@@ -116,6 +116,7 @@ def _init_worker(pids: Any, trainer: int, number: int) -> None:
     pids[number] = os.getpid()
     die_with_parent(signal.SIGKILL, trainer)
     torch.set_num_threads(1)
+    signal.set_wakeup_fd(-1)  # the trainer's, through which this process's signals would look like its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _ignore_once)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from ppar_dist.config import ConfigError
+from ppar_dist.data.shardfiles import OPEN_SHARDS
+from ppar_dist.data.workers import PREFETCH
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, size, warning
 
-_PREFETCH = 2  # micro-batches that a loader worker holds ready
-_OPEN_SHARDS = 32  # file descriptors that a process holds per domain
 _TENSORS = 5  # of a micro-batch, each a descriptor on its way from worker to rank
 _OWN_FILES = 128  # descriptors of the interpreter, its libraries, logs and sockets
 _SHARED = Path("/dev/shm")
@@ -132,8 +132,8 @@ def shared_memory(case: ConfigCase) -> Finding | None:
 def open_files(case: ConfigCase) -> Finding:
     """The limit of open files holds shards, batches on their way and the rest."""
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    shards = sum(min(len(domain.shards), _OPEN_SHARDS) for domain in case.domains)
-    needed = shards + case.config.data.workers * _PREFETCH * _TENSORS + _OWN_FILES
+    shards = sum(min(len(domain.shards), OPEN_SHARDS) for domain in case.domains)
+    needed = shards + case.config.data.workers * PREFETCH * _TENSORS + _OWN_FILES
     facts = {"limit": limit, "needed": needed}
     text = f"a process may open {limit:,} files, a rank needs up to {needed:,}"
     if 0 <= limit < needed:
@@ -178,7 +178,7 @@ def _loader_bytes(case: ConfigCase) -> int:
     train, data = case.config.train, case.config.data
     local = max(1, train.global_batch // case.world_size)
     micro = case.batching.micro_batch if case.batching else min(train.micro_batch or local, local)
-    return case.ranks * data.workers * _PREFETCH * micro * 4 * data.crop[0] * data.crop[1]
+    return case.ranks * data.workers * PREFETCH * micro * 4 * data.crop[0] * data.crop[1]
 
 
 def _cpu_has_bf16() -> bool:

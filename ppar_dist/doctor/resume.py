@@ -26,7 +26,7 @@ def start(case: ConfigCase) -> Finding:
     if newest is None:
         if damaged:
             return failure(
-                f"no checkpoint can be used, a job would begin at step 0 again\n{why}",
+                f"no checkpoint can be used, and a job would refuse to begin at step 0 again\n{why}",
                 "restore one from a copy, or give another run.dir",
                 **facts,
             )

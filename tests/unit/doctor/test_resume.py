@@ -21,7 +21,7 @@ def test_a_damaged_newest_checkpoint_is_passed_over(doctor: Doctor, blocks: Path
     (run / "checkpoints" / "step-00000004" / "manifest.json").unlink()
     checks = doctor()
     assert checks["start"]["status"] == "failure"
-    assert "would begin at step 0 again" in checks["start"]["found"]
+    assert "would refuse to begin at step 0 again" in checks["start"]["found"]
 
 
 def test_a_changed_configuration_is_shown(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
