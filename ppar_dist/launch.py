@@ -6,22 +6,26 @@ a note of its code in a folder named by the environment, and the job's code is m
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ppar_dist import exitcodes
+from ppar_dist import exitcodes, process
 from ppar_dist.config import ConfigError
 from ppar_dist.preemption import SIGNALS, exit_code
+from ppar_dist.process import Process
 
-_NOTES = "PPAR_EXIT_NOTES"
+_NOTES, _JOB = "PPAR_EXIT_NOTES", "PPAR_JOB_PROCESS"
+_LOOK_S = 1.0
 _MARGIN_S = 35.0  # beyond the grace time: DeepSpeed's launcher gives its ranks 30 s after a SIGTERM
 # Which code a job has when its ranks differ: what no retry cures before what one may cure.
 _SEVERITY = (exitcodes.CONFIG, exitcodes.INTERNAL, exitcodes.INTERRUPTED, exitcodes.RESUME)
@@ -63,17 +67,36 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
     command = [*_COMMANDS[launcher](ranks), "ppar_dist", *arguments]
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[_NOTES] = notes
+        environment[_JOB] = f"{os.getpid()} {process.born(os.getpid())}"
         return _Group(Path(notes), ranks, grace_s).run(command, environment)
 
 
 def note_start() -> None:
     """Called by a rank that listens to signals from now on."""
-    _note("started", str(os.getpid()))
+    _note("started", f"{os.getpid()} {process.born(os.getpid())}")
 
 
 def note_exit(code: int) -> None:
     """Called by a rank that ends with ``code``; does nothing outside ``launch``."""
     _note("exit", str(code))
+
+
+def end_with_job() -> None:
+    """Called by a rank: when the process that called ``launch`` is killed, this one gets a SIGTERM.
+
+    The launcher between the two does not end by itself then.
+    """
+    named = os.environ.get(_JOB, "").split()
+    if len(named) != 2:
+        return
+    pid, born = int(named[0]), int(named[1])
+
+    def watch() -> None:
+        while process.look(pid, born) is not Process.GONE:
+            time.sleep(_LOOK_S)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=watch, name="job", daemon=True).start()
 
 
 def job_code(codes: Sequence[int | None], launcher_code: int) -> int:
@@ -99,19 +122,19 @@ class _Group:
     def __init__(self, notes: Path, ranks: int, grace_s: float) -> None:
         self._notes, self._ranks, self._grace_s = notes, ranks, grace_s
         self._received: list[int] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launcher: subprocess.Popen[bytes] | None = None
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run ``command`` until all of its group has ended; returns the job's exit code."""
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
-            self._process = subprocess.Popen(
+            self._launcher = subprocess.Popen(
                 command, env=environment, start_new_session=True, preexec_fn=_ignore_usr1
             )
             if self._received:  # it came while the process was being made
                 self._pass_on()
-            code = self._process.wait()
-            self._drain(self._process.pid)
+            code = self._launcher.wait()
+            self._drain(self._launcher.pid)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -119,37 +142,36 @@ class _Group:
 
     def _receive(self, number: int, _: FrameType | None) -> None:
         self._received.append(number)
-        if self._process is not None:
+        if self._launcher is not None:
             self._pass_on()
 
     def _pass_on(self) -> None:
-        assert self._process is not None
-        ranks = self._rank_pids()
-        if len(ranks) == self._ranks:
-            for pid in ranks:
-                _signal(os.kill, pid, signal.SIGUSR1)
-        else:
+        assert self._launcher is not None
+        ranks = self._listening()
+        for pid, _ in ranks:
+            _signal(os.kill, pid, signal.SIGUSR1)
+        if len(ranks) < self._ranks:
             # Ranks that do not listen yet have nothing to save; perhaps the launcher has not started them.
-            self._signal_all(self._process.pid, signal.SIGTERM)
+            _signal(os.killpg, self._launcher.pid, signal.SIGTERM)
 
     def _drain(self, group: int) -> None:
         """Wait for ranks that outlive their launcher, as they do to save when it was killed."""
         deadline = time.monotonic() + self._grace_s + _MARGIN_S
-        while self._signal_all(group, 0) and time.monotonic() < deadline:
+        while self._left(group) and time.monotonic() < deadline:
             time.sleep(0.05)
-        self._signal_all(group, signal.SIGKILL)
+        for pid in self._left(group):
+            _signal(os.kill, pid, signal.SIGKILL)
 
-    def _signal_all(self, group: int, number: int) -> bool:
-        """Signal the launcher's group and the ranks; False when none of them is left."""
-        reached = [_signal(os.killpg, group, number)]
-        reached += [_signal(os.kill, pid, number) for pid in self._rank_pids()]
-        return any(reached)
+    def _left(self, group: int) -> list[int]:
+        """Those of the group and the ranks that run; a zombie may stay for ever, where nobody asks for it."""
+        ranks = [pid for pid, born in self._listening() if process.look(pid, born) is not Process.GONE]
+        return ranks + process.members(group)
 
-    def _rank_pids(self) -> list[int]:
-        """Process ids of the ranks that listen to signals."""
+    def _listening(self) -> list[tuple[int, int]]:
+        """Process id and time of birth of the ranks that listen to signals."""
         notes = [self._notes / f"rank-{rank}.started" for rank in range(self._ranks)]
-        texts = [note.read_text() for note in notes if note.exists()]
-        return [int(text) for text in texts if text]
+        texts = [note.read_text().split() for note in notes if note.exists()]
+        return [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
 
     def _code(self, launcher_code: int) -> int:
         codes = [self._read_code(rank) for rank in range(self._ranks)]
@@ -200,13 +222,10 @@ def _ignore_usr1() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _signal(how: Callable[[int, int], None], whom: int, number: int) -> bool:
-    """Signal a process or a group; False when there is none left."""
-    try:
+def _signal(how: Callable[[int, int], None], whom: int, number: int) -> None:
+    """Signal a process or a group, if there is any of it left."""
+    with contextlib.suppress(ProcessLookupError):
         how(whom, number)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def _free_port() -> int:

@@ -15,7 +15,7 @@ from ppar_dist.runfacts import folder_bytes, read_manifest_only
 
 _PROBE_BYTES = 64 << 20
 _QUICK_BYTES = 8 << 20
-_FILES = 8  # of a checkpoint, besides two per rank
+_FILES = 6  # of a checkpoint
 _TRAPS = {
     "tmpfs": "lies in memory: it is lost at a restart, and uses up what the job needs",
     "ramfs": "lies in memory: it is lost at a restart, and uses up what the job needs",
@@ -154,14 +154,12 @@ def _expected(case: ConfigCase) -> SaveSize | None:
         return None  # the check of the model says why
     state = sum(value.numel() for value in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    copies = 3 if case.config.engine.zero_stage else 2  # two moments; ZeRO keeps master weights as well
     method = case.config.ppar
     teacher = state if method.enabled and method.bank.teacher != "student" else 0
     sources, classes = len(case.config.data.sources), case.classes.num_classes
     bank = sources * classes * (model.backbone.embed_dim + 2)
-    # fp32: the engine's parameters, the bare model beside them, the optimiser, teacher and bank
-    values = 2 * state + copies * trained + teacher + bank
-    return SaveSize(4 * values, _FILES + 2 * case.world_size, None, "computed from the model")
+    values = state + 2 * trained + teacher + bank  # fp32: the model, two moments, teacher and bank
+    return SaveSize(4 * values, _FILES, None, "computed from the model")
 
 
 def _kept(case: ConfigCase) -> int:

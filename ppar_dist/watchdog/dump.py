@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.watchdog.process import descendants
+from ppar_dist.process import descendants
 
 _WRITE_S = 3.0
 _STDERR = 2  # the descriptor: the file object's lock may be held by a thread that hangs

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ppar_dist.exitcodes import RESUME
-from ppar_dist.watchdog.process import Process
+from ppar_dist.process import Process
 from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, Report, duration, names, places
 
 _GRACE_S = 5.0  # a rank may be about to fail by itself as another did: it then says so in its own words

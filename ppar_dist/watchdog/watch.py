@@ -14,13 +14,12 @@ import time
 from pathlib import Path
 from types import TracebackType
 
-from ppar_dist import distributed
+from ppar_dist import distributed, process
 from ppar_dist.distributed import Board, BoardUnreachable, World
 from ppar_dist.exitcodes import RESUME
-from ppar_dist.watchdog import process
+from ppar_dist.process import Process
 from ppar_dist.watchdog.dump import dump, end_workers
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
-from ppar_dist.watchdog.process import Process
 from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, WAITING, Report
 
 _ANNOUNCE_S = 1.0  # for the board to take this rank's last words

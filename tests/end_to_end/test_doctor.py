@@ -34,7 +34,7 @@ def test_the_size_of_a_checkpoint_is_foretold(blocks: Path, tmp_path: Path, stag
     checks = doctor(config, "--quick")
     written = checks["space"]["facts"]["checkpoint_bytes"]
     assert checks["start"]["facts"]["checkpoint"] == "step-00000001"
-    overhead = 250_000  # headers of tensors, generators, DeepSpeed's scripts
+    overhead = 100_000  # headers of tensors, generators
     assert foretold <= written <= 1.05 * foretold + overhead
     assert doctor(tmp_path / "run")["results"]["status"] == "ok"
 

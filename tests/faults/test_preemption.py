@@ -86,6 +86,16 @@ def test_a_signal_to_a_single_rank_stops_all(blocks: Path, tmp_path: Path, rank:
         assert f"SIGUSR1 at rank {rank}" in started.output
 
 
+def test_a_killed_command_leaves_nothing_behind(blocks: Path, tmp_path: Path) -> None:
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        pids = [process.pid for process in started.family()]
+        send(started.process.pid, signal.SIGKILL)
+        started.wait()
+        assert_stopped_whole(started, run, pids)
+
+
 def test_a_killed_launcher_leaves_no_rank_behind(blocks: Path, tmp_path: Path) -> None:
     run, config = tiny_run(blocks, tmp_path, **LONG)
     with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:

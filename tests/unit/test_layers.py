@@ -28,7 +28,7 @@ LEVELS = (
     ("data.tar", "data.domainfile"),
     ("data.samples",),
     ("labels", "data.quarantine"),
-    ("config", "data", "exitcodes", "parent", ""),
+    ("config", "data", "exitcodes", "parent", "process", ""),
     ("fields",),
     ("strict_yaml", "messages", "jsonlines", "durable"),
 )

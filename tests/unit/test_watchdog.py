@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ppar_dist import distributed, exitcodes
+from ppar_dist import distributed, exitcodes, process
 from ppar_dist.distributed import Board, BoardUnreachable, World
-from ppar_dist.watchdog import OFF, Watchdog, process
+from ppar_dist.process import Process
+from ppar_dist.watchdog import OFF, Watchdog
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
-from ppar_dist.watchdog.process import Process
 from ppar_dist.watchdog.report import FAILED, LEFT, TRIPPED, Report
 
 LIMITS = Limits(stall_s=600, peer_s=60, beat_s=1)

@@ -60,6 +60,16 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def members(group: int) -> list[int]:
+    """Process ids of a process group, without those that only wait to be asked for."""
+    found = []
+    for entry in _PROC.glob("[0-9]*"):
+        fields = _status(int(entry.name))
+        if fields and fields[0] not in "ZX" and int(fields[2]) == group:
+            found.append(int(entry.name))
+    return found
+
+
 def _status(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the state on, then the command's name; empty if it is not there."""
     try:
