@@ -14,7 +14,7 @@ from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.pipeline import WorkerDied
 from ppar_dist.distributed import World
 from ppar_dist.evaluate import score
-from ppar_dist.launch import end_with_job, is_rank, note_exit
+from ppar_dist.launch import end_with_launchers, is_rank, note_exit
 from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import Preempted, Preemption
 from ppar_dist.report import write_report
@@ -42,7 +42,7 @@ def run(
     faults = config.faults
     if is_rank():
         die_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
-        end_with_job()
+        end_with_launchers()
     preemption.limit(faults.grace_s)
     world = distributed.join(timeout_s=_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
     board = distributed.open_board(world)

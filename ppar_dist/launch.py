@@ -24,7 +24,8 @@ from ppar_dist.config import ConfigError
 from ppar_dist.preemption import SIGNALS, exit_code
 from ppar_dist.process import Process
 
-_NOTES, _JOB = "PPAR_EXIT_NOTES", "PPAR_JOB_PROCESS"
+_NOTES = "PPAR_EXIT_NOTES"
+_LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
 _LOOK_S = 1.0
 _MARGIN_S = 35.0  # beyond the grace time: DeepSpeed's launcher gives its ranks 30 s after a SIGTERM
 # Which code a job has when its ranks differ: what no retry cures before what one may cure.
@@ -67,7 +68,6 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
     command = [*_COMMANDS[launcher](ranks), "ppar_dist", *arguments]
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[_NOTES] = notes
-        environment[_JOB] = f"{os.getpid()} {process.born(os.getpid())}"
         return _Group(Path(notes), ranks, grace_s).run(command, environment)
 
 
@@ -81,22 +81,25 @@ def note_exit(code: int) -> None:
     _note("exit", str(code))
 
 
-def end_with_job() -> None:
-    """Called by a rank: when the process that called ``launch`` is killed, this one gets a SIGTERM.
+def end_with_launchers() -> None:
+    """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
 
-    The launcher between the two does not end by itself then.
+    The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and its
+    own child, which has started the ranks, lives on.
     """
-    named = os.environ.get(_JOB, "").split()
-    if len(named) != 2:
-        return
-    pid, born = int(named[0]), int(named[1])
+    above = [
+        (pid, process.born(pid))
+        for pid, command in process.ancestors(os.getpid())
+        if any(name in command for name in _LAUNCHER_NAMES)
+    ]
 
     def watch() -> None:
-        while process.look(pid, born) is not Process.GONE:
+        while all(process.look(pid, born) is not Process.GONE for pid, born in above):
             time.sleep(_LOOK_S)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    threading.Thread(target=watch, name="job", daemon=True).start()
+    if above:
+        threading.Thread(target=watch, name="launchers", daemon=True).start()
 
 
 def job_code(codes: Sequence[int | None], launcher_code: int) -> int:

@@ -60,6 +60,19 @@ def descendants(pid: int) -> dict[int, str]:
     return found
 
 
+def ancestors(pid: int) -> list[tuple[int, str]]:
+    """Process id and command line of a process's parent, of that one's, and so on."""
+    found = []
+    while fields := _status(pid):
+        pid = int(fields[1])
+        try:
+            command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")
+        except OSError:
+            break  # pid 0, or it has just ended
+        found.append((pid, command.decode("utf-8", errors="replace")))
+    return found
+
+
 def members(group: int) -> list[int]:
     """Process ids of a process group, without those that only wait to be asked for."""
     found = []
