@@ -84,8 +84,8 @@ def note_exit(code: int) -> None:
 def end_with_launchers() -> None:
     """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
 
-    The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and its
-    own child, which has started the ranks, lives on.
+    The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
+    its own child, which has started the ranks, lives on.
     """
     above = [
         (pid, process.born(pid))

@@ -8,8 +8,9 @@ import socket
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import psutil
 from tests.ranks import TIMEOUT_S, rank_environment, read_lines, tiny_config, write_config
 
 _POLL_S = 0.05
+_MARK = "PPAR_TEST_JOB"
 
 
 class Job:
@@ -25,10 +27,13 @@ class Job:
 
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self.log = log
+        self.mark = uuid.uuid4().hex  # in the environment of all its processes
+            uuid.uuid4().hex
+        )  # in the environment of all its processes, whatever becomes of their parents
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 command,
-                env=rank_environment() | environment,
+                env=rank_environment() | environment | {_MARK: self.mark},
                 stdout=stream,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -92,18 +97,11 @@ def job(command: Sequence[str], log: Path, **environment: str) -> Iterator[Job]:
     try:
         yield started
     finally:
-        for process in started.family():
-            with _gone():
-                process.kill()
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == started.mark:
+                    process.kill()
         started.process.wait()
-
-
-@contextmanager
-def _gone() -> Iterator[None]:
-    try:
-        yield
-    except psutil.NoSuchProcess:
-        return
 
 
 def last_step(run: Path) -> int:
