@@ -57,7 +57,11 @@ class _Walk:
 
     def members(self) -> Iterator[Member]:
         extended: dict[str, bytes] = {}  # what pax and GNU headers say of the member to come
+        announced = (
+            False  # a member must come: such headers, of a wrong size, may have swallowed all there were
+        )
         while (header := self._header()) is not None:
+            announced = header.type in (*_PAX, *_LONG) or (announced and header.type == tarfile.XGLTYPE)
             if header.type in _PAX:
                 self._extend(extended, _pax_records(self._data(header), self))
             elif header.type in _LONG:
@@ -69,7 +73,7 @@ class _Walk:
             else:
                 yield self._member(header, extended)
                 extended = {}
-        if extended:
+        if announced:
             raise self.damaged(f"the header before byte {self.at} belongs to no member")
         self._check_end()
 
@@ -117,11 +121,13 @@ class _Walk:
         """What a header of names and attributes holds."""
         if header.size > _LONGEST_HEADER:
             raise self.damaged(f"a header of {header.size} bytes at byte {self.at}, names are shorter")
-        data = self._read(header.size)
-        if len(data) < header.size:
+        data = self._read(_blocks(header.size))
+        if len(data) < _blocks(header.size):
             raise self._cut("a header")
-        self.at += _blocks(header.size)
-        return data
+        if any(data[header.size :]):  # some programs read on there
+            raise self.damaged(f"a header with more than its {header.size} bytes at byte {self.at}")
+        self.at += len(data)
+        return data[: header.size]
 
     def _member(self, header: tarfile.TarInfo, extended: dict[str, bytes]) -> Member:
         sparse = header.type == tarfile.GNUTYPE_SPARSE or "sparse" in extended

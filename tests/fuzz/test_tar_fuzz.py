@@ -348,3 +348,24 @@ def test_a_member_with_two_long_names_is_refused(form: int) -> None:
     assert isinstance(fault, Fault)
     assert "two headers give the path of one member" in str(fault.error)
     assert fault.error.reason == "damaged"
+
+
+@pytest.mark.parametrize("kind", [b"K", b"L", b"x", b"X"])
+def test_a_header_that_swallows_every_member_is_no_empty_shard(kind: bytes) -> None:
+    """Its size is wrong, and right behind what it takes stands the end mark."""
+    data = tar(tarfile.USTAR_FORMAT)
+    size = BLOCK + walk(data)[-1][1] + BLOCK  # what it should hold, and all members
+    own = b"9 a=bcde\n" if kind in b"xX" else b"name"
+    (fault,) = scan(header(b"a.jpg", b"%011o\0" % size, kind) + own.ljust(BLOCK, b"\0") + data)
+    assert isinstance(fault, Fault)
+    assert fault.error.reason == "damaged"
+    assert "belongs to no member" in str(fault.error)
+
+
+@pytest.mark.parametrize(("kind", "data", "size"), [(b"L", b"ab", 1), (b"x", b"9 a=bcde\n11 path=no\n", 9)])
+def test_a_header_longer_than_it_says_is_refused(kind: bytes, data: bytes, size: int) -> None:
+    """tarfile reads on into what should be padding."""
+    longer = header(b"a", b"%011o\0" % size, kind) + data.ljust(BLOCK, b"\0") + tar(tarfile.USTAR_FORMAT)
+    (fault,) = scan(longer)
+    assert isinstance(fault, Fault)
+    assert f"a header with more than its {size} bytes" in str(fault.error)
