@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,11 +26,16 @@ _PEER_FAILURES = (
     "Broken pipe",
     "Timed out waiting",
     "Application timeout caused pair closure",
+    "connectFullMesh failed",
 )
 
 
 class BoardUnreachable(OSError):
     """The store of the board cannot be reached, or has gone."""
+
+
+class NotMet(RuntimeError):
+    """The ranks did not come together; the message says which rank waited, where, and for how long."""
 
 
 class Waiting:
@@ -179,6 +185,28 @@ class Board:
             self._store = None
             reason = str(error).partition("\n")[0]
             raise BoardUnreachable(f"the store of {self.where} says: {reason}") from error
+
+
+def meet(timeout_s: float) -> tuple[World, Board]:
+    """``join`` and ``open_board``, for a job of which a rank or the network may be missing at the start.
+
+    Raises:
+        NotMet: not all ranks came within ``timeout_s`` seconds, or one was lost meanwhile.
+    """
+    began = time.monotonic()
+    try:
+        world = join(timeout_s=timeout_s)
+        return world, open_board(world)
+    except Exception as error:
+        if not is_peer_failure(error):
+            raise
+        host, port = _store_address(os.environ)
+        who = f"rank {os.environ[_RANK]} of {os.environ[_WORLD_SIZE]} on {socket.gethostname()}"
+        reason = str(error).partition("\n")[0]
+        raise NotMet(
+            f"{who} did not meet the others at {host}:{port} in {time.monotonic() - began:.0f} s "
+            f"(limit {timeout_s:g}): a host did not start, or cannot be reached; {reason}"
+        ) from error
 
 
 def open_board(world: World, timeout_s: float = 30.0) -> Board:

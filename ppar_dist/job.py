@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 from ppar_dist import distributed, exitcodes
 from ppar_dist.checkpoint import CheckpointError
@@ -44,8 +45,10 @@ def run(
         die_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
         end_with_launchers()
     preemption.limit(faults.grace_s)
-    world = distributed.join(timeout_s=_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
-    board = distributed.open_board(world)
+    try:
+        world, board = distributed.meet(_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
+    except distributed.NotMet as error:  # the next start may find all hosts and a whole network
+        _leave_at_once(str(error), exitcodes.RESUME)
     with Watchdog(world, board, faults.stall_s, faults.peer_s, config.run.dir / "logs") as watch:
         try:
             train(config, world, preemption, watch, accept_changes)
@@ -84,7 +87,7 @@ def code_of(error: Exception) -> int:
     return exitcodes.RESUME if isinstance(error, _WORTH_A_RETRY) else exitcodes.INTERNAL
 
 
-def _leave_at_once(sentence: str, code: int) -> None:
+def _leave_at_once(sentence: str, code: int) -> NoReturn:
     """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
     print(f"ppar-dist: {sentence}", file=sys.stderr, flush=True)
     sys.stdout.flush()

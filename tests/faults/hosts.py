@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
@@ -148,12 +148,12 @@ class Ranks:
         found = re.search(r"^ppar-dist(?: watchdog)?: (.*)$", self.output(rank), re.MULTILINE)
         return found[1] if found else ""
 
-    def wait_for_file(self, path: Path) -> None:
-        """Wait until ``path`` exists; all ranks must live meanwhile."""
+    def wait_for(self, condition: Callable[[], bool], what: str) -> None:
+        """Wait until ``condition`` holds; all ranks must live meanwhile."""
         deadline = time.monotonic() + TIMEOUT_S
-        while not path.exists():
-            assert time.monotonic() < deadline, f"no {path} in {TIMEOUT_S} s:\n{self.outputs()}"
-            assert all(p.poll() is None for p in self.processes), f"ended before {path}:\n{self.outputs()}"
+        while not condition():
+            assert time.monotonic() < deadline, f"no {what} in {TIMEOUT_S} s:\n{self.outputs()}"
+            assert all(p.poll() is None for p in self.processes), f"ended before {what}:\n{self.outputs()}"
             time.sleep(_POLL_S)
 
     def wait(self, seconds: float = TIMEOUT_S) -> tuple[list[int], list[float]]:

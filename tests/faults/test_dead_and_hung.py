@@ -1,0 +1,175 @@
+"""A rank dies, stops, hangs or fails: the job ends in time, says who it was, and goes on when restarted.
+
+One run goes through all of it: each test starts the command anew, which must take up the newest whole
+checkpoint of the start before.
+"""
+
+from __future__ import annotations
+
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from ppar_dist import checkpoint
+from tests.faults.faulty import REFUSAL
+from tests.faults.jobs import Job, all_gone, deepspeed, job, ours, tiny_run
+
+PEER_S, STALL_S = 3.0, 10.0
+SLACK_S = 30.0  # for a busy machine
+SECTIONS = {
+    "data": {"workers": 1},
+    "train": {"steps": 100_000, "global_batch": 6, "log_every": 1},
+    "checkpoint": {"every": 5},
+    "faults": {"stall_s": STALL_S, "peer_s": PEER_S},
+}
+PHASES = r"(data|forward|backward|all-reduce|step|save)"
+
+
+@dataclass(frozen=True)
+class Run:
+    """The run that goes on, and how it is started."""
+
+    folder: Path
+    config: str
+    logs: Path
+
+    def log(self, name: str) -> Path:
+        """Where a start's output goes."""
+        return self.logs / f"{name}.log"
+
+    def newest(self) -> Path | None:
+        """The newest whole checkpoint."""
+        return checkpoint.find_checkpoint(self.folder)
+
+    def wait_for_progress(self, started: Job, since: Path | None) -> None:
+        """Wait for a checkpoint after ``since``, which this start must have taken up."""
+        started.wait_for(lambda: self.newest() != since, "a further checkpoint")
+        if since is not None:
+            assert f"resumed from {since}, the newest whole checkpoint" in started.output
+
+
+@pytest.fixture(scope="module")
+def run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    root = tmp_path_factory.mktemp("run")
+    folder, config = tiny_run(blocks, root, **SECTIONS)
+    return Run(folder, config, root)
+
+
+def assert_ends(
+    started: Job, run: Run, code: int | None, began: float, bound_s: float, pids: list[int]
+) -> None:
+    """The job ends in time, nobody is left, and what it has published is whole."""
+    found = started.wait()
+    seconds = time.monotonic() - began
+    print(f"{started.log.stem}: ended after {seconds:.1f} s")
+    assert code is None or found == code, started.output
+    assert all_gone(pids), started.output
+    assert seconds < bound_s, started.output
+    published = checkpoint.list_checkpoints(run.folder)
+    assert [problem for folder in published for problem in checkpoint.verify(folder)] == []
+
+
+def worker_of(rank: psutil.Process) -> psutil.Process:
+    """The loader worker of a rank."""
+    return next(child for child in rank.children() if child.cmdline() == rank.cmdline())
+
+
+def kill_rank(rank: psutil.Process) -> int:
+    rank.kill()
+    return rank.pid
+
+
+def stop_rank(rank: psutil.Process) -> int:
+    rank.suspend()
+    return rank.pid
+
+
+def kill_worker(rank: psutil.Process) -> int:
+    worker = worker_of(rank)
+    worker.kill()
+    return worker.pid
+
+
+DIED = (
+    rf"rank {{rank}} on \S+ \(127\.0\.0\.1, pid {{pid}}\) has died: .*; last heard of in {PHASES} at step \d+"
+)
+STOPPED = rf"rank 1 on \S+ \(127\.0\.0\.1, pid {{pid}}\) is stopped, as by SIGSTOP.* in {PHASES} at step \d+"
+STOPPED_0 = (
+    rf"rank 0 on 127\.0\.0\.1:\d+ cannot be reached .* in {PHASES} at step \d+, its process is stopped"
+)
+WORKER = r"rank {rank}: loader worker 0 \(pid {pid}\) was killed by SIGKILL"
+FAULTS: dict[str, tuple[Callable[[psutil.Process], int], int, str]] = {
+    "rank 0 is killed": (kill_rank, 0, DIED),
+    "rank 1 is killed": (kill_rank, 1, DIED),
+    "rank 0 is stopped": (stop_rank, 0, STOPPED_0),
+    "rank 1 is stopped": (stop_rank, 1, STOPPED),
+    "the worker of rank 0 is killed": (kill_worker, 0, WORKER),
+    "the worker of rank 1 is killed": (kill_worker, 1, WORKER),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_the_job_ends_and_names_the_rank(run: Run, name: str) -> None:
+    strike, rank, expected = FAULTS[name]
+    newest = run.newest()
+    with job(ours("train", run.config, "--nproc", "2"), run.log(name)) as started:
+        run.wait_for_progress(started, newest)
+        pids = [process.pid for process in started.family()]
+        began = time.monotonic()
+        pid = strike(started.ranks()[rank])
+        assert_ends(started, run, 75, began, PEER_S + SLACK_S, pids)
+        assert re.search(expected.format(rank=rank, pid=pid), started.output), started.output
+
+
+WRONG = {
+    "data": (1, 75, r"rank 1 on \S+ hangs in data \(.* s, limit faults.stall_s=10\); the others wait for it"),
+    "forward": (0, 75, r"rank 0 on \S+ hangs in forward \(.* s, limit faults.stall_s=10\)"),
+    "save": (1, 75, r"rank 1 on \S+ hangs in save \(.* s, limit faults.stall_s=10\)"),
+    "error": (1, 70, r"rank 1 on \S+ fails: RuntimeError: a sum lacks a part"),
+    "refusal": (1, 78, rf"rank 1 on \S+ fails: ConfigError: {REFUSAL}"),
+}
+
+
+@pytest.mark.parametrize("fault", WRONG)
+def test_a_rank_that_goes_wrong_by_itself_is_named_by_the_other(run: Run, fault: str) -> None:
+    rank, code, expected = WRONG[fault]
+    newest = run.newest()
+    command = [sys.executable, "-m", "tests.faults.faulty", fault, str(rank), "train", run.config]
+    with job([*command, "--nproc", "2"], run.log(fault)) as started:
+        run.wait_for_progress(started, newest)
+        pids = [process.pid for process in started.family()]
+        assert_ends(started, run, code, time.monotonic(), STALL_S + PEER_S + SLACK_S, pids)
+        assert re.search(expected, started.output), started.output
+        if code == 75:  # a hang: the stacks show where
+            assert re.search(r"faulty\.py\", line \d+ in hang\n", started.output), started.output
+
+
+def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
+    newest = run.newest()
+    with job(deepspeed(2, "train", run.config), run.log("launcher")) as started:
+        run.wait_for_progress(started, newest)
+        pids = [process.pid for process in started.family()]
+        began = time.monotonic()
+        pid = kill_rank(started.ranks()[1])
+        assert_ends(started, run, None, began, PEER_S + 2 * SLACK_S, pids)
+        assert re.search(DIED.format(rank=1, pid=pid), started.output), started.output
+
+
+def test_the_run_that_went_through_all_this_goes_on(run: Run) -> None:
+    newest = run.newest()
+    with job(ours("train", run.config, "--nproc", "2"), run.log("last")) as started:
+        run.wait_for_progress(started, newest)
+        pids = [process.pid for process in started.family()]
+        began = time.monotonic()
+        started.process.send_signal(signal.SIGTERM)
+        assert_ends(started, run, 75, began, 2 * SLACK_S, pids)
+    assert "Traceback" not in started.output
+    names = [path.name for path in (run.folder / "checkpoints").iterdir()]
+    assert not [name for name in names if name.startswith(".")]
