@@ -23,6 +23,9 @@ from tests.faults.jobs import Job, all_gone, deepspeed, job, ours, tiny_run
 
 PEER_S, STALL_S = 3.0, 10.0
 SLACK_S = 30.0  # for a busy machine
+LAUNCHER_S = (
+    30.0  # after which a launcher kills a rank that does not heed SIGTERM, as no stopped process does
+)
 SECTIONS = {
     "data": {"workers": 1},
     "train": {"steps": 100_000, "global_batch": 6, "log_every": 1},
@@ -124,7 +127,8 @@ def test_the_job_ends_and_names_the_rank(run: Run, name: str) -> None:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         pid = strike(started.ranks()[rank])
-        assert_ends(started, run, 75, began, PEER_S + SLACK_S, pids)
+        launcher_s = LAUNCHER_S if strike is stop_rank else 0.0
+        assert_ends(started, run, 75, began, PEER_S + launcher_s + SLACK_S, pids)
         assert re.search(expected.format(rank=rank, pid=pid), started.output), started.output
 
 
