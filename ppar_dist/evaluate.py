@@ -1,12 +1,17 @@
-"""Evaluation: whole images, logits at the label's own size, one confusion matrix per domain."""
+"""Evaluation: whole images, logits at the label's own size, one confusion matrix per domain.
+
+A sample that cannot be used is left out, named in the log and counted in the results; more of a domain than
+``data.max_bad_ratio`` allows make its figures worth nothing, and are refused.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,10 +21,23 @@ from ppar_dist.checkpoint import opened, read_state, write_atomically
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.pipeline import EvalSample, check_classes, eval_samples, holdout_range
+from ppar_dist.data.quarantine import FEW_SAMPLES
+from ppar_dist.data.samples import DataError
 from ppar_dist.examples import ExampleFolder, spread
 from ppar_dist.inference import read_segmentor
 from ppar_dist.labels import ClassSet
 from ppar_dist.metrics import ConfusionMatrix
+
+_NAMED = 20  # samples left out of a domain that the log names; of more, only their number
+
+log = logging.getLogger(__name__)
+
+
+class HeldOut(NamedTuple):
+    """What one rank, or the sum of all, found on the held-out part of M sources with K classes."""
+
+    counts: Tensor  # (M, K, K) int64: rows are labels, columns predictions
+    left_out: Tensor  # (M,) int64 samples that could not be used
 
 
 @dataclass(frozen=True)
@@ -31,6 +49,7 @@ class TargetResult:
     miou: float | None
     pixel_accuracy: float | None
     iou: dict[str, float | None]
+    left_out: int = 0  # samples that could not be used, and are not among the images
 
 
 @dataclass(frozen=True)
@@ -56,10 +75,15 @@ class Results:
         write_atomically(path, self.to_json() + "\n")
 
     def table(self) -> str:
-        """Plain text columns for a terminal: per cent, ``-`` where a class does not occur."""
-        head = ["target", "images", "mIoU", "pixel acc", *self.classes]
+        """Plain text columns for a terminal: per cent, ``-`` where a class does not occur.
+
+        How many samples were left out is a column if any were.
+        """
+        some = any(item.left_out for item in self.targets.values())
+        head = ["target", "images", *(["left out"] if some else []), "mIoU", "pixel acc", *self.classes]
         rows = [
-            [name, str(item.images), _percent(item.miou), _percent(item.pixel_accuracy)]
+            [name, str(item.images), *([str(item.left_out)] if some else [])]
+            + [_percent(item.miou), _percent(item.pixel_accuracy)]
             + [_percent(item.iou[label]) for label in self.classes]
             for name, item in self.targets.items()
         ]
@@ -129,7 +153,8 @@ def evaluate(
         progress: called with (target, images done, images in all).
 
     Raises:
-        ConfigError: the checkpoint or a target is unusable, or their classes differ.
+        ConfigError: the checkpoint or a target is unusable, or their classes differ, or more samples of a
+            target are bad than ``data.max_bad_ratio`` of the run allows.
     """
     if not targets:
         raise ConfigError(
@@ -138,14 +163,17 @@ def evaluate(
     with opened(Path(path), which) as checkpoint:
         segmentor, config, classes = read_segmentor(checkpoint, device)
         step = int(read_state(checkpoint).get("step", 0))
-    indexes = {name: open_target(folder, classes) for name, folder in targets.items()}
+    most = config.data.max_bad_ratio
+    indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
     folder = ExampleFolder(examples, classes) if examples is not None else None
     results = {}
     for name, index in indexes.items():
         watch = _watcher(name, len(index), folder, progress)
-        samples = eval_samples(index, 0, len(index), config.data.size)
+        left_out = LeftOut(name)
+        samples = eval_samples(index, 0, len(index), config.data.size, left_out)
         matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
-        results[name] = target_result(index.name, matrix, count, classes.classes)
+        refuse_too_many([name], [left_out.count], [len(index)], most)
+        results[name] = target_result(index.name, matrix, count, classes.classes, left_out.count)
     if folder is not None:
         folder.close()
     return Results(config.run.name, checkpoint.name, step, classes.classes, results)
@@ -166,18 +194,64 @@ def score(
     return results
 
 
-def open_target(folder: Path, classes: ClassSet) -> DomainIndex:
-    """Open a target domain and hold it to the model's class set; raises ConfigError."""
-    index = DomainIndex.open(Path(folder))
+class LeftOut:
+    """Counts the samples of a domain that an evaluation leaves out, and names them in the log."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain, self.count = domain, 0
+
+    def __call__(self, sample: int, error: DataError) -> None:
+        """Leave out ``sample``; to be passed to ``eval_samples``."""
+        self.count += 1
+        if self.count <= _NAMED:
+            log.warning("left out of the evaluation of %s (%s): %s", self.domain, error.reason, error)
+        elif self.count == _NAMED + 1:
+            log.warning("left out of the evaluation of %s: more samples, which are counted", self.domain)
+
+
+def refuse_too_many(
+    domains: Sequence[str], left_out: Sequence[int], samples: Sequence[int], max_bad_ratio: float
+) -> None:
+    """Raises ConfigError where an evaluation leaves out more than ``max_bad_ratio`` of a domain's samples.
+
+    As in training a domain counts as at least ``FEW_SAMPLES``.
+    """
+    problems = []
+    for name, bad, size in zip(domains, left_out, samples, strict=True):
+        allowed = max_bad_ratio * max(size, FEW_SAMPLES)
+        if bad > allowed:
+            problems.append(f"domain {name}: {bad} of {size} samples are bad, {allowed:.0f} may be left out")
+    if problems:
+        raise ConfigError(
+            f"too much bad data for an evaluation (data.max_bad_ratio={max_bad_ratio:g} of a domain's "
+            f"samples, counted as at least {FEW_SAMPLES}): {'; '.join(problems)}. The log names them; "
+            "repair the shards and index them again, or raise data.max_bad_ratio"
+        )
+
+
+def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None = None) -> DomainIndex:
+    """Open a target domain and hold it to the model's class set.
+
+    Args:
+        folder: the domain.
+        classes: of the model.
+        max_missing_ratio: share of samples that may have gone with shards; None: every shard is whole.
+
+    Raises:
+        ConfigError: the domain is unusable, or of another class set.
+    """
+    index = DomainIndex.open(Path(folder), max_missing_ratio)
     check_classes(index, classes.name)
     return index
 
 
-def target_result(domain: str, matrix: ConfusionMatrix, images: int, classes: Sequence[str]) -> TargetResult:
+def target_result(
+    domain: str, matrix: ConfusionMatrix, images: int, classes: Sequence[str], left_out: int = 0
+) -> TargetResult:
     """Figures of a confusion matrix."""
     iou = [_figure(value) for value in matrix.iou().tolist()]
     miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
-    return TargetResult(domain, images, miou, accuracy, dict(zip(classes, iou, strict=True)))
+    return TargetResult(domain, images, miou, accuracy, dict(zip(classes, iou, strict=True)), left_out)
 
 
 def held_out(
@@ -188,24 +262,23 @@ def held_out(
     world_size: int = 1,
     device: torch.device | str = "cpu",
     alive: Callable[[], None] = lambda: None,
-) -> Tensor:
+) -> HeldOut:
     """Confusion counts on the held-out part of each source, this rank's share of the samples.
 
-    Summed over the ranks (one all-reduce), the counts are those of a single rank: integers, so exactly.
-    ``alive`` is called after each sample.
-
-    Returns:
-        (M, K, K) int64: rows are labels, columns predictions.
+    Summed over the ranks, the counts are those of a single rank: integers, so exactly. ``alive`` is called
+    after each sample. Whether too many were left out is for the caller to ask, who knows the sum.
     """
-    counts = []
+    counts, left_out = [], []
     for index in indexes:
         held = holdout_range(index, config.data.holdout)
         start = held.start + len(held) * rank // world_size
         stop = held.start + len(held) * (rank + 1) // world_size
-        samples = eval_samples(index, start, stop, config.data.size)
+        bad = LeftOut(index.name)
+        samples = eval_samples(index, start, stop, config.data.size, bad)
         matrix, _ = confusion(segmentor, samples, len(index.classes), device, lambda *_: alive())
         counts.append(matrix.counts)
-    return torch.stack(counts)
+        left_out.append(bad.count)
+    return HeldOut(torch.stack(counts), torch.tensor(left_out))
 
 
 def _watcher(

@@ -214,14 +214,18 @@ class RunLog:
             )
         return rows
 
-    def evaluation(self, step: int, miou: float, per_domain: dict[str, float]) -> None:
-        """Record mIoU on held-out source data."""
+    def evaluation(
+        self, step: int, miou: float, per_domain: dict[str, float], left_out: dict[str, int]
+    ) -> None:
+        """Record mIoU on held-out source data, and by domain how many samples were left out, if any."""
         if not self._world.is_main:
             return
-        self._files["eval"].write(finite({"step": step, "miou": miou, "domains": per_domain}))
+        record = {"step": step, "miou": miou, "domains": per_domain}
+        self._files["eval"].write(finite(record | ({"left_out": left_out} if left_out else {})))
         for name, value in per_domain.items():
             self._metrics.publish_miou(name, value)
-        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}")
+        missing = f" ({sum(left_out.values())} bad samples left out)" if left_out else ""
+        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
 
     def checkpoint(self, outcome: Outcome, stall: float) -> None:
         """Record how the writing of a checkpoint ended, and for how long it held up training."""

@@ -17,10 +17,10 @@ import torch
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data import quarantine
-from ppar_dist.data.pipeline import Batch, train_loader
+from ppar_dist.data.pipeline import Batch, holdout_range, train_loader
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
-from ppar_dist.evaluate import held_out
+from ppar_dist.evaluate import held_out, refuse_too_many
 from ppar_dist.labels import class_set
 from ppar_dist.ledger import Ledger, next_attempt
 from ppar_dist.losses import segmentation_loss
@@ -233,6 +233,8 @@ class Trainer:
         self.log.rewind(state)
         positions = f"positions {done.first_position} to {done.stop_position - 1} are stepped over"
         self.log.event("rolled back", done.at_step, f"{fault}: back to step {done.to_step}, {positions}")
+        if self.ledger is not None:
+            self.ledger.close()
         self.ledger = self._open_ledger()
         self.saver.replace(self.training)
 
@@ -258,30 +260,29 @@ class Trainer:
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
     def evaluate(self) -> bool:
-        """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this."""
+        """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
+
+        Raises:
+            ConfigError: on every rank alike, when too many of these samples are bad.
+        """
         if not self.config.data.holdout:
             return False
         self.watch.phase("evaluate", self.state.step)
         world, model = self.world, self.training.engine.module.eval()
-        counts = held_out(
-            model,
-            self.config,
-            self.plan.indexes,
-            world.rank,
-            world.world_size,
-            world.device,
-            self.watch.alive,
-        )
+        config, indexes = self.config, self.plan.indexes
+        found = held_out(model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive)
         model.train()
         self.watch.phase("all-reduce", self.state.step)
-        counts = world.sum(counts.to(world.device)).cpu()  # (M, K, K)
-        names = (index.name for index in self.plan.indexes)
-        per_domain = {name: mean_iou(matrix) for name, matrix in zip(names, counts, strict=True)}
+        counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
+        sizes = [len(holdout_range(index, config.data.holdout)) for index in indexes]
+        refuse_too_many(self.domains, left_out.tolist(), sizes, config.data.max_bad_ratio)
+        per_domain = {name: mean_iou(matrix) for name, matrix in zip(self.domains, counts, strict=True)}
         miou = mean_iou(counts.sum(0))
         is_best = miou > (-1.0 if self.state.best_miou is None else self.state.best_miou)  # nan never is
         if is_best:
             self.state.best_miou, self.state.best_step = miou, self.state.step
-        self.log.evaluation(self.state.step, miou, per_domain)
+        missing = {name: bad for name, bad in zip(self.domains, left_out.tolist(), strict=True) if bad}
+        self.log.evaluation(self.state.step, miou, per_domain, missing)
         return is_best
 
     def close(self) -> None:
@@ -289,6 +290,8 @@ class Trainer:
         self.saver.close()
         self.log.close()
         self.quarantine.close()
+        if self.ledger is not None:
+            self.ledger.close()
 
 
 def noise_seed(seed: int, step: int, rank: int) -> int:

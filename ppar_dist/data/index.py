@@ -207,7 +207,12 @@ class DomainIndex:
                 f"{text}: {lost} of {self.num_samples} samples lost, more than "
                 f"data.max_bad_ratio={max_missing_ratio:g}; bring the shards back, or index the folder again"
             )
-        log.warning("%s: %d of %d samples lost; they will be replaced", text, lost, self.num_samples)
+        log.warning(
+            "%s: %d of %d samples lost; training replaces them, evaluation leaves them out",
+            text,
+            lost,
+            self.num_samples,
+        )
 
     def _beyond(self, shard: int, size: int) -> int:
         """Samples of a shard that a file of ``size`` bytes cannot hold."""

@@ -69,7 +69,7 @@ class QuarantineLog:
         """Append a bad sample and flush.
 
         The first of each domain and reason is logged as a warning, then the 10th, 100th, … A file that
-        cannot be written (storage full) is a warning too: the run goes on.
+        cannot be written (storage full) is a warning too: the run goes on. One that was deleted is made anew.
         """
         domain = self._domains[bad.domain]
         self._seen[domain, bad.reason] += 1
@@ -77,6 +77,8 @@ class QuarantineLog:
             self._warn(domain, bad)
         line = json.dumps(bad._asdict() | {"domain": domain})
         try:
+            if self._stream is not None and not self.path.exists():
+                self.close()
             if self._stream is None:
                 self._stream = _open_whole(self.path)
             self._stream.write(line + "\n")

@@ -133,9 +133,9 @@ def _table(records: RunRecords, classes: Sequence[str]) -> list[dict[str, Any]]:
         values = [item.get("iou", {}).get(label) for label in classes]
         cells = [{"text": _percent(value), "ratio": f"{value or 0:.3f}"} for value in values]
         accuracy, miou = _percent(item.get("pixel_accuracy")), _percent(item.get("miou"))
-        rows.append(
-            {"name": name, "images": item.get("images"), "miou": miou, "accuracy": accuracy, "cells": cells}
-        )
+        left_out = item.get("left_out")
+        images = f"{item.get('images')} ({left_out} left out)" if left_out else item.get("images")
+        rows.append({"name": name, "images": images, "miou": miou, "accuracy": accuracy, "cells": cells})
     return rows
 
 

@@ -91,8 +91,9 @@ def example_entries(value: Any) -> list[dict[str, Any]]:
 
 def _target(item: dict[str, Any]) -> dict[str, Any]:
     kept = _without_bad_figures(item, ("miou", "pixel_accuracy"))
-    if not is_step(kept.get("images", 0)):
-        del kept["images"]
+    for name in ("images", "left_out"):
+        if not is_step(kept.get(name, 0)):
+            del kept[name]
     if "iou" in kept:
         kept["iou"] = _figures(kept["iou"]) if isinstance(kept["iou"], dict) else {}
     return kept
