@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,7 +18,7 @@ from tests.faults.test_elastic import assert_equal_up_to_rounding
 KILLS = int(os.environ.get("PPAR_LEDGER_KILLS", "3"))
 EVERY = 6
 STEPS = max(30, EVERY * KILLS)
-SECTIONS = {
+SECTIONS: dict[str, Any] = {
     "train": {"steps": STEPS, "global_batch": GLOBAL_BATCH, "log_every": 1, "ledger": True},
     "checkpoint": {"every": EVERY},
     "faults": {"peer_s": 5.0, "stall_s": 120.0},

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Callable
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -132,3 +136,67 @@ def test_damage_within_and_a_run_without_ledger_are_refused(tmp_path: Path) -> N
     path.write_text("{broken\n" + path.read_text())
     with pytest.raises(ConfigError, match="is damaged"):
         audit(tmp_path)
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 kB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        pytest.skip("no file system may be mounted here")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
+
+
+@pytest.mark.parametrize("full_at_start", [False, True])
+def test_a_full_disk_delays_records_and_loses_none(
+    small: Path, full_at_start: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The failure cuts a line off; nothing is torn when there is room again."""
+    ballast = small / "ballast"
+    if full_at_start:
+        ballast.write_bytes(b"\0" * 65536)
+    ledger = Ledger(small, 1, 0, 1, TrainState())
+    for step in range(1, 401):
+        if step == 300:
+            assert "cannot be written (No space left on device): records wait" in caplog.text
+            ballast.unlink(missing_ok=True)
+            os.truncate(small / "other", 0)
+        if step == 100:
+            with suppress(OSError), (small / "other").open("wb", buffering=0) as other:
+                while other.write(b"\0" * 1000) == 1000:
+                    pass
+        ledger.write(step, range(6 * step - 6, 6 * step), ["day/s"] * 6)
+    ledger.close()
+    assert caplog.text.count("records wait") == 1
+    assert "can be written again: nothing was lost" in caplog.text
+    found = audit(small)
+    assert (found.problems, found.steps, found.positions) == ([], 400, 2400)
+
+
+def test_a_deleted_file_is_made_anew_and_its_steps_lack_proof(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path, 1, 0, 1, TrainState())
+    for step in range(1, 9):
+        if step == 6:
+            shutil.rmtree(tmp_path / "ledger")
+        ledger.write(step, range(6 * step - 6, 6 * step), ["day/s"] * 6)
+    ledger.close()
+    found = audit(tmp_path)
+    assert [problem for problem in found.problems if "not noted" in problem] == [
+        f"attempt 1: step {step} was not noted by all 1 ranks" for step in range(1, 6)
+    ]
+    assert found.steps == 3
+
+
+def test_what_still_waits_at_the_end_is_told(small: Path, caplog: pytest.LogCaptureFixture) -> None:
+    ledger = Ledger(small, 1, 0, 1, TrainState())
+    with suppress(OSError):
+        (small / "ballast").write_bytes(b"\0" * 65536)
+    for step in range(1, 101):
+        ledger.write(step, range(6 * step - 6, 6 * step), ["day/s"] * 6)
+    ledger.close()
+    assert "bytes: no proof of these steps" in caplog.text
+    found = audit(small)
+    assert 0 < found.steps < 100

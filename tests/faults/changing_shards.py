@@ -1,0 +1,36 @@
+"""``ppar-dist`` under which shards of a domain vanish and are rewritten once a step is reached.
+
+python -m tests.faults.changing_shards STEP DOMAIN GONE REWRITTEN ARGUMENTS…
+
+Each rank does so before it reads its data of that step, so that all see the change at the same position.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ppar_dist.cli import main
+from ppar_dist.watchdog import Watchdog
+
+_ITS_PHASE = Watchdog.phase
+
+
+def change(step: int, gone: Path, rewritten: Path) -> None:
+    """Delete a shard and write zeros over another one before the data of ``step`` are read."""
+
+    def phase(self: Watchdog, name: str, number: int) -> None:
+        if name == "data" and number == step:
+            gone.unlink(missing_ok=True)
+            size = rewritten.stat().st_size
+            with rewritten.open("r+b") as shard:
+                shard.write(b"\0" * size)
+        _ITS_PHASE(self, name, number)
+
+    Watchdog.phase = phase
+
+
+if __name__ == "__main__":
+    domain = Path(sys.argv[2])
+    change(int(sys.argv[1]), domain / sys.argv[3], domain / sys.argv[4])
+    sys.exit(main(sys.argv[5:]))
