@@ -28,8 +28,6 @@ class Job:
     def __init__(self, command: Sequence[str], log: Path, **environment: str) -> None:
         self.log = log
         self.mark = uuid.uuid4().hex  # in the environment of all its processes
-            uuid.uuid4().hex
-        )  # in the environment of all its processes, whatever becomes of their parents
         with log.open("wb") as stream:
             self.process = subprocess.Popen(
                 command,
