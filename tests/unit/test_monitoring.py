@@ -45,6 +45,7 @@ def figures(**changes: Any) -> Figures:
         "reliability": [-1.0, math.nan],
         "sample_weights": [],
         "sample_reliability": [],
+        "sample_attempts": [],
         "detail": Detail(0.3, [0.9, 0.8], [0.01, 0.02], [[10.0, 0.0], [3.0, 4.0]], 7),
     }
     return Figures(**(values | changes))
@@ -78,7 +79,7 @@ def read(metrics: RunMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], f
 
 def test_everything_a_step_says_is_scraped(metrics: RunMetrics) -> None:
     publish(metrics, 1)
-    metrics.publish_checkpoint(3.0)
+    metrics.publish_checkpoint(3.0, stall=0.25)
     metrics.publish_miou("night", 0.5)
     found = read(metrics)
     expected = {
@@ -101,6 +102,7 @@ def test_everything_a_step_says_is_scraped(metrics: RunMetrics) -> None:
         ("ppar_step_duration_seconds_count", ()): 1,
         ("ppar_data_wait_seconds_total", ()): 0.1,
         ("ppar_checkpoint_duration_seconds_sum", ()): 3.0,
+        ("ppar_checkpoint_stall_seconds", ()): 0.25,
         ("ppar_miou", (("target", "night"),)): 0.5,
     }
     assert {key: found.get(key) for key in expected} == expected

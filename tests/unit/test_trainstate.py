@@ -1,0 +1,63 @@
+"""The state of a run keeps its own books, whatever steps, skips and rollbacks it goes through."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ppar_dist.trainstate import TrainState, bad_counts, bad_names
+
+BATCH = 4
+
+
+@given(st.lists(st.sampled_from(["step", "skip", "save", "back"]), max_size=60))
+def test_the_position_is_steps_and_what_was_stepped_over(events: list[str]) -> None:
+    state, saved = TrainState(), [TrainState()]
+    furthest = 0
+    for event in events:
+        if event == "save":
+            saved.append(TrainState.from_json(json.loads(json.dumps(state.to_json()))))
+        elif event == "back":
+            usable = [each for each in saved if each.step <= state.rollback_limit()]
+            if not usable or not state.non_finite:
+                continue
+            state.roll_back(copy.deepcopy(usable[-1]))
+            saved = [*usable[:-1], copy.deepcopy(state)]
+        else:
+            state.advance(BATCH, event == "step", {"day": BATCH}, {"bad/day/checksum": 1.0, "stop": 1.0})
+        assert state.samples_seen == state.step * BATCH + state.stepped_over
+        assert state.samples_seen >= furthest  # no position comes twice in a run's own history
+        furthest = state.samples_seen
+        assert state.non_finite <= len(state.skipped)
+
+
+def test_counts_add_up_and_survive_json() -> None:
+    state = TrainState()
+    state.advance(4, True, {"day": 3, "rain": 1}, {"bad/day/label_id": 2.0, "bad/rain/checksum": 0.0})
+    state.advance(4, False, {"day": 4}, {"bad/day/label_id": 1.0, "bad/day/checksum": 1.0})
+    assert state.consumed == {"day": 7, "rain": 1}
+    assert state.bad == {"day": {"label_id": 3, "checksum": 1}}
+    assert (state.skipped, state.non_finite) == ([2], 1)
+    assert TrainState.from_json(json.loads(json.dumps(state.to_json() | {"total_steps": 9}))) == state
+
+
+def test_a_second_streak_right_after_a_rollback_goes_further_back() -> None:
+    """The checkpoint that it went back to may be what spoils the steps."""
+    state = TrainState(step=9, samples_seen=36, non_finite=3)
+    assert state.rollback_limit() == 6
+    state.roll_back(TrainState(step=6, samples_seen=24))
+    state.advance(BATCH, False, {}, {})
+    assert state.rollback_limit() == 5
+    state.advance(BATCH, True, {}, {})
+    state.advance(BATCH, False, {}, {})
+    assert state.rollback_limit() == 8
+
+
+def test_names_of_sums_are_read_back() -> None:
+    names = bad_names(["a/b", "c"], ["json", "label_id"])
+    assert names == ["bad/a/b/json", "bad/a/b/label_id", "bad/c/json", "bad/c/label_id"]
+    sums = dict.fromkeys(names, 0.0) | {"bad/a/b/json": 2.0, "total": 7.0}
+    assert bad_counts(sums) == {("a/b", "json"): 2}
