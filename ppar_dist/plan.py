@@ -95,7 +95,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         )
     _content_hash(config.text.file)  # refuses a file that cannot be read
     for name, folder in config.targets.items():
-        if DomainIndex.open(folder).classes != classes.classes:
+        if DomainIndex.open(folder, config.data.max_bad_ratio).classes != classes.classes:
             raise ConfigError(
                 f"target {name} at {folder} is not labelled with {classes.name}; prepare it again"
             )

@@ -22,9 +22,10 @@ def change(step: int, gone: Path, rewritten: Path) -> None:
     def phase(self: Watchdog, name: str, number: int) -> None:
         if name == "data" and number == step:
             gone.unlink(missing_ok=True)
-            size = rewritten.stat().st_size
-            with rewritten.open("r+b") as shard:
-                shard.write(b"\0" * size)
+            with rewritten.open("r+b", buffering=0) as shard:
+                if shard.read(1) != b"\0":  # else another rank did, and writing again would be a later change
+                    shard.seek(0)
+                    shard.write(b"\0" * rewritten.stat().st_size)
         _ITS_PHASE(self, name, number)
 
     Watchdog.phase = phase
