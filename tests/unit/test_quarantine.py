@@ -6,6 +6,7 @@ import ast
 import json
 import logging
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,12 @@ def test_every_reason_is_one_of_the_fixed_words() -> None:
 def test_every_word_names_a_fault_that_these_tests_make() -> None:
     made = {reason for reason, *_ in FAULTS.values()} | {reason for reason, *_ in BROKEN.values()}
     assert made | {"json", "exhausted"} == set(REASONS)
+
+
+def test_a_file_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
+    path = tmp_path / "quarantine" / "rank-00000.jsonl"
+    log = QuarantineLog(path, ["day", "rain"])
+    log.write(BAD)
+    shutil.rmtree(tmp_path / "quarantine")
+    log.write(BAD._replace(position=8))
+    assert [line["position"] for line in lines(path)] == [8]
