@@ -49,7 +49,8 @@ def run(
         world, board = distributed.meet(_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
     except distributed.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exitcodes.RESUME)
-    with Watchdog(world, board, faults.stall_s, faults.peer_s, config.run.dir / "logs") as watch:
+    folder = config.run.dir / "logs"
+    with Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_exit) as watch:
         try:
             train(config, world, preemption, watch, accept_changes)
             watch.phase(OFF, config.train.steps)
@@ -61,7 +62,7 @@ def run(
         except Exception as error:
             sentence = watch.blame(error)
             if sentence is not None:
-                _leave_at_once(sentence, exitcodes.RESUME)
+                _leave_at_once(sentence, watch.code)
             watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
             if not isinstance(error, _WORTH_A_RETRY):
                 raise

@@ -11,6 +11,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
@@ -29,7 +30,15 @@ _POLL_S = 0.02
 class Watchdog:
     """Watches this rank and its peers. All methods are for the main thread."""
 
-    def __init__(self, world: World, board: Board, stall_s: float, peer_s: float, folder: Path) -> None:
+    def __init__(
+        self,
+        world: World,
+        board: Board,
+        stall_s: float,
+        peer_s: float,
+        folder: Path,
+        note_exit: Callable[[int], None] = lambda code: None,
+    ) -> None:
         """Nothing runs before ``start``.
 
         Args:
@@ -38,8 +47,9 @@ class Watchdog:
             stall_s: seconds in one phase after which a rank counts as hung.
             peer_s: seconds of silence after which a rank counts as dead.
             folder: where ``watchdog-rank-00000.txt`` is appended to when a rank is ended.
+            note_exit: called with the exit code before this process is ended; it must not wait for anything.
         """
-        self._world, self._board = world, board
+        self._world, self._board, self._note_exit = world, board, note_exit
         self._limits = Limits(stall_s, peer_s, min(1.0, peer_s / 5))
         self._file = folder / f"watchdog-rank-{world.rank:05d}.txt"
         pid = os.getpid()
@@ -104,6 +114,11 @@ class Watchdog:
             self._let_others_hear()
             self._blamed = verdict.text
         return self._blamed
+
+    @property
+    def code(self) -> int:
+        """The exit code that follows from what ``blame`` has found or ``post_failure`` has said."""
+        return self._last_words[2]
 
     def post_failure(self, text: str, code: int = RESUME) -> None:
         """Tell the other ranks that this one fails, why, and with which code they are to end for it.
@@ -263,7 +278,10 @@ class Watchdog:
         dump(verdict.text, self._view().table(), self._file)
         self._let_others_hear()
         end_workers()
-        os._exit(verdict.code)
+        try:
+            self._note_exit(verdict.code)
+        finally:
+            os._exit(verdict.code)
 
     def _view(self) -> View:
         now, floor, contact = time.monotonic(), self._floor, self._contact

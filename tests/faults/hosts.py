@@ -23,10 +23,13 @@ from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 
+import psutil
+
 from tests.faults.jobs import free_port
 from tests.ranks import TIMEOUT_S, rank_environment
 
 NAMES = ("alpha", "beta", "gamma")
+_NAMESPACES = Path("/run/netns")
 _NUMBERS = count(1)
 _POLL_S = 0.05
 
@@ -35,7 +38,7 @@ def why_not() -> str | None:
     """Why this machine cannot play several hosts; None where it can."""
     if os.geteuid() != 0:
         return "network namespaces need root"
-    missing = [program for program in ("ip", "unshare") if shutil.which(program) is None]
+    missing = [program for program in ("ip", "unshare", "setpriv") if shutil.which(program) is None]
     if missing:
         return f"network namespaces need the program {missing[0]}"
     try:
@@ -63,7 +66,8 @@ class Host:
         """``command`` as a process of this host, which ends with the process that starts it."""
         script = 'hostname "$0" && exec "$@"'
         apart = ("unshare", "--uts", "--pid", "--fork", "--kill-child", "--mount-proc")
-        return ["ip", "netns", "exec", self.namespace, *apart, "sh", "-c", script, self.name, *command]
+        inside = ["ip", "netns", "exec", self.namespace, *apart, "sh", "-c", script, self.name, *command]
+        return ["setpriv", "--pdeathsig", "KILL", *inside]
 
     def run(self, *command: str) -> None:
         """Run ``command`` here, to its end."""
@@ -98,6 +102,7 @@ def network(size: int) -> Iterator[list[Host]]:
         for place, name in enumerate(NAMES[:size], start=1)
     ]
     namespaces = [switch, *(host.namespace for host in hosts)]
+    _sweep()
     try:
         for namespace in namespaces:
             _ip("netns", "add", namespace)
@@ -122,10 +127,16 @@ def _plug_in(host: Host) -> None:
 
 def leftovers() -> list[str]:
     """Namespaces and links of this process's networks that still exist."""
-    mine = f"ppar-{os.getpid()}-"
-    names = [path.name for path in Path("/run/netns").glob(f"{mine}*")]
+    names = [path.name for path in _NAMESPACES.glob(f"ppar-{os.getpid()}-*")]
     links = [path.name for path in Path("/sys/class/net").glob("port-*")]
     return names + links
+
+
+def _sweep() -> None:
+    """Delete the namespaces of test processes that were killed before they could."""
+    for path in _NAMESPACES.glob("ppar-*-*-*"):
+        if not Path("/proc", path.name.split("-")[1]).exists():
+            subprocess.run(["ip", "netns", "del", path.name], capture_output=True, timeout=60, check=False)
 
 
 @dataclass
@@ -198,9 +209,17 @@ def ranks_on(hosts: Sequence[Host], folder: Path, *command: str) -> Iterator[Ran
         yield ranks
     finally:
         for process in ranks.processes:
-            process.kill()
+            for one in [*_children(process.pid), process]:
+                one.kill()
         for process in ranks.processes:
             process.wait(60)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    try:
+        return psutil.Process(pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
 
 
 def _ip(*arguments: str) -> None:

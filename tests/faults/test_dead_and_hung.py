@@ -20,6 +20,7 @@ import pytest
 from ppar_dist import checkpoint
 from tests.faults.faulty import REFUSAL
 from tests.faults.jobs import Job, all_gone, deepspeed, job, ours, tiny_run
+from tests.ranks import TIMEOUT_S, start_ranks
 
 PEER_S, STALL_S = 3.0, 10.0
 SLACK_S = 30.0  # for a busy machine
@@ -137,7 +138,6 @@ WRONG = {
     "forward": (0, 75, r"rank 0 on \S+ hangs in forward \(.* s, limit faults.stall_s=10\)"),
     "save": (1, 75, r"rank 1 on \S+ hangs in save \(.* s, limit faults.stall_s=10\)"),
     "error": (1, 70, r"rank 1 on \S+ fails: RuntimeError: a sum lacks a part"),
-    "refusal": (1, 78, rf"rank 1 on \S+ fails: ConfigError: {REFUSAL}"),
 }
 
 
@@ -153,6 +153,20 @@ def test_a_rank_that_goes_wrong_by_itself_is_named_by_the_other(run: Run, fault:
         assert re.search(expected, started.output), started.output
         if code == 75:  # a hang: the stacks show where
             assert re.search(r"faulty\.py\", line \d+ in hang\n", started.output), started.output
+
+
+def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: Run) -> None:
+    """No launcher sees both codes, so each rank must give the one that forbids a retry."""
+    processes = start_ranks(["refusal", "1", "ppar_dist", "train", run.config], 2, ["tests.faults.faulty"])
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [78, 78], outputs
+    assert re.search(rf"ppar-dist.*: rank 1 on \S+ fails: ConfigError: {REFUSAL}\n", outputs[0]), outputs[0]
+    assert f"ppar-dist: {REFUSAL}\n" in outputs[1]
+    assert not any("Traceback" in output for output in outputs)
 
 
 def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
