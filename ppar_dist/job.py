@@ -24,7 +24,7 @@ from ppar_dist.watchdog import OFF, Watchdog
 
 # A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
 _TIMEOUT_FACTOR, _TIMEOUT_S = 2.0, 60.0
-_WORTH_A_RETRY = (WorkerDied, CheckpointError)  # memory and storage are not this program's fault
+_WORTH_A_RETRY = (WorkerDied, CheckpointError, OSError)  # memory and storage are not this program's fault
 
 
 def run(
@@ -43,7 +43,7 @@ def run(
     faults = config.faults
     if is_rank():
         die_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
-        end_with_launchers()
+        end_with_launchers(unless=lambda: preemption.requested)
     preemption.limit(faults.grace_s)
     try:
         world, board = distributed.meet(_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)

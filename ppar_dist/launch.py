@@ -81,8 +81,10 @@ def note_exit(code: int) -> None:
     _note("exit", str(code))
 
 
-def end_with_launchers() -> None:
+def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
     """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
+
+    Not if ``unless`` holds then: a rank that was asked to end already must not be asked twice.
 
     The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
     its own child, which has started the ranks, lives on.
@@ -96,7 +98,8 @@ def end_with_launchers() -> None:
     def watch() -> None:
         while all(process.look(pid, born) is not Process.GONE for pid, born in above):
             time.sleep(_LOOK_S)
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not unless():
+            os.kill(os.getpid(), signal.SIGTERM)
 
     if above:
         threading.Thread(target=watch, name="launchers", daemon=True).start()

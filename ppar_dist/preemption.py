@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from ppar_dist import exitcodes
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-_SAME_REQUEST_S = 2.0
+SAME_REQUEST_S = 2.0
 
 
 class Preempted(Exception):  # not an error: the run ends as it was asked to
@@ -44,6 +44,8 @@ class Preemption:
         self._since = 0.0
         self._deadline: float | None = None  # seconds after the first signal
         self._timer: threading.Timer | None = None
+        self._parent = os.getppid()
+        self._obeyed = False
 
     @property
     def requested(self) -> bool:
@@ -72,6 +74,7 @@ class Preemption:
 
     def done(self) -> None:
         """The request was obeyed: nothing cuts the rest short but a second signal."""
+        self._obeyed = True
         if self._timer is not None:
             self._timer.cancel()
 
@@ -87,7 +90,9 @@ class Preemption:
             self.signal = number
             if self._deadline is not None:
                 self._start_timer()
-        elif time.monotonic() - self._since > _SAME_REQUEST_S:
+        elif self._parent != os.getppid():
+            self._parent = os.getppid()  # the kernel's word that the launcher has ended, too
+        elif time.monotonic() - self._since > SAME_REQUEST_S:
             self._end(f"a second signal, {number.name}")
 
     def _start_timer(self) -> None:
@@ -100,5 +105,6 @@ class Preemption:
 
     def _end(self, why: str) -> None:
         # os.write and _exit: the main thread may hold any lock, and may hang where no exception reaches it.
-        os.write(2, f"ppar-dist: {why}: ends now, without a checkpoint of this step\n".encode())
+        what = "the checkpoint is saved" if self._obeyed else "without a checkpoint of this step"
+        os.write(2, f"ppar-dist: {why}: ends now, {what}\n".encode())
         os._exit(exit_code([self.signal]))

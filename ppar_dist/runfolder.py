@@ -126,17 +126,38 @@ class RunFolder:
         return Snapshot(training.state.step, tensors, texts, facts)
 
     def retention(self, state: TrainState) -> Callable[[Path], object]:
-        """What deletes the checkpoints no longer kept, to be called when one more is published."""
-        keep = self.plan.config.checkpoint
+        """What deletes the checkpoints no longer kept, to be called when one more is published.
+
+        The one that the run would roll back to now stays: those of a streak of non-finite steps are no use.
+        """
+        keep, limit = self.plan.config.checkpoint, state.rollback_limit()
         best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
         in_use = {self.taken_up} if self.taken_up is not None else set()
-        return lambda _: checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best, in_use)
 
-    def forget_after(self, step: int) -> None:
-        """Delete the checkpoints of later steps than ``step``: the run has gone back behind them."""
-        for folder in checkpoint.list_checkpoints(self.path):
-            if (checkpoint.step_of(folder) or 0) > step:
-                checkpoint.discard(folder)
+        def retain(_: Path) -> None:
+            safe = [step for step in self._complete_steps() if step <= limit][-1:]
+            checkpoint.retain(self.path, keep.keep_last, keep.keep_every, best | set(safe), in_use)
+
+        return retain
+
+    def _complete_steps(self) -> list[int]:
+        """Steps of the checkpoints that are there in full, rising."""
+        folders = checkpoint.list_checkpoints(self.path)
+        return [checkpoint.step_of(folder) or 0 for folder in folders if checkpoint.is_complete(folder)]
+
+    def forget_after(self, step: int) -> str | None:
+        """Delete the checkpoints of later steps than ``step``: the run has gone back behind them.
+
+        Returns:
+            Why one of them could not even be renamed: a restart would take it up. None if all are gone.
+        """
+        try:
+            for folder in checkpoint.list_candidates(self.path):
+                if (checkpoint.step_of(folder) or 0) > step:
+                    checkpoint.withdraw(folder)
+        except OSError as error:
+            return f"{folder.name}, which the run has rolled back behind, cannot be deleted: {error.strerror}"
+        return None
 
     def quarantine_file(self) -> Path:
         """Where this rank writes down the bad samples it met."""
@@ -144,8 +165,11 @@ class RunFolder:
 
     def restore_if_gone(self) -> bool:
         """Make the folder anew where somebody deleted it under the run; says whether that was so."""
-        if (self.path / "config.yaml").exists():
-            return False
+        try:
+            if (self.path / "config.yaml").exists():
+                return False
+        except OSError:
+            return False  # it is there, behind storage that fails
         log.warning("run.dir %s has gone and is made anew; what it held is lost", self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -193,9 +217,16 @@ class RunFolder:
                     f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
                 ) from None
         self.taken_up, self.resumed_step = found, training.state.step
+        self._forget_lost_best(training.state)
         if self.world.is_main:
             self._say_resumed(found, manifest, training.state)
         return found
+
+    def _forget_lost_best(self, state: TrainState) -> None:
+        """A best checkpoint that is not there any more must not keep a later one from becoming it."""
+        there = state.best_step is None or state.best_step in self._complete_steps()
+        if not self.world.broadcast(there):
+            state.best_step = state.best_miou = None
 
     def _damage(self) -> str | None:
         """A run whose checkpoints are all damaged does not begin anew without being told to."""

@@ -115,7 +115,7 @@ class RunLog:
         shares = training_shares(config, plan.indexes)
         self._order = Order(shares, config.seed, config.data.block, config.data.window)
         self.progress = Progress(self._total, state.step, self._every)
-        self.rewind(state)
+        self._files = self._open(state)
         self._metrics = RunMetrics(self._domains, self._classes, _run_info(plan))
         self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
         for line in plan.lines():
@@ -126,16 +126,25 @@ class RunLog:
     def rewind(self, state: TrainState) -> None:
         """Open the metric files at ``state``: records of later steps, which will be done again, are dropped.
 
-        What happened stays: ``events.jsonl`` loses nothing.
+        What happened stays: ``events.jsonl`` loses nothing. Where storage fails the records are kept as they
+        are: of two for one step the later counts.
         """
         if not self._world.is_main:
             return
         self.progress.rewind(state.step)
-        folder = self._plan.config.run.dir / "metrics"
-        for file in getattr(self, "_files", {}).values():
+        try:
+            files = self._open(state)
+        except OSError as error:
+            log.warning("cannot rewrite %s: %s", error.filename, error.strerror)
+            return
+        for file in self._files.values():
             file.close()
-        self._files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
-        self._files[EVENTS] = JsonLines(folder / f"{EVENTS}.jsonl", None)
+        self._files = files
+
+    def _open(self, state: TrainState) -> dict[str, JsonLines]:
+        folder = self._plan.config.run.dir / "metrics"
+        files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
+        return files | {EVENTS: JsonLines(folder / f"{EVENTS}.jsonl", None)}
 
     def _serve(self, monitoring: Any) -> endpoint.Endpoint:
         return endpoint.start(

@@ -37,8 +37,8 @@ class Saver:
         if self._step == step:
             return
         self._watch.phase("save", step)
-        began = time.monotonic()
         self.wait()  # before the copy is made: memory holds one at a time
+        began = time.monotonic()
         snapshot = self._folder.snapshot(training)
         self._step = step
         if self._writer is not None and snapshot is not None:
@@ -82,9 +82,22 @@ class Saver:
 
         In this order: a run killed in between goes on from where it rolled back to, not from a later
         checkpoint that may be spoiled.
+
+        Raises:
+            CheckpointError: on every rank alike, when one of the two failed.
         """
-        if self._world.is_main:
-            self._folder.forget_after(training.state.step)
+        step = training.state.step
+        problem = self._world.broadcast(self._folder.forget_after(step) if self._world.is_main else None)
+        if problem:
+            raise CheckpointError(problem)
+        self.again(training)
+
+    def again(self, training: Training) -> None:
+        """Write the checkpoint of the present step anew, because its state has changed. Collective.
+
+        Raises:
+            CheckpointError: on every rank alike, when that failed twice.
+        """
         self._step = None
         self.finish(training)
 

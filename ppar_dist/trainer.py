@@ -99,6 +99,9 @@ class Trainer:
             ConfigError: too many bad samples, or too many steps without a finite result.
             CheckpointError: the last checkpoint could not be written.
         """
+        if self.folder.taken_up is not None and self._is_evaluation_due():
+            self.evaluate()  # the run was stopped between the step and this
+            self.saver.again(self.training)
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
@@ -109,7 +112,7 @@ class Trainer:
                 self.roll_back()
             if figures.extras[_STOP]:
                 self.stop()
-            is_best = self._is_due(self.config.train.eval_every) and self.evaluate()
+            is_best = self._is_evaluation_due() and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
                 self.saver.save(self.training)
             self.saver.notice()
@@ -178,7 +181,7 @@ class Trainer:
             segmentation_loss(prediction.logits, batch.labels),
             slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
-            attempts=batch.attempts(),
+            attempts=batch.attempts,
         )
         return terms.total.mean()
 
@@ -225,6 +228,7 @@ class Trainer:
         remedy = "lower optim.lr, or look at the samples of these steps"
         if len(state.rollbacks) >= most:
             raise ConfigError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
+        self.watch.phase("roll back", state.step)
         self.saver.wait()
         if self.folder.resume(self.training, before=state.rollback_limit()) is None:
             raise ConfigError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
@@ -259,15 +263,18 @@ class Trainer:
         step = self.state.step
         return step == self.config.train.steps or (every > 0 and step % every == 0)
 
+    def _is_evaluation_due(self) -> bool:
+        state, due = self.state, self._is_due(self.config.train.eval_every)
+        return due and self.config.data.holdout > 0 and state.evaluated_step != state.step
+
     def evaluate(self) -> bool:
         """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
 
         Raises:
             ConfigError: on every rank alike, when too many of these samples are bad.
         """
-        if not self.config.data.holdout:
-            return False
         self.watch.phase("evaluate", self.state.step)
+        self.state.evaluated_step = self.state.step
         world, model = self.world, self.training.engine.module.eval()
         config, indexes = self.config, self.plan.indexes
         found = held_out(model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive)

@@ -32,6 +32,7 @@ class TrainState:
     samples_seen: int = 0
     best_miou: float | None = None  # on held-out source data
     best_step: int | None = None
+    evaluated_step: int | None = None  # the last one
     consumed: dict[str, int] = field(default_factory=dict)  # positions by domain
     bad: dict[str, dict[str, int]] = field(default_factory=dict)  # bad samples by domain and reason
     skipped: list[int] = field(

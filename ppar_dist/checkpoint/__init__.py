@@ -29,6 +29,7 @@ from ppar_dist.checkpoint.layout import (
     CheckpointError,
     checkpoint_name,
     checkpoints_dir,
+    list_candidates,
     list_checkpoints,
     read_manifest,
     read_state,
@@ -36,7 +37,7 @@ from ppar_dist.checkpoint.layout import (
 )
 from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.checkpoint.publishing import Snapshot, publish
-from ppar_dist.checkpoint.retention import discard, retain
+from ppar_dist.checkpoint.retention import discard, retain, withdraw
 from ppar_dist.checkpoint.writer import Outcome, Writer
 from ppar_dist.durable import write_atomically
 
@@ -54,6 +55,7 @@ __all__ = [
     "discard",
     "find_checkpoint",
     "is_complete",
+    "list_candidates",
     "list_checkpoints",
     "opened",
     "publish",
@@ -64,5 +66,6 @@ __all__ = [
     "retain",
     "step_of",
     "verify",
+    "withdraw",
     "write_atomically",
 ]

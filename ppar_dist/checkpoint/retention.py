@@ -19,6 +19,7 @@ from ppar_dist.checkpoint.layout import (
     step_of,
 )
 from ppar_dist.checkpoint.locking import alone
+from ppar_dist.durable import sync_folder
 
 log = logging.getLogger(__name__)
 
@@ -83,6 +84,18 @@ def discard(folder: Path) -> bool:
             log.warning("old checkpoint %s could not be deleted: %s", folder, error)
             return False
         return remove(doomed)
+
+
+def withdraw(folder: Path) -> None:
+    """Delete a checkpoint whoever reads it: nobody shall find it again.
+
+    Raises:
+        OSError: it could not even be renamed.
+    """
+    doomed = folder.with_name(DELETING + folder.name.removeprefix("."))
+    folder.rename(doomed)
+    sync_folder(doomed.parent)
+    remove(doomed)
 
 
 def remove(path: Path) -> bool:

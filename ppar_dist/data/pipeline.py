@@ -56,6 +56,7 @@ class Batch:
     domains: Tensor  # int64 (B,), number of the source domain
     positions: Tensor  # int64 (B,)
     samples: Tensor  # int64 (B,), sample number within its domain: of the replacement, where there was one
+    attempts: Tensor  # int64 (B,), bad samples that each one stands for
     keys: list[str]
     bad: list[BadSample] = field(default_factory=list)  # met while this batch was filled
 
@@ -74,11 +75,6 @@ class Batch:
         values: dict[str, Any] = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         tensors = {name: change(value) for name, value in values.items() if isinstance(value, Tensor)}
         return Batch(**values | tensors)
-
-    def attempts(self) -> Tensor:
-        """int64 (B,): how many bad samples each sample stands for."""
-        found = Counter(bad.position for bad in self.bad)
-        return torch.tensor([found[position] for position in self.positions.tolist()])
 
 
 class EvalSample(NamedTuple):
@@ -316,6 +312,7 @@ def _collate(group: list[_Item]) -> Batch:
         domains=torch.tensor([item.domain for item in group]),
         positions=torch.tensor([item.position for item in group]),
         samples=torch.tensor([item.sample for item in group]),
+        attempts=torch.tensor([len(item.bad) for item in group]),
         keys=[item.key for item in group],
         bad=[bad for item in group for bad in item.bad],
     )

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
 from multiprocessing.sharedctypes import RawArray
@@ -17,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ppar_dist.parent import die_with_parent
+from ppar_dist.preemption import SAME_REQUEST_S
 
 PREFETCH = 2  # micro-batches that each worker holds ready
 
@@ -119,9 +121,22 @@ def _init_worker(pids: Any, trainer: int, number: int) -> None:
     signal.set_wakeup_fd(-1)  # the trainer's, through which this process's signals would look like its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _ignore_once)
+    signal.signal(signal.SIGTERM, _IgnoreFirst())
 
 
-def _ignore_once(number: int, _: FrameType | None) -> None:
-    # A scheduler signals every process of a job once; a second one is meant for this worker.
-    signal.signal(number, signal.SIG_DFL)
+class _IgnoreFirst:
+    """Handler of a signal that a scheduler, and the launcher after it, send to every process of a job.
+
+    What comes within a moment of the first is the same request; a later one is meant for this worker.
+    """
+
+    def __init__(self) -> None:
+        self._first: float | None = None
+
+    def __call__(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._first is None:
+            self._first = now
+        elif now - self._first > SAME_REQUEST_S:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)

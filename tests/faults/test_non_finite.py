@@ -6,6 +6,7 @@ import json
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -99,13 +100,21 @@ def wait_for_rollback(run: Path) -> None:
     """Until the checkpoint that the run went back to is written anew."""
     path = run / "checkpoints" / checkpoint.checkpoint_name(4) / "state.json"
     for _ in range(20 * TIMEOUT_S):
-        try:
+        with suppress(OSError, ValueError):  # not there, or being replaced
             if json.loads(path.read_text())["rollbacks"]:
                 return
-        except (OSError, ValueError):
-            pass
         time.sleep(0.05)
     raise AssertionError("no rollback")
+
+
+def test_the_checkpoint_to_go_back_to_outlives_those_of_the_streak(blocks: Path, tmp_path: Path) -> None:
+    """One every step and only the last one kept: those within the streak are no use to go back to."""
+    sections = {"checkpoint": {"every": 1, "keep_last": 1}, "faults": {"max_non_finite": 3}}
+    run, config = tiny_run(blocks, tmp_path, train=TRAIN, **sections)
+    run_poisoned(config, 1, "gradient", 6 * BATCH, 9 * BATCH)
+    assert [(back["at_step"], back["to_step"]) for back in state(run)["rollbacks"]] == [(9, 6)]
+    left = [checkpoint.step_of(folder) for folder in checkpoint.list_checkpoints(run)]
+    assert left == [6, 14]  # the run goes on from the first, the second is its end
 
 
 @pytest.mark.parametrize("limit", [0, 2])

@@ -22,7 +22,7 @@ from tests.faults.jobs import (
     tiny_run,
     torchrun,
 )
-from tests.ranks import read_lines
+from tests.ranks import read_lines, tiny_config
 
 LONG = {"train": {"steps": 100_000, "global_batch": 6, "log_every": 1}}
 
@@ -131,6 +131,23 @@ def test_a_rank_alone_and_the_run_that_follows(blocks: Path, tmp_path: Path) -> 
     assert [record["step"] for record in read_lines(run / "metrics" / "train.jsonl")] == list(range(1, 41))
     assert "resumed" in (run / "metrics" / "events.jsonl").read_text()
     assert "from step-" in (run / "report.html").read_text()
+
+
+def test_an_evaluation_that_a_signal_prevented_is_made_up_for(blocks: Path, tmp_path: Path) -> None:
+    """Every step is due for one; the step after which the run was stopped has its own as well."""
+    data = {**tiny_config(blocks, tmp_path)["data"], "holdout": 0.25}
+    sections = {"train": {"steps": 12, "global_batch": 6, "log_every": 1, "eval_every": 1}, "data": data}
+    run, config = tiny_run(blocks, tmp_path, **sections)
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        started.process.send_signal(signal.SIGTERM)
+        assert started.wait() == 75, started.output
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log2") as started:
+        assert started.wait() == 0, started.output
+    assert [record["step"] for record in read_lines(run / "metrics" / "eval.jsonl")] == list(range(1, 13))
+    newest = checkpoint.find_checkpoint(run)
+    assert newest is not None
+    assert checkpoint.read_state(newest)["evaluated_step"] == 12
 
 
 HANG = """
