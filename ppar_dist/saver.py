@@ -24,6 +24,8 @@ class Saver:
         self._folder, self._log, self._world, self._watch = folder, log, world, watch
         background = folder.plan.config.checkpoint.background
         self._writer = Writer(folder.path, background) if world.is_main else None
+        if self._writer is not None:
+            watch.before_end(self._writer.join)
         self._step = folder.resumed_step  # of the newest checkpoint, or of the one under way
         self._error: str | None = None  # what kept that one from being written
         self._stall = 0.0  # seconds that it held up training

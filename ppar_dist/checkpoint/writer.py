@@ -87,6 +87,12 @@ class Writer:
             if outcome.error is not None:
                 log.warning("%s", outcome.error)
 
+    def join(self, seconds: float) -> None:
+        """Wait at most so long for the write under way; any thread may."""
+        thread = self._thread
+        if thread is not None:
+            thread.join(seconds)
+
     def _wait(self) -> None:
         if self._thread is not None:
             self._thread.join()

@@ -25,6 +25,7 @@ from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, WAITI
 
 _ANNOUNCE_S = 1.0  # for the board to take this rank's last words
 _POLL_S = 0.02
+_LAST_WORK_S = 20.0  # less than what launchers give a rank after a SIGTERM
 
 
 class Watchdog:
@@ -50,6 +51,7 @@ class Watchdog:
             note_exit: called with the exit code before this process is ended; it must not wait for anything.
         """
         self._world, self._board, self._note_exit = world, board, note_exit
+        self._last_work: Callable[[float], object] = lambda seconds: None
         self._limits = Limits(stall_s, peer_s, min(1.0, peer_s / 5))
         self._file = folder / f"watchdog-rank-{world.rank:05d}.txt"
         pid = os.getpid()
@@ -119,6 +121,13 @@ class Watchdog:
     def code(self) -> int:
         """The exit code that follows from what ``blame`` has found or ``post_failure`` has said."""
         return self._last_words[2]
+
+    def before_end(self, work: Callable[[float], object]) -> None:
+        """Have ``work(seconds)`` called before this process is ended; it may take so many seconds.
+
+        For what needs no other rank: a checkpoint that a thread is writing.
+        """
+        self._last_work = work
 
     def post_failure(self, text: str, code: int = RESUME) -> None:
         """Tell the other ranks that this one fails, why, and with which code they are to end for it.
@@ -279,6 +288,7 @@ class Watchdog:
         self._let_others_hear()
         end_workers()
         try:
+            self._last_work(min(self._limits.peer_s, _LAST_WORK_S))
             self._note_exit(verdict.code)
         finally:
             os._exit(verdict.code)

@@ -270,3 +270,29 @@ def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank
         assert watchdog.blame(ValueError("bad")) is None
     assert time.monotonic() - began < 5
     assert list(tmp_path.iterdir()) == []
+
+
+LAST_WORK = """
+import sys, time
+from pathlib import Path
+from ppar_dist import distributed
+from ppar_dist.watchdog import Watchdog
+
+def work(seconds):
+    time.sleep(0.5)
+    Path(sys.argv[1]).write_text(f"{seconds:g}")
+
+world = distributed.join({})
+with Watchdog(world, distributed.open_board(world), 1.0, 1.5, Path(sys.argv[2])) as watch:
+    watch.before_end(work)
+    watch.phase("data", 3)
+    time.sleep(60)
+"""
+
+
+def test_a_write_under_way_is_waited_for_before_the_end(tmp_path: Path) -> None:
+    note = tmp_path / "note"
+    command = [sys.executable, "-c", LAST_WORK, str(note), str(tmp_path / "logs")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 75, done.stderr
+    assert note.read_text() == "1.5"  # as long as peers wait for a sign of life
