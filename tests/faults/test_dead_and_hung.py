@@ -23,6 +23,7 @@ from tests.faults.jobs import Job, all_gone, deepspeed, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, start_ranks
 
 PEER_S, STALL_S = 3.0, 10.0
+BEAT_S = 0.6  # how often ranks tell of themselves with this peer_s
 SLACK_S = 30.0  # for a busy machine
 LAUNCHER_S = (
     30.0  # after which a launcher kills a rank that does not heed SIGTERM, as no stopped process does
@@ -53,8 +54,12 @@ class Run:
         return checkpoint.find_checkpoint(self.folder)
 
     def wait_for_progress(self, started: Job, since: Path | None) -> None:
-        """Wait for a checkpoint after ``since``, which this start must have taken up."""
+        """Wait for a checkpoint after ``since``, which this start must have taken up.
+
+        And until every rank has heard of the others since: what it knows of them is a beat old at most.
+        """
         started.wait_for(lambda: self.newest() != since, "a further checkpoint")
+        time.sleep(2 * BEAT_S)
         if since is not None:
             assert f"resumed from {since}, the newest whole checkpoint" in started.output
 
