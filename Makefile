@@ -5,13 +5,19 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test fuzz lint clean
+.PHONY: demo test test-cluster fuzz lint clean
 
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
 
 test: $(STAMP) lint  ## the whole test suite
 	$(BIN)/python -m pytest
+
+test-cluster: export PPAR_CLUSTER_TESTS = 1
+test-cluster: $(STAMP)  ## the job under real Slurm, in a container, under Prometheus; installs them (root)
+	tests/cluster/install.sh
+	$(BIN)/pip install --quiet --editable '.[test,cluster]'
+	$(BIN)/python -m pytest tests/cluster
 
 fuzz: export PPAR_FUZZ_EXAMPLES ?= 20000
 fuzz: $(STAMP)  ## search for inputs that break readers; PPAR_FUZZ_EXAMPLES: how many for each test

@@ -1,0 +1,1 @@
+"""Where it runs: the job under real Slurm, in a real container, under real Prometheus."""

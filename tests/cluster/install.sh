@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# What the cluster tests need from Debian. As root; what is there already is left alone.
+set -euo pipefail
+declare -A packages=(
+  [slurmctld]=slurmctld [slurmd]=slurmd [sbatch]=slurm-client [munged]=munge
+  [prometheus]=prometheus [buildah]=buildah [debootstrap]=debootstrap
+  [chromium]=chromium [ip]=iproute2 [cc]="gcc libc6-dev"
+)
+missing=()
+PATH="$PATH:/usr/sbin:/sbin"
+for program in "${!packages[@]}"; do
+  command -v "$program" >/dev/null || missing+=(${packages[$program]})
+done
+if ((${#missing[@]})); then
+  # Debian would start the daemons of these packages; the tests start their own.
+  printf '#!/bin/sh\nexit 101\n' >/usr/sbin/policy-rc.d
+  chmod +x /usr/sbin/policy-rc.d
+  trap 'rm -f /usr/sbin/policy-rc.d' EXIT
+  apt-get update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends fonts-dejavu-core "${missing[@]}"
+fi
