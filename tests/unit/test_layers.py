@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parents[2] / "ppar_dist"
 LEVELS = (
     ("__main__",),
     ("cli",),
+    ("commands",),
     ("demo",),
     ("job",),
     ("trainer", "launch", "doctor"),
