@@ -16,7 +16,8 @@ from typing import Any
 
 from ppar_dist import __version__, commands, exitcodes
 from ppar_dist.config import ConfigError
-from ppar_dist.launch import LAUNCHERS, note_exit
+from ppar_dist.launch import note_exit
+from ppar_dist.launchers import LAUNCHERS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -119,6 +120,9 @@ def _training_commands(parsers: Any) -> None:
     train.add_argument("config", type=Path)
     train.add_argument("overrides", nargs="*", metavar="key=value")
     train.add_argument("--nproc", type=int, help="ranks on this machine (default: one per GPU, else 1)")
+    train.add_argument("--nodes", type=int, default=1, help="machines; run the same command on each")
+    train.add_argument("--node-rank", type=int, metavar="I", help="number of this machine, from 0")
+    train.add_argument("--master", metavar="HOST[:PORT]", help="machine 0, where the ranks meet")
     train.add_argument("--launcher", choices=LAUNCHERS, default="deepspeed", help="what starts the ranks")
     train.add_argument("--accept-changes", action="store_true", help="go on with a changed configuration")
     train.set_defaults(run=commands.train)

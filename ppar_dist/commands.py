@@ -82,6 +82,7 @@ def train(options: argparse.Namespace) -> int | None:
         note_start()
     from ppar_dist.config import load_config
     from ppar_dist.launch import default_ranks, launch
+    from ppar_dist.nodes import nodes_of
     from ppar_dist.plan import make_plan
 
     config = load_config(options.config, _with_text_file(options.config, options.overrides))
@@ -89,12 +90,13 @@ def train(options: argparse.Namespace) -> int | None:
         ranks = options.nproc if options.nproc is not None else default_ranks()
         if ranks < 1:
             raise ConfigError(f"--nproc is at least 1, got {ranks}")
-        make_plan(config, ranks)  # refuse here, once, rather than on every rank
-        if ranks > 1:
+        nodes = nodes_of(options.nodes, options.node_rank, options.master)
+        make_plan(config, ranks * nodes.count)  # refuse here, once, rather than on every rank
+        if ranks * nodes.count > 1:
             # Not the launcher's own options: torchrun would take --nproc for one of its.
             accept = ["--accept-changes"] if options.accept_changes else []
             arguments = ["train", str(options.config), *options.overrides, *accept]
-            return launch(arguments, ranks, options.launcher, config.faults.grace_s)
+            return launch(arguments, ranks, options.launcher, config.faults.grace_s, nodes)
         preemption.watch()
     from ppar_dist import job
 

@@ -13,11 +13,14 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
+import psutil
 import torch
 import torch.distributed as dist
 
 # The variables that torchrun and the DeepSpeed launcher both set.
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
+_INTERFACE = "GLOO_SOCKET_IFNAME"
+_LOOK_S = 1.0
 
 # What gloo and the store say, in a RuntimeError, when a peer has died, hangs, or cannot be reached.
 _PEER_FAILURES = (
@@ -241,11 +244,7 @@ def own_address(world: World) -> str:
     """The address of this machine towards the store's; its loopback address for a rank alone."""
     if world.world_size == 1:
         return "127.0.0.1"
-    host, port = _store_address(os.environ)
-    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind, protocol) as probe:
-        probe.connect(address)  # sends nothing, but picks the route
-        return str(probe.getsockname()[0])
+    return _address_towards(*_store_address(os.environ))
 
 
 def is_peer_failure(error: BaseException) -> bool:
@@ -277,6 +276,8 @@ def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         backend = "nccl" if device.type == "cuda" else "gloo"
+        if _RANK in variables and _INTERFACE not in variables:
+            os.environ[_INTERFACE] = _interface_towards(*_store_address(variables), timeout_s)
         timeout = timedelta(seconds=timeout_s)
         store = _rendezvous(variables, timeout)
         dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **store)
@@ -292,6 +293,39 @@ def leave() -> None:
 
 def _store_address(variables: Mapping[str, str]) -> tuple[str, int]:
     return variables["MASTER_ADDR"], int(variables["MASTER_PORT"])
+
+
+def _address_towards(host: str, port: int) -> str:
+    """This machine's own address on the way to ``host``."""
+    family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind, protocol) as probe:
+        probe.connect(address)  # sends nothing, but picks the route
+        return str(probe.getsockname()[0])
+
+
+def _interface_towards(host: str, port: int, timeout_s: float) -> str:
+    """The network interface on the way to the store; "", gloo's own choice, where it cannot be told.
+
+    A host that starts later than this one may not have a name yet; that is waited for.
+
+    Left to itself, gloo looks up the machine's own name, and takes the loopback interface where that is in no
+    directory or stands for 127.0.1.1, as on Debian: ranks of other machines could then not connect.
+    """
+    deadline = time.monotonic() + timeout_s
+    while True:
+        try:
+            own = _address_towards(host, port)
+            break
+        except OSError:
+            if time.monotonic() > deadline:
+                return ""  # joining fails alike, and says so
+            time.sleep(_LOOK_S)
+    owners = (
+        name
+        for name, addresses in psutil.net_if_addrs().items()
+        if any(entry.address.partition("%")[0] == own for entry in addresses)
+    )
+    return next(owners, "")
 
 
 def _rendezvous(variables: Mapping[str, str], timeout: timedelta) -> dict[str, Any]:

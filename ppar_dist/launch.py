@@ -9,9 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -21,6 +19,8 @@ from types import FrameType
 
 from ppar_dist import exitcodes, process
 from ppar_dist.config import ConfigError
+from ppar_dist.launchers import COMMANDS
+from ppar_dist.nodes import Nodes, one_node
 from ppar_dist.preemption import SIGNALS, exit_code
 from ppar_dist.process import Process
 
@@ -42,8 +42,17 @@ def default_ranks() -> int:
     return max(1, _gpus())
 
 
-def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", grace_s: float = 120.0) -> int:
+def launch(
+    arguments: Sequence[str],
+    ranks: int,
+    launcher: str = "deepspeed",
+    grace_s: float = 120.0,
+    nodes: Nodes | None = None,
+) -> int:
     """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return the exit code of the job.
+
+    Of a job of several machines this is one part: each is told the code that its own ranks ended with, and
+    they end alike, but for ranks that were killed.
 
     SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
     after the other, or die of them; so this process passes them on itself, as SIGUSR1, to the ranks.
@@ -53,6 +62,7 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
         ranks: on this machine.
         launcher: ``deepspeed`` or ``torchrun``.
         grace_s: seconds that ranks may take to end after a signal.
+        nodes: the machines of the job; None for this one alone.
 
     Raises:
         ConfigError: there are GPUs, but fewer than ranks.
@@ -65,10 +75,12 @@ def launch(arguments: Sequence[str], ranks: int, launcher: str = "deepspeed", gr
         environment["DS_ACCELERATOR"] = "cpu"
     threads = max(1, (os.cpu_count() or 1) // ranks)
     environment.setdefault("OMP_NUM_THREADS", str(threads))
-    command = [*_COMMANDS[launcher](ranks), "ppar_dist", *arguments]
+    nodes = one_node() if nodes is None else nodes
+    command = [*COMMANDS[launcher](ranks, nodes), "ppar_dist", *arguments]
+    numbers = range(nodes.rank * ranks, (nodes.rank + 1) * ranks)
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[_NOTES] = notes
-        return _Group(Path(notes), ranks, grace_s).run(command, environment)
+        return _Group(Path(notes), numbers, grace_s).run(command, environment)
 
 
 def note_start() -> None:
@@ -125,7 +137,8 @@ class _Group:
     they are known by the process ids that they noted.
     """
 
-    def __init__(self, notes: Path, ranks: int, grace_s: float) -> None:
+    def __init__(self, notes: Path, ranks: Sequence[int], grace_s: float) -> None:
+        """``ranks``: their numbers in the whole job."""
         self._notes, self._ranks, self._grace_s = notes, ranks, grace_s
         self._received: list[int] = []
         self._launcher: subprocess.Popen[bytes] | None = None
@@ -156,7 +169,7 @@ class _Group:
         ranks = self._listening()
         for pid, _ in ranks:
             _signal(os.kill, pid, signal.SIGUSR1)
-        if len(ranks) < self._ranks:
+        if len(ranks) < len(self._ranks):
             # Ranks that do not listen yet have nothing to save; perhaps the launcher has not started them.
             _signal(os.killpg, self._launcher.pid, signal.SIGTERM)
 
@@ -175,12 +188,12 @@ class _Group:
 
     def _listening(self) -> list[tuple[int, int]]:
         """Process id and time of birth of the ranks that listen to signals."""
-        notes = [self._notes / f"rank-{rank}.started" for rank in range(self._ranks)]
+        notes = [self._notes / f"rank-{rank}.started" for rank in self._ranks]
         texts = [note.read_text().split() for note in notes if note.exists()]
         return [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
 
     def _code(self, launcher_code: int) -> int:
-        codes = [self._read_code(rank) for rank in range(self._ranks)]
+        codes = [self._read_code(rank) for rank in self._ranks]
         if self._received and all(code in (None, exitcodes.RESUME) for code in codes):
             return exit_code([signal.Signals(number) for number in self._received])
         return job_code(codes, launcher_code)
@@ -188,28 +201,6 @@ class _Group:
     def _read_code(self, rank: int) -> int | None:
         path = self._notes / f"rank-{rank}.exit"
         return int(path.read_text()) if path.exists() else None
-
-
-def _deepspeed(ranks: int) -> list[str]:
-    command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
-    return [
-        *command,
-        "--master_port",
-        str(_free_port()),
-        "--no_local_rank",
-        "--log_level",
-        "warning",
-        "--module",
-    ]
-
-
-def _torchrun(ranks: int) -> list[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(ranks)]
-    return [*command, "--master-port", str(_free_port()), "--module"]
-
-
-_COMMANDS: dict[str, Callable[[int], list[str]]] = {"deepspeed": _deepspeed, "torchrun": _torchrun}
-LAUNCHERS = tuple(_COMMANDS)
 
 
 def _note(what: str, text: str) -> None:
@@ -232,10 +223,3 @@ def _signal(how: Callable[[int, int], None], whom: int, number: int) -> None:
     """Signal a process or a group, if there is any of it left."""
     with contextlib.suppress(ProcessLookupError):
         how(whom, number)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

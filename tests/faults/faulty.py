@@ -67,8 +67,8 @@ def main() -> int:
         if os.environ["RANK"] == rank:
             spoil(fault)
         return cli.main(arguments[1:])  # without the name of the module it should have been
-    deepspeed = launch._COMMANDS["deepspeed"]
-    launch._COMMANDS["deepspeed"] = lambda ranks: [*deepspeed(ranks), __spec__.name, fault, rank]
+    deepspeed = launch.COMMANDS["deepspeed"]
+    launch.COMMANDS["deepspeed"] = lambda ranks, nodes: [*deepspeed(ranks, nodes), __spec__.name, fault, rank]
     return cli.main(arguments)
 
 

@@ -194,7 +194,6 @@ def ranks_on(hosts: Sequence[Host], folder: Path, *command: str) -> Iterator[Ran
                 "WORLD_SIZE": str(len(hosts)),
                 "MASTER_ADDR": hosts[0].address,
                 "MASTER_PORT": port,
-                "GLOO_SOCKET_IFNAME": "eth0",  # the host's name is in no directory, so gloo cannot look it up
             }
             log = folder / f"rank-{rank}.log"
             with log.open("wb") as stream:

@@ -41,7 +41,7 @@ from pathlib import Path
 from ppar_dist import launch
 with tempfile.TemporaryDirectory() as notes:
     environment = {**os.environ, "PPAR_EXIT_NOTES": notes}
-    group = launch._Group(Path(notes), 1, 5.0)
+    group = launch._Group(Path(notes), [0], 5.0)
     sys.exit(group.run([sys.executable, "-c", *sys.argv[1:]], environment))
 """
 
