@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -19,6 +20,7 @@ from ppar_dist.launch import end_with_launchers, is_rank, note_exit
 from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import Preempted, Preemption
 from ppar_dist.report import write_report
+from ppar_dist.runlock import RunLock
 from ppar_dist.trainer import train
 from ppar_dist.watchdog import OFF, Watchdog
 
@@ -50,9 +52,14 @@ def run(
     except distributed.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exitcodes.RESUME)
     folder = config.run.dir / "logs"
-    with Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_exit) as watch:
+    lock = RunLock(config.run.dir, faults.peer_s)
+    with (
+        Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_exit) as watch,
+        contextlib.closing(lock),
+    ):
+        lock.on_lost = lambda text: _give_way(watch, text)
         try:
-            train(config, world, preemption, watch, accept_changes)
+            train(config, world, preemption, watch, lock, accept_changes)
             watch.phase(OFF, config.train.steps)
             if world.is_main:
                 _finish(config, world, progress)
@@ -62,10 +69,12 @@ def run(
         except Exception as error:
             sentence = watch.blame(error)
             if sentence is not None:
+                lock.close()
                 _leave_at_once(sentence, watch.code)
             watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
             if not isinstance(error, _WORTH_A_RETRY):
                 raise
+            lock.close()
             _leave_at_once(str(error), exitcodes.RESUME)
     distributed.leave()
     return code
@@ -86,6 +95,12 @@ def code_of(error: Exception) -> int:
     if isinstance(error, ConfigError):
         return exitcodes.CONFIG
     return exitcodes.RESUME if isinstance(error, _WORTH_A_RETRY) else exitcodes.INTERNAL
+
+
+def _give_way(watch: Watchdog, sentence: str) -> NoReturn:
+    """End this job: another one took this one for dead, and the run's folder is its now."""
+    watch.post_failure(sentence, exitcodes.CONFIG)
+    _leave_at_once(sentence, exitcodes.CONFIG)
 
 
 def _leave_at_once(sentence: str, code: int) -> NoReturn:

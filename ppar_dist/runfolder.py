@@ -22,6 +22,7 @@ from ppar_dist.models.weights import reason
 from ppar_dist.plan import Plan, config_changes, stored_config
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import Teacher
+from ppar_dist.runlock import InUse, RunLock
 from ppar_dist.trainstate import TrainState
 
 MODEL_FILE = "model.safetensors"
@@ -46,18 +47,19 @@ class Training:
 class RunFolder:
     """``run.dir`` as one rank sees it; rank 0 decides and writes for all."""
 
-    def __init__(self, plan: Plan, world: World) -> None:
-        self.plan, self.world = plan, world
+    def __init__(self, plan: Plan, world: World, lock: RunLock) -> None:
+        """``lock`` is taken by rank 0 in ``claim``; who made it gives it back."""
+        self.plan, self.world, self.lock = plan, world, lock
         self.path = plan.config.run.dir
         self.taken_up: Path | None = None  # the checkpoint that the run goes on from
         self.resumed_step: int | None = None  # its step
 
     def claim(self, accept_changes: bool = False) -> None:
-        """Make the folder. Collective.
+        """Make the folder and take its lock. Collective.
 
         Raises:
-            ConfigError: it holds checkpoints of a configuration that computes something else, or
-                cannot be written.
+            ConfigError: another job works in it, it holds checkpoints of a configuration that computes
+                something else, or it cannot be written.
         """
         self.refuse_together(self._claim_problem(accept_changes) if self.world.is_main else None)
 
@@ -81,6 +83,8 @@ class RunFolder:
 
     def _claim_problem(self, accept_changes: bool) -> str | None:
         try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            self.lock.acquire(log.warning)
             before = None if accept_changes else stored_config(self.path)
             changes = config_changes(before, self.plan.config) if before else []
             if changes and checkpoint.list_checkpoints(self.path):
@@ -88,7 +92,8 @@ class RunFolder:
                     f"{self.path} was started with another configuration: {'; '.join(changes)}. "
                     "Give another run.dir, or --accept-changes to go on with the new one"
                 )
-            self.path.mkdir(parents=True, exist_ok=True)
+        except InUse as error:
+            return str(error)
         except ConfigError as error:
             return f"{error}. Give another run.dir, or --accept-changes to replace it"
         except OSError as error:

@@ -32,6 +32,7 @@ from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import build_teacher
 from ppar_dist.preemption import Preempted, Preemption, exit_code
 from ppar_dist.runfolder import RunFolder, Training
+from ppar_dist.runlock import RunLock
 from ppar_dist.runlog import RunLog
 from ppar_dist.saver import Saver
 from ppar_dist.trainstate import BAD, TrainState, bad_names
@@ -49,13 +50,14 @@ class Trainer:
         world: World,
         preemption: Preemption,
         watch: Watchdog,
+        lock: RunLock,
         accept_changes: bool = False,
     ) -> None:
         """Build model, objective and engine, then take up the newest checkpoint of ``run.dir``."""
         self.plan, self.config, self.world = plan, plan.config, world
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
-        self.folder = RunFolder(plan, world)
+        self.folder = RunFolder(plan, world, lock)
         self.folder.claim(accept_changes)
         self.training = build_training(plan, world)
         taken_up = self.folder.resume(self.training)
@@ -329,7 +331,12 @@ def build_training(plan: Plan, world: World) -> Training:
 
 
 def train(
-    config: Config, world: World, preemption: Preemption, watch: Watchdog, accept_changes: bool = False
+    config: Config,
+    world: World,
+    preemption: Preemption,
+    watch: Watchdog,
+    lock: RunLock,
+    accept_changes: bool = False,
 ) -> TrainState:
     """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
 
@@ -339,7 +346,7 @@ def train(
         CheckpointError: the last checkpoint could not be written.
     """
     watch.phase("start", 0)
-    trainer = Trainer(make_plan(config, world.world_size), world, preemption, watch, accept_changes)
+    trainer = Trainer(make_plan(config, world.world_size), world, preemption, watch, lock, accept_changes)
     try:
         return trainer.fit()
     finally:

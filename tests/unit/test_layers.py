@@ -28,7 +28,7 @@ LEVELS = (
     ("models", "losses", "metrics", "schedule", "trainstate", "data.scan", "data.shardfiles"),
     ("data.tar", "data.domainfile"),
     ("data.samples",),
-    ("labels", "nodes", "data.quarantine", "preemption"),
+    ("labels", "nodes", "runlock", "data.quarantine", "preemption"),
     ("config", "data", "exitcodes", "parent", "process", ""),
     ("fields",),
     ("strict_yaml", "messages", "jsonlines", "durable"),

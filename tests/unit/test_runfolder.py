@@ -13,6 +13,7 @@ from ppar_dist.config import ConfigError, load_config, parse_config
 from ppar_dist.distributed import World
 from ppar_dist.plan import Plan
 from ppar_dist.runfolder import RunFolder
+from ppar_dist.runlock import RunLock
 from ppar_dist.schedule import batching
 from ppar_dist.trainer import noise_seed
 from tests.ranks import tiny_config
@@ -29,9 +30,16 @@ class Listening(World):
         return value
 
 
+_LOCKS: list[RunLock] = []  # each test's jobs come one after another
+
+
 def folder(tmp_path: Path, world: World, **sections: dict[str, Any]) -> RunFolder:
     config = parse_config(tiny_config(tmp_path, tmp_path / "run", **sections))
-    return RunFolder(Plan(config, (), batching(config, 1)), world)
+    lock = RunLock(config.run.dir, 60.0)
+    _LOCKS.append(lock)
+    for ended in _LOCKS[:-1]:
+        ended.close()
+    return RunFolder(Plan(config, (), batching(config, 1)), world, lock)
 
 
 def with_a_checkpoint(tmp_path: Path) -> Path:

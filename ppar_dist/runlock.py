@@ -1,0 +1,239 @@
+"""At most one job works in a run's folder: ``run.lock`` names it, and shows that it lives.
+
+The holder rewrites the file every beat. Another job believes what changes before its eyes, no clock and no
+scheduler: a lock that stays the same for ``silent_s`` is a dead job's, and is taken over. On one machine the
+process itself tells, without waiting. A holder that lives is given as long, since it may be saving its last
+checkpoint. It needs no locks of the file system, which shared storage often lacks;
+only that a link or an exclusive create succeeds once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import IO
+
+from ppar_dist import process
+from ppar_dist.config import ConfigError
+from ppar_dist.process import Process
+
+NAME = "run.lock"
+_JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_NAME": "Kubernetes job"}  # variables of schedulers
+_LOOK_S = 0.2
+
+
+class InUse(ConfigError):
+    """Another job works in the folder of a run."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """What a lock says about the job that holds it."""
+
+    id: str
+    host: str
+    pid: int
+    born: int  # ticks since that machine's start
+    machine: str
+    job: str  # of a scheduler, if there is one
+    since: str  # local time
+    beat: int
+
+    def to_text(self) -> str:
+        """As a file holds it; the same length at every beat."""
+        return json.dumps(asdict(self) | {"beat": f"{self.beat:012d}"}) + "\n"
+
+    @staticmethod
+    def from_text(text: str) -> Holder | None:
+        """None where ``text`` is no lock, or is being written."""
+        try:
+            facts = json.loads(text)
+            return Holder(**facts | {"beat": int(facts["beat"])})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+    def describe(self) -> str:
+        """Who it is, in words."""
+        job = f"{self.job}, " if self.job else ""
+        return f"{job}process {self.pid} on {self.host}, since {self.since}"
+
+
+def read_holder(folder: Path) -> Holder | None:
+    """Who holds the run in ``folder``, dead or alive; None if nobody does."""
+    text = _read(folder / NAME)
+    return None if text is None else Holder.from_text(text)
+
+
+class RunLock:
+    """One job's claim to a run's folder."""
+
+    def __init__(self, folder: Path, silent_s: float, environment: Mapping[str, str] | None = None) -> None:
+        """Nothing is claimed yet.
+
+        Args:
+            folder: the run's.
+            silent_s: seconds without a beat after which a holder on another machine counts as dead, and after
+                which this job gives up on one that lives.
+            environment: where a scheduler tells the job's id; default: this process's.
+        """
+        self._path, self._silent_s = folder / NAME, silent_s
+        variables = os.environ if environment is None else environment
+        job = next((f"{what} {variables[key]}" for key, what in _JOBS.items() if variables.get(key)), "")
+        pid = os.getpid()
+        self._self = Holder(
+            uuid.uuid4().hex,
+            socket.gethostname(),
+            pid,
+            process.born(pid),
+            process.machine(),
+            job,
+            time.strftime("%Y-%m-%d %H:%M:%S"),
+            0,
+        )
+        self._file: IO[str] | None = None  # while it is held: what a taker has put aside is written in vain
+        self._end = threading.Event()
+        self._thread: threading.Thread | None = None
+        self.on_lost: Callable[[str], object] = lambda text: None
+
+    def acquire(self, say: Callable[[str], object] = lambda text: None) -> None:
+        """Take the folder for this job; waits up to ``silent_s`` for a holder that may be dead, or ending.
+
+        Args:
+            say: called with a sentence before waiting.
+
+        Raises:
+            InUse: another job works in it.
+            OSError: the folder cannot be written.
+        """
+        if self._file is not None:
+            return
+        while not self._create():
+            text = _read(self._path)
+            if text is not None:
+                text = self._outlast(text, say)
+            if text is not None:
+                self._remove(text)
+        self._thread = threading.Thread(target=self._beat_loop, name="run-lock", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """Give the folder back; does nothing if it is not held."""
+        self._end.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(self._beat_s)
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                if self._is_mine():
+                    self._path.unlink()
+            self._file.close()
+            self._file = None
+
+    @property
+    def _beat_s(self) -> float:
+        return min(5.0, self._silent_s / 6)
+
+    def _create(self) -> bool:
+        """Put the file there, whole, unless there is one."""
+        own = self._path.with_name(f".{NAME}.{self._self.id}")
+        file = own.open("w", encoding="utf-8")
+        try:
+            _write(file, self._self)
+            try:
+                os.link(own, self._path)
+            except FileExistsError:
+                raise
+            except OSError:  # storage without links
+                file.close()
+                file = self._path.open("x", encoding="utf-8")
+                _write(file, self._self)
+        except FileExistsError:
+            file.close()
+            return False
+        finally:
+            own.unlink()
+        self._file = file
+        return True
+
+    def _outlast(self, text: str, say: Callable[[str], object]) -> str | None:
+        """Wait until the holder, who wrote ``text``, has gone; returns what it wrote last, None for nothing.
+
+        Raises:
+            InUse: after ``silent_s`` it still lives.
+        """
+        holder, first = Holder.from_text(text), text
+        is_here = holder is not None and bool(self._self.machine) and holder.machine == self._self.machine
+        deadline, told = time.monotonic() + self._silent_s, False
+        while True:
+            if is_here and holder is not None and process.look(holder.pid, holder.born) is Process.GONE:
+                return text
+            if time.monotonic() > deadline:
+                if is_here or text != first:
+                    raise InUse(self._refusal(holder))
+                return text
+            if not told:
+                who = "another job" if holder is None else holder.describe()
+                say(f"{self._path} is held by {who}; waiting up to {self._silent_s:.0f} s for its end")
+                told = True
+            time.sleep(_LOOK_S)
+            now = _read(self._path)
+            if now is None:
+                return None
+            text = now
+
+    def _refusal(self, holder: Holder | None) -> str:
+        who = "another job" if holder is None else holder.describe()
+        return f"{self._path.parent} is in use by {who}; end that job, or give another run.dir"
+
+    def _remove(self, text: str) -> None:
+        """Take away a dead job's lock, unless another one has done so and put its own there."""
+        aside = self._path.with_name(f".{NAME}.dead.{self._self.id}")
+        try:
+            self._path.rename(aside)
+        except FileNotFoundError:
+            return
+        if _read(aside) != text:
+            with contextlib.suppress(OSError):
+                os.link(aside, self._path)
+        aside.unlink()
+
+    def _beat_loop(self) -> None:
+        beat = 0
+        while not self._end.wait(self._beat_s):
+            beat += 1
+            try:
+                if not self._path.exists():  # somebody deleted it
+                    self._create()
+                elif not self._is_mine():
+                    self.on_lost(self._refusal(read_holder(self._path.parent)))
+                    return
+                assert self._file is not None, "it is held while it beats"
+                _write(self._file, replace(self._self, beat=beat))
+            except OSError:  # storage fails, or the folder was deleted: the job sees to that
+                continue
+
+    def _is_mine(self) -> bool:
+        assert self._file is not None, "only what is held can be asked for"
+        return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+
+
+def _write(file: IO[str], holder: Holder) -> None:
+    """Rewrite a lock in place, so that others see it."""
+    file.seek(0)
+    file.write(holder.to_text())
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None

@@ -1,0 +1,211 @@
+"""At most one job in a run's folder: a living holder is never robbed, a dead one never blocks."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ppar_dist import process
+from ppar_dist.runlock import NAME, InUse, RunLock, read_holder
+from tests.ranks import TIMEOUT_S, rank_environment
+
+SILENT_S = 1.5
+# Holds the lock until it is told to end; `machine` as another machine's processes would have it.
+_HOLDER = f"""
+import os, sys
+from pathlib import Path
+from ppar_dist import process
+from ppar_dist.runlock import RunLock
+folder, machine = Path(sys.argv[1]), sys.argv[2]
+if machine:
+    process.machine = lambda: machine
+lock = RunLock(folder, {SILENT_S}, {{"SLURM_JOB_ID": "17"}})
+def lost(text):
+    print(text, flush=True)
+    os._exit(78)
+lock.on_lost = lost
+lock.acquire()
+print("held", flush=True)
+sys.stdin.read()
+lock.close()
+"""
+_TAKER = f"""
+import sys, time
+from pathlib import Path
+from ppar_dist.runlock import InUse, RunLock
+lock = RunLock(Path(sys.argv[1]), {SILENT_S})
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    lock.acquire()
+    print("taken", flush=True)
+except InUse:
+    print("refused", flush=True)
+sys.stdin.read()
+"""
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def begin(machine: str = "") -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _HOLDER, str(tmp_path), machine]
+        pipe = subprocess.PIPE
+        started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment()))
+        assert started[-1].stdout is not None
+        assert started[-1].stdout.readline() == "held\n"
+        return started[-1]
+
+    yield begin
+    for holder in started:
+        holder.kill()
+        holder.wait()
+
+
+def test_a_living_process_of_this_machine_keeps_its_folder_and_is_named(tmp_path: Path, start: Start) -> None:
+    holder = start()
+    message = (
+        rf"{re.escape(str(tmp_path))} is in use by Slurm job 17, process {holder.pid} on \S+, "
+        r"since [\d :-]+; end that job, or give another run.dir"
+    )
+    with pytest.raises(InUse, match=message):
+        RunLock(tmp_path, SILENT_S).acquire()
+
+
+def test_a_living_process_that_ends_meanwhile_is_waited_for(tmp_path: Path, start: Start) -> None:
+    holder = start()
+    said: list[str] = []
+
+    def end(text: str) -> None:
+        said.append(text)
+        assert holder.stdin is not None
+        holder.stdin.close()
+
+    with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
+        lock.acquire(end)
+    assert re.search(r"run.lock is held by Slurm job 17, .*; waiting up to \d+ s for its end", said[0])
+
+
+def test_what_is_given_back_can_be_taken(tmp_path: Path, start: Start) -> None:
+    holder = start()
+    holder.communicate(timeout=TIMEOUT_S)
+    assert list(tmp_path.iterdir()) == []
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire()
+        lock.acquire()  # a second time changes nothing
+        found = read_holder(tmp_path)
+        assert found is not None
+        assert found.pid == os.getpid()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_was_killed_here_does_not_block_for_a_moment(tmp_path: Path, start: Start) -> None:
+    holder = start()
+    holder.kill()
+    holder.wait()
+    said: list[str] = []
+    with closing(RunLock(tmp_path, 1000.0)) as lock:
+        lock.acquire(said.append)
+    assert said == []
+
+
+def test_a_living_job_on_another_machine_keeps_its_folder(tmp_path: Path, start: Start) -> None:
+    start("another machine")
+    with pytest.raises(InUse, match="in use by Slurm job 17"):
+        RunLock(tmp_path, SILENT_S).acquire()
+
+
+def test_a_dead_job_on_another_machine_is_taken_over_when_it_stays_silent(
+    tmp_path: Path, start: Start
+) -> None:
+    start("another machine").kill()
+    began = time.monotonic()
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire()
+        assert time.monotonic() - began >= SILENT_S
+
+
+def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, start: Start) -> None:
+    holder = start("another machine")
+    holder.send_signal(signal.SIGSTOP)
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire()
+        mine = read_holder(tmp_path)
+        holder.send_signal(signal.SIGCONT)
+        assert holder.wait(TIMEOUT_S) == 78
+        assert holder.stdout is not None
+        assert f"is in use by process {os.getpid()} on" in holder.stdout.read()
+        now = read_holder(tmp_path)
+        assert mine is not None
+        assert now is not None
+        assert now.id == mine.id  # what the other wrote, it wrote in vain
+
+
+@pytest.mark.parametrize("attempt", range(3))
+def test_of_many_that_want_a_dead_jobs_folder_one_gets_it(tmp_path: Path, start: Start, attempt: int) -> None:
+    start().kill()
+    when = str(time.time() + 3)
+    command = [sys.executable, "-c", _TAKER, str(tmp_path), when]
+    pipe = subprocess.PIPE
+    takers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment())
+        for _ in range(6)
+    ]
+    try:
+        lines = [taker.stdout.readline() for taker in takers if taker.stdout is not None]
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
+    assert sorted(lines) == ["refused\n"] * 5 + ["taken\n"]
+
+
+def test_a_lock_that_is_no_lock_is_taken_over_when_nobody_changes_it(tmp_path: Path) -> None:
+    (tmp_path / NAME).write_bytes(b"\xff\x00not a lock")
+    said: list[str] = []
+    with closing(RunLock(tmp_path, 0.5)) as lock:
+        lock.acquire(said.append)
+        assert read_holder(tmp_path) is not None
+    assert "held by another job" in said[0]
+
+
+def test_a_lock_that_somebody_deletes_comes_back(tmp_path: Path) -> None:
+    with closing(RunLock(tmp_path, 0.6)) as lock:
+        lock.acquire()
+        (tmp_path / NAME).unlink()
+        deadline = time.monotonic() + TIMEOUT_S
+        while read_holder(tmp_path) is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+
+def test_storage_without_links_will_do(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EPERM, "no links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire()
+        assert [path.name for path in tmp_path.iterdir()] == [NAME]
+        other = RunLock(tmp_path, SILENT_S)
+        with pytest.raises(InUse):
+            other.acquire()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_cannot_be_written_is_the_storages_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        RunLock(tmp_path / "nowhere", SILENT_S).acquire()
+    assert process.machine()  # /proc is there, or the tests above showed nothing
