@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from ppar_dist.cli import main
-from ppar_dist.runlog import Progress
+from ppar_dist.terminal import Progress
 
 
 def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
