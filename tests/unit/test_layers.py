@@ -31,7 +31,7 @@ LEVELS = (
     ("labels", "nodes", "runlock", "data.quarantine", "preemption"),
     ("config", "data", "exitcodes", "parent", "process", ""),
     ("fields",),
-    ("strict_yaml", "messages", "jsonlines", "durable"),
+    ("strict_yaml", "messages", "jsonlines", "durable", "terminal"),
 )
 DOORS = {
     "deepspeed": {"engine"},
