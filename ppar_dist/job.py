@@ -17,6 +17,7 @@ from ppar_dist.data.pipeline import WorkerDied
 from ppar_dist.distributed import World
 from ppar_dist.evaluate import score
 from ppar_dist.launch import end_with_launchers, is_rank, note_exit
+from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import Preempted, Preemption
 from ppar_dist.report import write_report
@@ -54,15 +55,16 @@ def run(
     folder = config.run.dir / "logs"
     lock = RunLock(config.run.dir, faults.peer_s)
     with (
+        Monitor(config, world) as monitor,
         Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_exit) as watch,
         contextlib.closing(lock),
     ):
         lock.on_lost = lambda text: _give_way(watch, text)
         try:
-            train(config, world, preemption, watch, lock, accept_changes)
+            train(config, world, preemption, watch, monitor, lock, accept_changes)
             watch.phase(OFF, config.train.steps)
             if world.is_main:
-                _finish(config, world, progress)
+                _finish(config, world, monitor, progress)
             code = exitcodes.DONE
         except Preempted as end:
             code = end.code
@@ -80,10 +82,15 @@ def run(
     return code
 
 
-def _finish(config: Config, world: World, progress: Callable[[str, int, int], None] | None) -> None:
+def _finish(
+    config: Config, world: World, monitor: Monitor, progress: Callable[[str, int, int], None] | None
+) -> None:
     """Score the targets that the configuration names, and write the report."""
     run = config.run.dir
     results = score(run, config.targets, world.device, progress=progress) if config.targets else None
+    if results is not None and monitor.run is not None:
+        for name, target in results.targets.items():
+            monitor.run.publish_iou(name, target.miou, target.iou)
     report = write_report(run)
     if results is not None:
         print(results.table())

@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from ppar_dist.checkpoint import Outcome
 from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import training_shares
@@ -18,13 +20,13 @@ from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
 from ppar_dist.jsonlines import JsonLines
 from ppar_dist.labels import class_set
-from ppar_dist.monitoring import endpoint
-from ppar_dist.monitoring.metrics import RunMetrics
+from ppar_dist.metrics import class_iou, mean_iou
+from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.plan import Plan
 from ppar_dist.ppar.alignment import Stage
-from ppar_dist.ppar.diagnostics import Figures
+from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.terminal import Progress
-from ppar_dist.trainstate import TrainState, bad_counts
+from ppar_dist.trainstate import TrainState
 
 EVENTS = "events"  # faults and resumes
 _BY_STEP = ("train", "samples", "eval")  # the files whose records belong to a step
@@ -49,22 +51,12 @@ def _broken(figures: Figures) -> str:
     return f"loss {', '.join(names)}" if names else "gradient"
 
 
-def _run_info(plan: Plan) -> dict[str, str]:
-    config = plan.config
-    return {
-        "run": config.run.name or config.run.dir.name,
-        "backbone": config.model.backbone.name,
-        "method": "ppar" if config.ppar.enabled else "plain",
-        "classes": config.data.classes,
-    }
-
-
 class RunLog:
-    """Rank 0's record of a run. On other ranks every method does nothing."""
+    """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
 
-    def __init__(self, plan: Plan, world: World, state: TrainState) -> None:
-        """Open the files of ``run.dir`` at ``state``, start the endpoint and print the plan."""
-        self._plan, self._world = plan, world
+    def __init__(self, plan: Plan, world: World, state: TrainState, monitor: Monitor) -> None:
+        """Open the files of ``run.dir`` at ``state``, and print the plan and where metrics are served."""
+        self._plan, self._world, self._monitor = plan, world, monitor
         config = plan.config
         self._total, self._every = config.train.steps, config.train.log_every
         if not world.is_main:
@@ -75,12 +67,12 @@ class RunLog:
         self._order = Order(shares, config.seed, config.data.block, config.data.window)
         self.progress = Progress(self._total, state.step, self._every)
         self._files = self._open(state)
-        self._metrics = RunMetrics(self._domains, self._classes, _run_info(plan))
-        self._endpoint = self._serve(config.monitoring) if config.monitoring.enabled else None
+        assert monitor.run is not None, "the monitor is open"
+        self._metrics = monitor.run
         for line in plan.lines():
             self.progress.say(line)
-        if self._endpoint is not None:
-            self.progress.say(f"metrics: {self._endpoint.url}")
+        if monitor.url is not None:
+            self.progress.say(f"metrics: {monitor.url}")
 
     def rewind(self, state: TrainState) -> None:
         """Open the metric files at ``state``: records of later steps, which will be done again, are dropped.
@@ -105,11 +97,6 @@ class RunLog:
         files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
         return files | {EVENTS: JsonLines(folder / f"{EVENTS}.jsonl", None)}
 
-    def _serve(self, monitoring: Any) -> endpoint.Endpoint:
-        return endpoint.start(
-            monitoring.address, monitoring.port + self._world.local_rank, self._metrics.registry
-        )
-
     def wants(self, step: int) -> bool:
         """Whether ``step`` is one that is written down; every rank answers alike."""
         return step == 1 or step % self._every == 0 or step == self._total
@@ -118,27 +105,33 @@ class RunLog:
         self, state: TrainState, figures: Figures, engine: Engine, seconds: float, waited: float
     ) -> None:
         """Record the step that led to ``state``, which took ``seconds`` after ``waited`` for its data."""
+        self._monitor.rank.publish_step(waited)
+        if figures.detail is not None:
+            self._monitor.rank.publish_checksum(figures.detail.prototype_checksum)
         if not self._world.is_main:
             return
         step = state.step
-        self._metrics.publish_step(
-            step, figures, engine.learning_rates(), engine.grad_norm(), seconds + waited, waited
-        )
+        rates, norm = engine.learning_rates(), engine.grad_norm()
+        self._metrics.publish_step(state, figures, rates, norm, seconds + waited)
         if not figures.finite:
-            self._metrics.skipped.inc()
             self.event(
                 "skipped", step, f"the result was not finite, nothing was changed ({_broken(figures)})"
             )
-        for (domain, reason), count in bad_counts(figures.extras).items():
-            self._metrics.bad_samples.labels(domain, reason).inc(count)
         self.progress.step(step, self._facts(figures))
         if not self.wants(step):
             return
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
-        record |= {f"lr/{name}": rate for name, rate in engine.learning_rates().items()}
-        record |= {"grad_norm": engine.grad_norm()} | figures.named(self._domains, self._classes)
+        record |= {f"lr/{name}": rate for name, rate in rates.items()}
+        record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def rolled_back(self, state: TrainState, text: str) -> None:
+        """Record that the run has returned to ``state``, and why."""
+        self.rewind(state)
+        if self._world.is_main:
+            self._metrics.publish_rollback(state)
+        self.event("rolled back", state.rollbacks[-1].at_step, text)
 
     def event(self, kind: str, step: int, text: str) -> None:
         """Record, and say, something that the report lists under faults and resumes."""
@@ -147,11 +140,14 @@ class RunLog:
         self._files[EVENTS].write({"time": time.time(), "kind": kind, "step": step, "text": text})
         self.progress.say(f"step {step}: {kind}: {text}")
 
-    def resumed(self, state: TrainState, folder: Path) -> None:
-        """Record that the run goes on from a checkpoint."""
+    def resumed(self, state: TrainState, folder: Path, detail: Detail | None) -> None:
+        """Record that the run goes on from a checkpoint, which left the method's state as in ``detail``."""
+        if detail is not None:
+            self._monitor.rank.publish_checksum(detail.prototype_checksum)
         if not self._world.is_main:
             return
         self._metrics.resumes.inc()
+        self._metrics.publish_start(state, detail)
         self.event("resumed", state.step, f"from {folder.name} on {self._world.world_size} ranks")
 
     def _facts(self, figures: Figures) -> dict[str, str]:
@@ -182,16 +178,23 @@ class RunLog:
             )
         return rows
 
-    def evaluation(
-        self, step: int, miou: float, per_domain: dict[str, float], left_out: dict[str, int]
-    ) -> None:
-        """Record mIoU on held-out source data, and by domain how many samples were left out, if any."""
+    def evaluation(self, step: int, miou: float, counts: Tensor, left_out: dict[str, int]) -> None:
+        """Record what the model scores on held-out source data.
+
+        Args:
+            step: of the model.
+            miou: over all domains together.
+            counts: (M, K, K) confusion counts by domain.
+            left_out: by domain how many samples were left out, if any.
+        """
         if not self._world.is_main:
             return
+        per_domain = {name: mean_iou(matrix) for name, matrix in zip(self._domains, counts, strict=True)}
         record = {"step": step, "miou": miou, "domains": per_domain}
         self._files["eval"].write(finite(record | ({"left_out": left_out} if left_out else {})))
-        for name, value in per_domain.items():
-            self._metrics.publish_miou(name, value)
+        for (name, value), matrix in zip(per_domain.items(), counts, strict=True):
+            iou = dict(zip(self._classes, class_iou(matrix).tolist(), strict=True))
+            self._metrics.publish_iou(name, value, iou)
         missing = f" ({sum(left_out.values())} bad samples left out)" if left_out else ""
         self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
 
@@ -214,11 +217,9 @@ class RunLog:
             log.warning("%s", text)
 
     def close(self) -> None:
-        """End files, bar and endpoint."""
+        """End files and bar."""
         if not self._world.is_main:
             return
         for file in self._files.values():
             file.close()
         self.progress.close()
-        if self._endpoint is not None:
-            self._endpoint.stop()

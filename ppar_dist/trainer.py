@@ -26,6 +26,7 @@ from ppar_dist.ledger import Ledger, next_attempt
 from ppar_dist.losses import segmentation_loss
 from ppar_dist.metrics import mean_iou
 from ppar_dist.models.segmentor import build_segmentor
+from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.plan import Plan, make_plan
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.ppar.objective import Objective
@@ -50,6 +51,7 @@ class Trainer:
         world: World,
         preemption: Preemption,
         watch: Watchdog,
+        monitor: Monitor,
         lock: RunLock,
         accept_changes: bool = False,
     ) -> None:
@@ -59,23 +61,22 @@ class Trainer:
         self.domains = [index.name for index in plan.indexes]
         self.folder = RunFolder(plan, world, lock)
         self.folder.claim(accept_changes)
+        monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.training = build_training(plan, world)
         taken_up = self.folder.resume(self.training)
         self.folder.record()
-        self.log = self._open_log()
+        self.log = self._open_log(monitor)
         if taken_up is not None:
-            self.log.resumed(self.state, taken_up)
+            self.log.resumed(self.state, taken_up, self.training.objective.detail())
         self.quarantine = quarantine.QuarantineLog(self.folder.quarantine_file(), self.domains)
         self.saver = Saver(self.folder, self.log, world, watch)
         self.ledger = self._open_ledger()
 
-    def _open_log(self) -> RunLog:
-        """The run's records; what stops rank 0 from opening them (a port in use) stops every rank."""
+    def _open_log(self, monitor: Monitor) -> RunLog:
+        """The run's records; what stops rank 0 from opening them (a full disk) stops every rank."""
         log, problem = None, None
         try:
-            log = RunLog(self.plan, self.world, self.state)
-        except ConfigError as error:
-            problem = str(error)
+            log = RunLog(self.plan, self.world, self.state, monitor)
         except OSError as error:
             problem = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
         self.folder.refuse_together(problem)
@@ -236,9 +237,8 @@ class Trainer:
             raise ConfigError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
         state.roll_back(self.training.state)
         self.training.state, done = state, state.rollbacks[-1]
-        self.log.rewind(state)
         positions = f"positions {done.first_position} to {done.stop_position - 1} are stepped over"
-        self.log.event("rolled back", done.at_step, f"{fault}: back to step {done.to_step}, {positions}")
+        self.log.rolled_back(state, f"{fault}: back to step {done.to_step}, {positions}")
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = self._open_ledger()
@@ -285,13 +285,12 @@ class Trainer:
         counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
         sizes = [len(holdout_range(index, config.data.holdout)) for index in indexes]
         refuse_too_many(self.domains, left_out.tolist(), sizes, config.data.max_bad_ratio)
-        per_domain = {name: mean_iou(matrix) for name, matrix in zip(self.domains, counts, strict=True)}
         miou = mean_iou(counts.sum(0))
         is_best = miou > (-1.0 if self.state.best_miou is None else self.state.best_miou)  # nan never is
         if is_best:
             self.state.best_miou, self.state.best_step = miou, self.state.step
         missing = {name: bad for name, bad in zip(self.domains, left_out.tolist(), strict=True) if bad}
-        self.log.evaluation(self.state.step, miou, per_domain, missing)
+        self.log.evaluation(self.state.step, miou, counts, missing)
         return is_best
 
     def close(self) -> None:
@@ -335,10 +334,13 @@ def train(
     world: World,
     preemption: Preemption,
     watch: Watchdog,
+    monitor: Monitor,
     lock: RunLock,
     accept_changes: bool = False,
 ) -> TrainState:
     """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
+
+    ``monitor`` is opened for it, and left open: what follows the training is shown too.
 
     Raises:
         ConfigError: the configuration cannot work with this data, run folder or number of ranks.
@@ -346,7 +348,8 @@ def train(
         CheckpointError: the last checkpoint could not be written.
     """
     watch.phase("start", 0)
-    trainer = Trainer(make_plan(config, world.world_size), world, preemption, watch, lock, accept_changes)
+    plan = make_plan(config, world.world_size)
+    trainer = Trainer(plan, world, preemption, watch, monitor, lock, accept_changes)
     try:
         return trainer.fit()
     finally:

@@ -28,7 +28,7 @@ from torch import Tensor
 from ppar_dist.config import ConfigError, PparConfig
 from ppar_dist.losses import masked_mean
 from ppar_dist.ppar import alignment, cells, reweighting, tally
-from ppar_dist.ppar.diagnostics import Figures
+from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.ppar.sync import SyncBuffer
 
@@ -220,10 +220,14 @@ class Objective:
         finite = fold and bool(head.isfinite().all())
         if self.state and finite:
             self.state.fold(self.buffer, head)
-        more = self.state.detail() if self.state and detail else None
+        more = self.detail() if detail else None
         admission = (int(plan.stage), plan.quantile, plan.threshold)
         extras = dict(zip(self.extras, self.buffer.view("extras", head).tolist(), strict=True))
         return tally.figures(self.buffer, head, admission, finite, extras, more)
+
+    def detail(self) -> Detail | None:
+        """The figures of the state that cost more; None when the method is off."""
+        return self.state.detail() if self.state else None
 
     # ------------------------------------------------------------------- state
 

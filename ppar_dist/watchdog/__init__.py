@@ -4,7 +4,7 @@
 ``process`` asks the kernel, ``dump`` writes down what was found.
 """
 
-from ppar_dist.watchdog.report import OFF, WAITING
+from ppar_dist.watchdog.report import OFF, RUNNING, WAITING, Report
 from ppar_dist.watchdog.watch import Watchdog
 
-__all__ = ["OFF", "WAITING", "Watchdog"]
+__all__ = ["OFF", "RUNNING", "WAITING", "Report", "Watchdog"]

@@ -212,7 +212,7 @@ class Watchdog:
             self._hear(self._board.read())
             self._read_began = began
             self._beat += 1
-            report = self._report()
+            report = self.report()
             self._board.post(report.to_text())
             if report.state == self._last_words[0] != RUNNING:
                 self._announced.set()
@@ -230,7 +230,8 @@ class Watchdog:
         self._peers = peers
         self._contact = now
 
-    def _report(self) -> Report:
+    def report(self) -> Report:
+        """What this rank would tell the others now; any thread may ask."""
         phase, step, since, before = self._now
         collective = self._world.waiting.name
         state, reason, code = self._last_words
@@ -306,7 +307,7 @@ class Watchdog:
         }
         missing = set(range(self._world.world_size)) - {self._world.rank} - set(peers)
         return View(
-            self._report(),
+            self.report(),
             peers,
             tuple(sorted(missing)),
             self._board.where,

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,8 +12,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from ppar_dist.config import ConfigError
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.metrics import RunMetrics
+from ppar_dist.monitoring.rank import RankMetrics
+from ppar_dist.monitoring.registry import Registry
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.reweighting import WEIGHT_EDGES
+from ppar_dist.trainstate import TrainState
+from tests.unit.tiny_run import make_config
 
 DOMAINS, CLASSES = ("day", "fog"), ("road", "sky")
 WEIGHTS = {"day": [0.05, 0.95, 1.0, 1.1, 7.0], "fog": [0.3]}
@@ -63,24 +68,37 @@ def scrape(url: str) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     }
 
 
-def publish(metrics: RunMetrics, step: int, **changes: Any) -> None:
-    metrics.publish_step(step, figures(**changes), {"backbone": 1e-4, "head": 1e-3}, 2.5, 0.4, 0.1)
+class Metrics:
+    """The metrics of a run of 40 steps, and the registry they are on."""
+
+    def __init__(self) -> None:
+        self.registry = Registry()
+        config = make_config(Path("shards"), Path("runs/roads"), checkpoint={"every": 7})
+        self.run = RunMetrics(self.registry, config, DOMAINS, CLASSES, ranks=3)
+        self.rank = RankMetrics(self.registry, rank=0, host="node-a")
+
+
+def publish(metrics: Metrics, step: int, non_finite: int = 0, **changes: Any) -> None:
+    state, rates = TrainState(step=step, non_finite=non_finite), {"backbone": 1e-4, "head": 1e-3}
+    metrics.run.publish_step(state, figures(**changes), rates, 2.5, 0.4)
 
 
 @pytest.fixture
-def metrics() -> RunMetrics:
-    return RunMetrics(DOMAINS, CLASSES, {"run": "roads"})
+def metrics() -> Metrics:
+    return Metrics()
 
 
-def read(metrics: RunMetrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
+def read(metrics: Metrics) -> dict[tuple[str, tuple[tuple[str, str], ...]], float]:
     with endpoint.start("127.0.0.1", 0, metrics.registry) as served:
         return scrape(served.url)
 
 
-def test_everything_a_step_says_is_scraped(metrics: RunMetrics) -> None:
+def test_everything_a_step_says_is_scraped(metrics: Metrics) -> None:
     publish(metrics, 1)
-    metrics.publish_checkpoint(3.0, stall=0.25)
-    metrics.publish_miou("night", 0.5)
+    metrics.rank.publish_step(data_wait=0.1)
+    metrics.rank.publish_checksum(4294967295)
+    metrics.run.publish_checkpoint(3.0, stall=0.25)
+    metrics.run.publish_iou("night", 0.5, {"road": 0.75, "sky": None})
     found = read(metrics)
     expected = {
         ("ppar_alignment_stage", ()): 3,
@@ -104,14 +122,26 @@ def test_everything_a_step_says_is_scraped(metrics: RunMetrics) -> None:
         ("ppar_checkpoint_duration_seconds_sum", ()): 3.0,
         ("ppar_checkpoint_stall_seconds", ()): 0.25,
         ("ppar_miou", (("target", "night"),)): 0.5,
+        ("ppar_iou", (("class", "road"), ("target", "night"))): 0.75,
+        ("ppar_prototype_checksum", ()): 4294967295,
+        ("ppar_prototype_checksum_mismatches_total", ()): 0,
+        ("ppar_rank_info", (("host", "node-a"), ("rank", "0"))): 1,
+        ("ppar_progress_ratio", ()): 1 / 40,
+        ("ppar_train_steps", ()): 40,
+        ("ppar_checkpoint_interval_steps", ()): 7,
+        ("ppar_alignment_stage_start_ratio", (("stage", "warmup"),)): 0,
+        ("ppar_alignment_stage_start_ratio", (("stage", "visual_text"),)): 0.3,
+        ("ppar_non_finite_streak", ()): 0,
+        ("ppar_rollbacks_total", ()): 0,
     }
     assert {key: found.get(key) for key in expected} == expected
     assert found["ppar_last_step_timestamp_seconds", ()] > 1.6e9
     info = [dict(labels) for name, labels in found if name == "ppar_run_info"]
-    assert info[0]["run"] == "roads"
+    assert info[0]["run"] == "tiny"
+    assert info[0]["ranks"] == "3"
 
 
-def test_sample_weights_are_a_cumulative_histogram_per_domain(metrics: RunMetrics) -> None:
+def test_sample_weights_are_a_cumulative_histogram_per_domain(metrics: Metrics) -> None:
     publish(metrics, 1)
     publish(metrics, 2)
     found = read(metrics)
@@ -124,22 +154,40 @@ def test_sample_weights_are_a_cumulative_histogram_per_domain(metrics: RunMetric
         assert found["ppar_sample_weight_sum", (("domain", domain),)] == pytest.approx(2 * sum(weights))
 
 
-def test_quantiles_fall_in_the_bin_of_the_weights(metrics: RunMetrics) -> None:
+def test_quantiles_fall_in_the_bin_of_the_weights(metrics: Metrics) -> None:
     publish(metrics, 1)
     found = read(metrics)
     assert 0.9 <= found["ppar_sample_weight_quantile", (("domain", "day"), ("quantile", "0.5"))] <= 1.0
     assert 0.2 <= found["ppar_sample_weight_quantile", (("domain", "fog"), ("quantile", "0.5"))] <= 0.3
 
 
-def test_a_resumed_run_goes_on_counting_and_never_back(metrics: RunMetrics) -> None:
-    publish(metrics, 500)
-    assert read(metrics)["ppar_steps_total", ()] == 500
-    publish(metrics, 480)  # taken up again at an older checkpoint
-    publish(metrics, 481)
-    assert read(metrics)["ppar_steps_total", ()] == 501
+def test_after_a_resume_counters_count_from_zero_and_gauges_tell_where_the_run_stands(
+    metrics: Metrics,
+) -> None:
+    """So that the increase over a restart is what was done, for Prometheus sees a counter fall to 0."""
+    metrics.run.publish_start(TrainState(step=20), figures().detail)
+    found = read(metrics)
+    assert (found["ppar_steps_total", ()], found["ppar_progress_ratio", ()]) == (0, 0.5)
+    key = ("ppar_prototype_cells_total", (("class", "road"), ("domain", "day")))
+    assert found[key] == 0
+    assert found["ppar_prototype_text_similarity", (("class", "sky"),)] == 0.8
+    later = Detail(0.3, [0.9, 0.8], [0.0, 0.0], [[25.0, 0.0], [3.0, 4.0]], 7)
+    publish(metrics, 21, detail=later)
+    found = read(metrics)
+    assert (found["ppar_steps_total", ()], found[key]) == (1, 15)
 
 
-def test_bank_counter_follows_the_cumulative_figure(metrics: RunMetrics) -> None:
+def test_non_finite_steps_and_rollbacks(metrics: Metrics) -> None:
+    publish(metrics, 5, non_finite=2, finite=False)
+    found = read(metrics)
+    assert (found["ppar_skipped_steps_total", ()], found["ppar_non_finite_streak", ()]) == (1, 2)
+    metrics.run.publish_rollback(TrainState(step=2))
+    found = read(metrics)
+    assert (found["ppar_rollbacks_total", ()], found["ppar_non_finite_streak", ()]) == (1, 0)
+    assert found["ppar_progress_ratio", ()] == 2 / 40
+
+
+def test_bank_counter_follows_the_cumulative_figure(metrics: Metrics) -> None:
     key = ("ppar_prototype_cells_total", (("class", "road"), ("domain", "day")))
     publish(metrics, 1)
     later = Detail(0.3, [0.9, 0.8], [0.0, 0.0], [[25.0, 0.0], [3.0, 4.0]], 7)
@@ -147,7 +195,7 @@ def test_bank_counter_follows_the_cumulative_figure(metrics: RunMetrics) -> None
     assert read(metrics)[key] == 25
 
 
-def test_a_mean_over_nothing_leaves_the_last_value_but_a_broken_loss_shows(metrics: RunMetrics) -> None:
+def test_a_mean_over_nothing_leaves_the_last_value_but_a_broken_loss_shows(metrics: Metrics) -> None:
     publish(metrics, 1)
     publish(metrics, 2, reliability=[math.nan, math.nan], loss={"total": math.nan}, detail=None)
     found = read(metrics)
@@ -156,22 +204,22 @@ def test_a_mean_over_nothing_leaves_the_last_value_but_a_broken_loss_shows(metri
     assert found["ppar_domain_discrepancy", ()] == 0.3
 
 
-def test_registries_are_separate_and_the_global_one_is_untouched(metrics: RunMetrics) -> None:
-    other = RunMetrics(DOMAINS, CLASSES)
+def test_registries_are_separate_and_the_global_one_is_untouched(metrics: Metrics) -> None:
+    other = Metrics()
     publish(other, 3)
     assert read(metrics)["ppar_steps_total", ()] == 0
     names = {family.name for family in REGISTRY.collect()}
     assert not any(name.startswith("ppar_") for name in names)
 
 
-def test_a_taken_port_is_refused_with_the_key_to_change(metrics: RunMetrics) -> None:
+def test_a_taken_port_is_refused_with_the_key_to_change(metrics: Metrics) -> None:
     with endpoint.start("127.0.0.1", 0, metrics.registry) as first:
         with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{first.port}.*monitoring\.port") as caught:
             endpoint.start("127.0.0.1", first.port, metrics.registry)
         assert "\n" not in str(caught.value)
 
 
-def test_stop_frees_the_port_and_may_be_repeated(metrics: RunMetrics) -> None:
+def test_stop_frees_the_port_and_may_be_repeated(metrics: Metrics) -> None:
     first = endpoint.start("127.0.0.1", 0, metrics.registry)
     first.stop()
     first.stop()

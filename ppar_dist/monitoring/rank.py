@@ -1,0 +1,38 @@
+"""The metrics that every rank serves for itself."""
+
+from __future__ import annotations
+
+import time
+
+from ppar_dist.monitoring.registry import Registry
+
+
+class RankMetrics:
+    """What one rank knows of itself, on the registry that its endpoint serves."""
+
+    def __init__(self, registry: Registry, rank: int, host: str) -> None:
+        """Register everything at zero."""
+        self.registry = registry
+        registry.constant(
+            "rank_info", "Constant 1; its labels tell the rank and its host.", rank=str(rank), host=host
+        )
+        self.last_step = registry.gauge(
+            "last_step_timestamp_seconds", "When the last step ended; 0 before the first."
+        )
+        self.data_wait = registry.counter("data_wait_seconds", "Time that this rank spent waiting for data.")
+        self.checksum = registry.gauge(
+            "prototype_checksum", "CRC-32 of this rank's prototype bank at the last logged step."
+        )
+        self.mismatches = registry.counter(
+            "prototype_checksum_mismatches",
+            "Comparisons within a step in which the ranks' prototypes were not the same.",
+        )
+
+    def publish_step(self, data_wait: float) -> None:
+        """Publish that a step has ended, for which this rank waited ``data_wait`` seconds for data."""
+        self.last_step.set(time.time())
+        self.data_wait.inc(max(0.0, data_wait))
+
+    def publish_checksum(self, checksum: int) -> None:
+        """Publish the checksum of the bank (32 bits, which a double holds exactly)."""
+        self.checksum.set(checksum)
