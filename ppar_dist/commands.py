@@ -11,6 +11,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from ppar_dist import exitcodes
 from ppar_dist.config import ConfigError
@@ -101,6 +102,26 @@ def train(options: argparse.Namespace) -> int | None:
     from ppar_dist import job
 
     return job.run(config, preemption, options.accept_changes, _count)
+
+
+def config(options: argparse.Namespace) -> None:
+    """The whole configuration, or single values of it as a batch script reads them."""
+    from ppar_dist.config import dump_config, load_config
+
+    resolved = load_config(options.config, options.overrides)
+    if not options.get:
+        print(dump_config(resolved), end="")
+    values = resolved.model_dump(mode="json")
+    for key in options.get:
+        print(f"{key}={_value(values, key)}")
+
+
+def _value(values: Any, key: str) -> Any:
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            raise ConfigError(f"--get {key}: there is no such key; ppar-dist config CONFIG shows all")
+        values = values[part]
+    return values
 
 
 def doctor(options: argparse.Namespace) -> int:

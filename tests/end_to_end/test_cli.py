@@ -17,10 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
+from ppar_dist.config import load_config
 from tests.ranks import (
     TIMEOUT_S,
     encode,
@@ -211,6 +213,18 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
             read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed")
         )
         assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
+
+
+def test_the_configuration_is_shown_as_it_would_be_used(tmp_path: Path) -> None:
+    file = config_file(tmp_path, tmp_path)
+    whole = run_command(["config", file, "train.steps=11"])
+    assert whole.returncode == 0, whole.stderr
+    assert load_config(write_config(tmp_path / "again.yaml", yaml.safe_load(whole.stdout))) == load_config(
+        Path(file), ["train.steps=11"]
+    )
+    some = run_command(["config", file, "train.steps=11", "--get", "run.dir", "--get", "train.steps"])
+    assert some.stdout == f"run.dir={tmp_path / 'run'}\ntrain.steps=11\n"
+    assert "--get train.stepz: there is no such key" in refused(["config", file, "--get", "train.stepz"])
 
 
 def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
