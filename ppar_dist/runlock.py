@@ -72,6 +72,30 @@ def read_holder(folder: Path) -> Holder | None:
     return None if text is None else Holder.from_text(text)
 
 
+@dataclass(frozen=True)
+class State:
+    """A lock as a bystander sees it; ``lives`` is None where it is another machine's."""
+
+    text: str
+    lives: bool | None
+    age_s: float
+
+
+def read_state(folder: Path) -> State | None:
+    """What can be told at once about the job that holds ``folder``; None if there is no lock."""
+    try:
+        age_s = max(0.0, time.time() - (folder / NAME).stat().st_mtime)
+    except OSError:
+        return None
+    holder = read_holder(folder)
+    if holder is None:
+        return State("another job", None, age_s)
+    lives = None
+    if holder.machine and holder.machine == process.machine():
+        lives = process.look(holder.pid, holder.born) is not Process.GONE
+    return State(holder.describe(), lives, age_s)
+
+
 class RunLock:
     """One job's claim to a run's folder."""
 

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
-from ppar_dist.checkpoint import checkpoints_dir
+from ppar_dist import runlock
 from ppar_dist.config import ConfigError
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, listing, ok, warning
 from ppar_dist.plan import config_changes, stored_config
-from ppar_dist.runfacts import CheckpointFacts, leftovers
-
-_RECENT_S = 60.0
+from ppar_dist.runfacts import CheckpointFacts
 
 
 def start(case: ConfigCase) -> Finding:
@@ -100,34 +97,28 @@ def position(case: ConfigCase) -> Finding | None:
 
 
 def other_job(case: ConfigCase) -> Finding | None:
-    """Nothing else writes into ``run.dir`` right now."""
+    """No other job holds the run's folder."""
     run = case.config.run.dir
-    folders = [checkpoints_dir(run) / name for name in leftovers(run) if name.startswith(".writing-")]
-    files = [*(run / "metrics").glob("*.jsonl"), *folders]
-    if not files:
-        return None
-    age = max(0.0, time.time() - max(_modified(path) for path in files))
-    finished = case.newest is not None and (case.newest.step() or 0) >= case.config.train.steps
-    if age < _RECENT_S and not finished:
+    held = runlock.read_state(run)
+    if held is None:
+        return ok("none") if run.exists() else None
+    facts = {"holder": held.text, "lives": held.lives, "seconds": round(held.age_s, 1)}
+    if held.lives is None:
         return warning(
-            f"something wrote into {run} {duration(age)} ago: perhaps a job still runs there",
-            "wait until it has ended, or give another run.dir: two jobs in one folder spoil each other",
-            seconds=round(age, 1),
+            f"{run} is held by {held.text}; its last beat was {duration(held.age_s)} ago",
+            "wait until it has ended; if it is dead, a job takes the folder over after faults.peer_s",
+            **facts,
         )
-    return ok(f"last written {duration(age)} ago", seconds=round(age, 1))
+    if held.lives:
+        remedy = "wait until it has ended, or give another run.dir"
+        return warning(f"{run} is in use by {held.text}: a job started now is refused", remedy, **facts)
+    return ok(f"left by {held.text}, which is dead: a job takes the folder over", **facts)
 
 
 def _saved(checkpoint: CheckpointFacts) -> str:
     ranks = checkpoint.manifest.get("world_size")
     took = f" in {duration(checkpoint.seconds)}" if checkpoint.seconds else ""
     return f"saved by {counted(ranks, 'rank')}{took}" if isinstance(ranks, int) else "saved by an unknown job"
-
-
-def _modified(path: Any) -> float:
-    try:
-        return float(path.stat().st_mtime)
-    except OSError:
-        return 0.0  # gone meanwhile
 
 
 CHECKS = (

@@ -54,7 +54,7 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
         wait_for(tmp_path / "run" / "checkpoints" / "latest")
         checks = doctor(config, "--nproc", 1, "--quick")
         assert checks["other job"]["status"] == "warning"
-        assert "perhaps a job still runs there" in checks["other job"]["found"]
+        assert f"is in use by process {job.pid} on" in checks["other job"]["found"]
         assert "this very run is going on here" in checks["metrics ports"]["found"]
         assert doctor(config, "--nproc", 1, "--quick", "run.dir=elsewhere", code=78)["metrics ports"]["found"]
         before = last_step(tmp_path / "run")
@@ -64,6 +64,7 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
     finally:
         job.kill()
         job.communicate()
+    assert f"left by process {job.pid} on" in doctor(config, "--nproc", 1, "--quick")["other job"]["found"]
     assert not [path for path in (tmp_path / "run").iterdir() if "doctor" in path.name]
 
 
