@@ -240,6 +240,11 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
     return Board(world, prefix, connect, where, hosted_here=world.is_main and not by_agent)
 
 
+def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
+    """The id that Slurm gave the job this process is part of; None outside."""
+    return (os.environ if environment is None else environment).get("SLURM_JOB_ID") or None
+
+
 def own_address(world: World) -> str:
     """The address of this machine towards the store's; its loopback address for a rank alone."""
     if world.world_size == 1:

@@ -54,9 +54,15 @@ def run(
         _leave_at_once(str(error), exitcodes.RESUME)
     folder = config.run.dir / "logs"
     lock = RunLock(config.run.dir, faults.peer_s)
+    monitor = Monitor(config, world)
+
+    def note_end(code: int) -> None:
+        note_exit(code)
+        monitor.withdraw()
+
     with (
-        Monitor(config, world) as monitor,
-        Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_exit) as watch,
+        monitor,
+        Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_end) as watch,
         contextlib.closing(lock),
     ):
         lock.on_lost = lambda text: _give_way(watch, text)
@@ -65,6 +71,7 @@ def run(
             watch.phase(OFF, config.train.steps)
             if world.is_main:
                 _finish(config, world, monitor, progress)
+                monitor.linger(lambda: preemption.requested)
             code = exitcodes.DONE
         except Preempted as end:
             code = end.code
@@ -72,11 +79,13 @@ def run(
             sentence = watch.blame(error)
             if sentence is not None:
                 lock.close()
+                monitor.withdraw()
                 _leave_at_once(sentence, watch.code)
             watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
             if not isinstance(error, _WORTH_A_RETRY):
                 raise
             lock.close()
+            monitor.withdraw()
             _leave_at_once(str(error), exitcodes.RESUME)
     distributed.leave()
     return code

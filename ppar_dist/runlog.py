@@ -29,6 +29,10 @@ from ppar_dist.terminal import Progress
 from ppar_dist.trainstate import TrainState
 
 EVENTS = "events"  # faults and resumes
+_DIVERGED = (
+    "the ranks' prototypes are no longer the same: memory or a device of one rank is faulty, or machines of "
+    "several kinds round differently; compare ppar_prototype_checksum of the ranks"
+)
 _BY_STEP = ("train", "samples", "eval")  # the files whose records belong to a step
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class RunLog:
     def __init__(self, plan: Plan, world: World, state: TrainState, monitor: Monitor) -> None:
         """Open the files of ``run.dir`` at ``state``, and print the plan and where metrics are served."""
         self._plan, self._world, self._monitor = plan, world, monitor
+        self._diverged = False  # said once, counted each time
         config = plan.config
         self._total, self._every = config.train.steps, config.train.log_every
         if not world.is_main:
@@ -125,6 +130,13 @@ class RunLog:
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def diverged(self, step: int) -> None:
+        """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""
+        self._monitor.rank.mismatches.inc()
+        if not self._diverged:
+            self._diverged = True
+            self.event("diverged", step, _DIVERGED)
 
     def rolled_back(self, state: TrainState, text: str) -> None:
         """Record that the run has returned to ``state``, and why."""

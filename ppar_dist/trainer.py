@@ -28,6 +28,7 @@ from ppar_dist.metrics import mean_iou
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.plan import Plan, make_plan
+from ppar_dist.ppar.agreement import Agreement
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import build_teacher
@@ -66,8 +67,11 @@ class Trainer:
         taken_up = self.folder.resume(self.training)
         self.folder.record()
         self.log = self._open_log(monitor)
+        self.agreement = Agreement(world.world_size)
         if taken_up is not None:
-            self.log.resumed(self.state, taken_up, self.training.objective.detail())
+            detail = self.training.objective.detail()
+            self.agreement.note(detail)
+            self.log.resumed(self.state, taken_up, detail)
         self.quarantine = quarantine.QuarantineLog(self.folder.quarantine_file(), self.domains)
         self.saver = Saver(self.folder, self.log, world, watch)
         self.ledger = self._open_ledger()
@@ -146,6 +150,9 @@ class Trainer:
         self.watch.phase("step", step + 1)
         applied = self._apply(step)
         figures = objective.end_step(detail=self.log.wants(step + 1), fold=applied)
+        if self.agreement.is_broken(figures.extras):
+            self.log.diverged(step)
+        self.agreement.note(figures.detail)
         if teacher is not None and applied:
             teacher.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
@@ -164,6 +171,8 @@ class Trainer:
         objective = self.training.objective
         if self.preemption.requested:
             objective.add_extra(_STOP, 1)
+        for name, piece in self.agreement.tell().items():
+            objective.add_extra(name, piece)
         for bad in (bad for batch in batches for bad in batch.bad):
             domain = self.domains[bad.domain]
             objective.add_extra(f"{BAD}{domain}/{bad.reason}", 1)
@@ -323,7 +332,11 @@ def build_training(plan: Plan, world: World) -> Training:
         num_classes=classes.num_classes,
         global_batch=config.train.global_batch,
         device=world.device,
-        extras=[_STOP, *bad_names([index.name for index in plan.indexes], quarantine.REASONS)],
+        extras=[
+            _STOP,
+            *Agreement.NAMES,
+            *bad_names([index.name for index in plan.indexes], quarantine.REASONS),
+        ],
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Training(engine, objective, teacher, TrainState())

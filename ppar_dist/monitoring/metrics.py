@@ -170,10 +170,15 @@ class RunMetrics:
         )
 
 
+def run_name(config: Config) -> str:
+    """What a run is called where several are watched."""
+    return config.run.name or config.run.dir.name
+
+
 def _run_info(config: Config, ranks: int) -> dict[str, str]:
     return {
         "version": __version__,
-        "run": config.run.name or config.run.dir.name,
+        "run": run_name(config),
         "backbone": config.model.backbone.name,
         "method": "ppar" if config.ppar.enabled else "plain",
         "classes": config.data.classes,

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
+from ppar_dist import distributed
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.distributed import World
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.endpoint import Endpoint, Health
-from ppar_dist.monitoring.metrics import RunMetrics
+from ppar_dist.monitoring.metrics import RunMetrics, run_name
 from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
+from ppar_dist.monitoring.targets import Target, TargetsFile, reachable_address
 from ppar_dist.watchdog import OFF, RUNNING, Report
 
 _NAMED = 3  # ranks with a problem; of more, only their number
+_LOOK_S = 0.1
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+log = logging.getLogger(__name__)
 
 
 class Monitor:
@@ -33,6 +41,8 @@ class Monitor:
         self.rank = RankMetrics(self._registry, world.rank, socket.gethostname())
         self.run: RunMetrics | None = None
         self._endpoint: Endpoint | None = None
+        path = config.monitoring.targets_file
+        self._targets = TargetsFile(path) if path is not None else None
 
     def open(self, domains: Sequence[str], classes: Sequence[str], report: Callable[[], Report]) -> None:
         """Serve from here on, where ``monitoring.enabled``. Collective.
@@ -50,22 +60,38 @@ class Monitor:
             self.run = RunMetrics(self._registry, self._config, domains, classes, ranks)
         if not self._config.monitoring.enabled:
             return
-        problem = self._serve(report)
-        problems = [each for each in self._world.gather(problem) if each]
-        if problems:
-            more = f"; and {len(problems) - _NAMED} more ranks" if len(problems) > _NAMED else ""
-            raise ConfigError("; ".join(problems[:_NAMED]) + more)
+        found = self._world.gather(self._serve(report))
+        _refuse([each for each in found if isinstance(each, str)])
+        if self._targets is not None:
+            problem = self._write_targets(found) if self._world.is_main else None
+            _refuse([each for each in [self._world.broadcast(problem)] if each])
 
-    def _serve(self, report: Callable[[], Report]) -> str | None:
-        """Start the endpoint; returns why it cannot."""
-        monitoring, stall_s = self._config.monitoring, self._config.faults.stall_s
-        port = monitoring.port and monitoring.port + self._world.local_rank
+    def _serve(self, report: Callable[[], Report]) -> Target | str:
+        """Start the endpoint; returns where others reach it, or why it cannot be."""
+        monitoring, world, host = self._config.monitoring, self._world, socket.gethostname()
+        port = monitoring.port and monitoring.port + world.local_rank
+        stall_s = self._config.faults.stall_s
         try:
             self._endpoint = endpoint.start(
                 monitoring.address, port, self._registry, lambda: health(report(), stall_s)
             )
         except ConfigError as error:
-            return f"rank {self._world.rank} on {socket.gethostname()} {error}"
+            return f"rank {world.rank} on {host} {error}"
+        return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
+
+    def _write_targets(self, targets: Sequence[Target]) -> str | None:
+        """Write the file of targets on rank 0; returns why it cannot."""
+        assert self._targets is not None, "the configuration names a file"
+        address, hosts = self._config.monitoring.address, {target.host for target in targets}
+        if len(hosts) > 1 and address in _LOOPBACK:
+            log.warning("monitoring.address=%s is reached from the rank's own machine only", address)
+        job = distributed.scheduler_job()
+        labels = {"run": run_name(self._config)} | ({"job_id": job} if job else {})
+        try:
+            self._targets.write(targets, labels)
+        except OSError as error:
+            path = self._config.monitoring.targets_file
+            return f"cannot write monitoring.targets_file={path}: {error.strerror}; give another path"
         return None
 
     @property
@@ -73,8 +99,28 @@ class Monitor:
         """Where this rank's metrics are served; None where they are not."""
         return self._endpoint.url if self._endpoint is not None else None
 
+    def linger(self, enough: Callable[[], bool]) -> None:
+        """Wait until somebody has fetched what was published last, if this rank is watched at all.
+
+        That is, if it was scraped within ``monitoring.linger_s``, for which this waits at most, or until
+        ``enough()``.
+        """
+        if self._endpoint is None:
+            return
+        began, limit = time.monotonic(), self._config.monitoring.linger_s
+        if began - self._endpoint.served > limit:
+            return
+        while self._endpoint.served < began and time.monotonic() < began + limit and not enough():
+            time.sleep(_LOOK_S)
+
+    def withdraw(self) -> None:
+        """Take back the file of targets, within seconds; for ends that do not come to ``close``."""
+        if self._targets is not None:
+            self._targets.withdraw()
+
     def close(self) -> None:
-        """Stop serving; a second call does nothing."""
+        """Withdraw the targets and stop serving; a second call does nothing."""
+        self.withdraw()
         if self._endpoint is not None:
             self._endpoint.stop()
 
@@ -105,3 +151,9 @@ def health(report: Report, stall_s: float) -> Health:
         "waits_for_others": report.waits,
     }
     return Health(status == "ok", facts)
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - _NAMED} more ranks" if len(problems) > _NAMED else ""
+        raise ConfigError("; ".join(problems[:_NAMED]) + more)

@@ -48,7 +48,7 @@ class Watchdog:
             stall_s: seconds in one phase after which a rank counts as hung.
             peer_s: seconds of silence after which a rank counts as dead.
             folder: where ``watchdog-rank-00000.txt`` is appended to when a rank is ended.
-            note_exit: called with the exit code before this process is ended; it must not wait for anything.
+            note_exit: called with the exit code before this process is ended; it may take a few seconds.
         """
         self._world, self._board, self._note_exit = world, board, note_exit
         self._last_work: Callable[[float], object] = lambda seconds: None
