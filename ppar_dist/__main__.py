@@ -2,11 +2,15 @@
 
 import sys
 
-from ppar_dist.cli import main
-
 
 def run() -> None:
     """Entry point of the ``ppar-dist`` script."""
+    if sys.argv[1:2] == ["health"]:  # called every few seconds, beside the training: it must be light
+        from ppar_dist.monitoring.health import main as check
+
+        sys.exit(check(sys.argv[2:]))
+    from ppar_dist.cli import main
+
     sys.exit(main())
 
 

@@ -18,6 +18,7 @@ from ppar_dist import __version__, commands, exitcodes
 from ppar_dist.config import ConfigError
 from ppar_dist.launch import note_exit
 from ppar_dist.launchers import LAUNCHERS
+from ppar_dist.monitoring import health
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -139,6 +140,9 @@ def _training_commands(parsers: Any) -> None:
     doctor.add_argument("--quick", action="store_true", help="sizes of shards instead of their hashes")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(run=commands.doctor)
+    check = parsers.add_parser("health", help="ask the ranks on this machine whether they advance")
+    health.add_arguments(check)
+    check.set_defaults(run=health.run)
     demo = parsers.add_parser("demo", help="render data, train on it, evaluate and report")
     demo.add_argument("--out", type=Path, default=Path("demo"))
     demo.add_argument("--config", type=Path, default=Path("configs/demo.yaml"))
