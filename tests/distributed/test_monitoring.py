@@ -232,6 +232,37 @@ def test_a_preempted_job_withdraws_its_targets(live: Live) -> None:
     assert not live.targets.exists()
 
 
+def test_the_last_figures_and_the_scores_of_unseen_targets_are_served_until_they_are_fetched(
+    blocks: Path, tmp_path: Path
+) -> None:
+    targets = tmp_path / "run.json"
+    config = tiny_config(
+        blocks,
+        tmp_path / "run",
+        train={"steps": 3, "global_batch": 6},
+        monitoring={"enabled": True, "port": 0, "targets_file": str(targets), "linger_s": TIMEOUT_S},
+        targets={"night": str(blocks / "right")},
+    )
+    job = Live(start_ranks(["train", str(write_config(tmp_path / "c.yaml", config))], 1), tmp_path, targets)
+    try:
+        job.await_that(lambda: job.value(0, "ppar_steps_total") > 0, "steps")
+        scored: dict[str, float] = {}
+        while job.processes[0].poll() is None:
+            try:
+                page = job.scrape(0)
+            except OSError:
+                continue
+            scored |= {s.labels["target"]: s.value for s in page if s.name == "ppar_miou"}
+            done = next(s.value for s in page if s.name == "ppar_progress_ratio")
+    finally:
+        end(job)
+    assert job.processes[0].returncode == 0
+    table = json.loads((tmp_path / "run" / "results.json").read_text())["targets"]
+    assert scored == {"night": table["night"]["miou"]}
+    assert done == 1
+    assert not targets.exists()
+
+
 def train_lines(run: Path) -> list[dict[str, Any]]:
     text = (run / "metrics" / "train.jsonl").read_text()
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
@@ -242,12 +273,16 @@ def pid_of(live: Live, rank: int) -> int:
 
 
 def test_a_bit_that_flips_on_one_rank_is_counted_by_all_and_told_once(blocks: Path, tmp_path: Path) -> None:
+    """Then the rank is killed: the other one's watchdog withdraws the targets."""
     job = start(blocks, tmp_path, 2, ("tests.faults.flipped", "1", "5"))
     name = "ppar_prototype_checksum_mismatches_total"
     try:
         for rank in range(2):
             job.await_that(lambda r=rank: job.value(r, name) >= 2, "mismatch")
         events = read_lines(job.run / "metrics" / "events.jsonl")
+        job.processes[1].kill()
+        assert job.processes[0].wait(TIMEOUT_S) == 75
+        assert not job.targets.exists()
     finally:
         end(job)
     told = [(event["kind"], event["step"]) for event in events]

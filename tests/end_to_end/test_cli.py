@@ -238,15 +238,16 @@ def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
     assert "moved.npz does not hold what" in refused(["train", config, f"text.file={moved}"])
 
 
-def test_a_metrics_port_in_use_is_refused_by_all_ranks(blocks: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_metrics_port_in_use_is_refused_by_all_ranks(blocks: Path, tmp_path: Path, rank: int) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        monitoring = {"enabled": True, "port": taken.getsockname()[1]}
+        monitoring = {"enabled": True, "port": taken.getsockname()[1] - rank}
         processes = start_ranks(["train", config_file(blocks, tmp_path, monitoring=monitoring)], 2)
         outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [78, 78], outputs
-    assert all("monitoring.port" in output for output in outputs)
+    assert all("monitoring.port" in output and f"rank {rank} on" in output for output in outputs)
 
 
 def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
