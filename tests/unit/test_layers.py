@@ -30,7 +30,7 @@ LEVELS = (
     ("data.samples",),
     ("labels", "nodes", "runlock", "data.quarantine", "preemption"),
     ("config", "data", "exitcodes", "parent", "process", ""),
-    ("fields",),
+    ("fields", "progress"),
     ("strict_yaml", "messages", "jsonlines", "durable", "terminal"),
 )
 DOORS = {
