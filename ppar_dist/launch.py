@@ -10,6 +10,7 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -17,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from ppar_dist import exitcodes, process
+from ppar_dist import exitcodes, process, terminal
 from ppar_dist.config import ConfigError
 from ppar_dist.launchers import COMMANDS
 from ppar_dist.nodes import Nodes, one_node
@@ -80,7 +81,10 @@ def launch(
     numbers = range(nodes.rank * ranks, (nodes.rank + 1) * ranks)
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[_NOTES] = notes
-        return _Group(Path(notes), numbers, grace_s).run(command, environment)
+        try:
+            return _Group(Path(notes), numbers, grace_s).run(command, environment)
+        finally:
+            terminal.give_back(sys.stderr)  # rank 0 may have been killed
 
 
 def note_start() -> None:
@@ -89,7 +93,8 @@ def note_start() -> None:
 
 
 def note_exit(code: int) -> None:
-    """Called by a rank that ends with ``code``; does nothing outside ``launch``."""
+    """Called by a rank that ends with ``code``: the last thing it does, which waits for nothing."""
+    terminal.close_all()
     _note("exit", str(code))
 
 

@@ -24,4 +24,11 @@ def printable(text: str) -> str:
     """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
+    return visible(text)
+
+
+def visible(text: str) -> str:
+    """``text`` with what a terminal might obey or a file refuse written out: line ends, escapes."""
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)

@@ -23,9 +23,9 @@ from ppar_dist.labels import class_set
 from ppar_dist.metrics import class_iou, mean_iou
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.plan import Plan
-from ppar_dist.ppar.alignment import Stage
+from ppar_dist.ppar.alignment import Stage, next_stage
 from ppar_dist.ppar.diagnostics import Detail, Figures
-from ppar_dist.terminal import Progress
+from ppar_dist.progress import Glance, Progress
 from ppar_dist.trainstate import TrainState
 
 EVENTS = "events"  # faults and resumes
@@ -122,7 +122,7 @@ class RunLog:
             self.event(
                 "skipped", step, f"the result was not finite, nothing was changed ({_broken(figures)})"
             )
-        self.progress.step(step, self._facts(figures))
+        self.progress.step(step, self._glance(step, figures), waited)
         if not self.wants(step):
             return
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
@@ -162,11 +162,15 @@ class RunLog:
         self._metrics.publish_start(state, detail)
         self.event("resumed", state.step, f"from {folder.name} on {self._world.world_size} ranks")
 
-    def _facts(self, figures: Figures) -> dict[str, str]:
-        facts = {"loss": f"{figures.loss['total']:.3f}"}
-        if self._plan.config.ppar.enabled:
-            facts |= {"stage": Stage(figures.stage).name.lower(), "ess": f"{figures.ess_ratio:.2f}"}
-        return facts
+    def _glance(self, step: int, figures: Figures) -> Glance:
+        ppar = self._plan.config.ppar
+        if not ppar.enabled:
+            return Glance(figures.loss)
+        stage = Stage(figures.stage)
+        weights = dict(zip(self._domains, figures.weight_mean, strict=True))
+        found = next_stage(step - 1, self._total, ppar.alignment.boundaries)
+        following = (found[0].name.lower(), found[1]) if found is not None else None
+        return Glance(figures.loss, stage.name.lower(), following, figures.ess_ratio, weights)
 
     def _sample_rows(self, state: TrainState, figures: Figures) -> list[dict[str, Any]]:
         """Weight and reliability of every sample of the global batch, by name."""
@@ -208,6 +212,7 @@ class RunLog:
             iou = dict(zip(self._classes, class_iou(matrix).tolist(), strict=True))
             self._metrics.publish_iou(name, value, iou)
         missing = f" ({sum(left_out.values())} bad samples left out)" if left_out else ""
+        self.progress.note("held-out mIoU", f"{100 * miou:.1f}")
         self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
 
     def checkpoint(self, outcome: Outcome, stall: float) -> None:
@@ -219,6 +224,7 @@ class RunLog:
             self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
             return
         self._metrics.publish_checkpoint(outcome.seconds, stall)
+        self.progress.note("checkpoint", f"{outcome.step}")
         self.progress.say(
             f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training stood still for {stall:.2f} s)"
         )

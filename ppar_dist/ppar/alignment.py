@@ -30,6 +30,18 @@ def stage_at(progress: float, boundaries: Sequence[float]) -> Stage:
     return Stage(sum(progress >= boundary for boundary in boundaries))
 
 
+def next_stage(step: int, total: int, boundaries: Sequence[float]) -> tuple[Stage, int] | None:
+    """The stage after that of ``step``, and its first step, both counted from 0; None after the last."""
+    now = stage_at(step / total, boundaries)
+    for boundary in boundaries[now:]:
+        first = round(boundary * total)
+        first += first / total < boundary  # as `stage_at` compares, to the last bit
+        first -= (first - 1) / total >= boundary
+        if first < total:
+            return stage_at(first / total, boundaries), first
+    return None
+
+
 def stage_weights(stage: Stage, config: AlignmentConfig) -> tuple[float, float, float]:
     """λ of the text, visual-text and pixel losses; 0 is off."""
     weights = (config.text_weight, config.visual_weight, config.pixel_weight)
