@@ -238,7 +238,7 @@ MACHINE = (
         "0; at data.max_bad_ratio the run ends",
         (
             Query(
-                f"run_domain:ppar_bad_samples:ratio_rate15m{RUN} or 0 * sum by (run, domain) (ppar_samples_total{RUN})",
+                f"run_domain:ppar_bad_samples:ratio_rate15m{RUN}",
                 "{{domain}}",
             ),
         ),
