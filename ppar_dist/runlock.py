@@ -26,7 +26,7 @@ from ppar_dist.config import ConfigError
 from ppar_dist.process import Process
 
 NAME = "run.lock"
-_JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_NAME": "Kubernetes job"}  # variables of schedulers
+_JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_COMPLETION_INDEX": "Kubernetes pod"}  # variables of schedulers
 _LOOK_S = 0.2
 
 

@@ -47,6 +47,7 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
         "train": {"steps": 100_000, "global_batch": 6, "log_every": 1},
         "monitoring": {"enabled": True, "port": port},
         "checkpoint": {"every": 5},
+        "faults": {"peer_s": 5.0},
     }
     config = write_config(tmp_path / "config.yaml", tiny_config(blocks, tmp_path / "run", **sections))
     (job,) = start_ranks(["train", str(config)], 1)
@@ -57,6 +58,9 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
         assert f"is in use by process {job.pid} on" in checks["other job"]["found"]
         assert "this very run is going on here" in checks["metrics ports"]["found"]
         assert doctor(config, "--nproc", 1, "--quick", "run.dir=elsewhere", code=78)["metrics ports"]["found"]
+        second = run_command(["train", str(config)])
+        assert second.returncode == 78
+        assert f"{tmp_path / 'run'} is in use by process {job.pid} on" in second.stderr
         before = last_step(tmp_path / "run")
         doctor(tmp_path / "run")
         wait_until_beyond(tmp_path / "run", before)

@@ -46,9 +46,6 @@ def test_two_machines_stop_and_go_on_together_and_compute_what_one_does(blocks: 
     with ExitStack() as stack:
         parts = start(stack, config, tmp_path / "first", "deepspeed")
         parts[0].wait_for_step(run, 5)
-        with job(ours("train", config), tmp_path / "second-job.log") as second:
-            assert second.wait() == 78, second.output
-        assert f"{run} is in use by process" in second.output
         pids = [process.pid for part in parts for process in part.family()]
         parts[1].process.send_signal(signal.SIGTERM)  # one machine is drained; the other has to end with it
         assert [part.wait() for part in parts] == [75, 75], [part.output for part in parts]
