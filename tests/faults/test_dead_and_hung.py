@@ -109,17 +109,12 @@ def kill_worker(rank: psutil.Process) -> int:
 DIED = (
     rf"rank {{rank}} on \S+ \(127\.0\.0\.1, pid {{pid}}\) has died: .*; last heard of in {PHASES} at step \d+"
 )
-STOPPED = rf"rank 1 on \S+ \(127\.0\.0\.1, pid {{pid}}\) is stopped, as by SIGSTOP.* in {PHASES} at step \d+"
-STOPPED_0 = (
-    rf"rank 0 on 127\.0\.0\.1:\d+ cannot be reached .* in {PHASES} at step \d+, its process is stopped"
-)
+STOPPED = rf"rank 0 on 127\.0\.0\.1:\d+ cannot be reached .* in {PHASES} at step \d+, its process is stopped"
 WORKER = r"rank {rank}: loader worker 0 \(pid {pid}\) was killed by SIGKILL"
 FAULTS: dict[str, tuple[Callable[[psutil.Process], int], int, str]] = {
     "rank 0 is killed": (kill_rank, 0, DIED),
     "rank 1 is killed": (kill_rank, 1, DIED),
-    "rank 0 is stopped": (stop_rank, 0, STOPPED_0),
-    "rank 1 is stopped": (stop_rank, 1, STOPPED),
-    "the worker of rank 0 is killed": (kill_worker, 0, WORKER),
+    "rank 0 is stopped": (stop_rank, 0, STOPPED),
     "the worker of rank 1 is killed": (kill_worker, 1, WORKER),
 }
 

@@ -41,9 +41,15 @@ def assert_stopped_whole(started: Job, run: Path, pids: list[int]) -> None:
     assert events[-1]["step"] == state["step"]
 
 
-@pytest.mark.parametrize("launcher", ["deepspeed", "torchrun"])
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
+    ("launcher", "number", "code"),
+    [
+        ("deepspeed", signal.SIGTERM, 75),
+        ("deepspeed", signal.SIGUSR1, 75),
+        ("deepspeed", signal.SIGINT, 130),
+        ("torchrun", signal.SIGUSR1, 75),
+        ("torchrun", signal.SIGINT, 130),
+    ],
 )
 def test_a_signal_to_our_command(
     blocks: Path, tmp_path: Path, launcher: str, number: signal.Signals, code: int
