@@ -1,4 +1,4 @@
-"""The README names only what there is: its commands parse, its files and pictures exist."""
+"""The pages for users name only what there is: commands parse, files, links and pictures exist."""
 
 from __future__ import annotations
 
@@ -12,7 +12,17 @@ from ppar_dist.cli import build_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^ppar-dist (.+?)(?:\s+#.*)?$", README, re.MULTILINE)
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "jobs").rglob("*.md"))
+}
+COMMANDS = [
+    line
+    for text in PAGES.values()
+    for line in re.findall(r"^(?:\.venv/bin/)?ppar-dist (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
+]
+LINKS = [
+    (path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
+]
 
 
 def test_there_are_commands_to_check() -> None:
@@ -42,9 +52,9 @@ def test_a_file_of_the_tree_exists(name: str) -> None:
     assert any(list((ROOT / folder).rglob(name)) for folder in ("ppar_dist", "benchmarks", "tests"))
 
 
-@pytest.mark.parametrize("path", re.findall(r"!\[[^\]]*\]\(([^)]+)\)", README))
-def test_a_picture_of_the_readme_exists(path: str) -> None:
-    assert (ROOT / path).stat().st_size > 1000
+@pytest.mark.parametrize(("page", "link"), LINKS, ids=[link for _, link in LINKS])
+def test_a_link_leads_somewhere(page: Path, link: str) -> None:
+    assert (page.parent / link).stat().st_size > 500
 
 
 @pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks\.\w+)", README))))
