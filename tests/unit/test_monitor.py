@@ -1,0 +1,136 @@
+"""The monitor of a rank alone: serving, lingering, and the file of targets."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ppar_dist.config import ConfigError
+from ppar_dist.distributed import World
+from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.monitoring.targets import reachable_address
+from ppar_dist.watchdog import Report
+from tests.unit.tiny_run import make_config
+
+REPORT = Report(0, "node-a", "10.0.0.1", 1, "", 0)
+
+
+@contextmanager
+def opened(folder: Path, rank: int = 0, **monitoring: Any) -> Iterator[Monitor]:
+    config = make_config(folder, folder / "run", monitoring={"port": 0, **monitoring})
+    with Monitor(config, World(local_rank=rank)) as monitor:
+        monitor.open(("a", "b"), ("road", "sky"), lambda: REPORT)
+        yield monitor
+
+
+def fetch(monitor: Monitor) -> str:
+    assert monitor.url is not None
+    with urllib.request.urlopen(monitor.url, timeout=60) as answer:
+        text: str = answer.read().decode()
+        return text
+
+
+def never() -> bool:
+    raise AssertionError("it waits")
+
+
+def test_a_run_that_nobody_watches_does_not_linger(tmp_path: Path) -> None:
+    with opened(tmp_path, linger_s=120) as monitor:
+        monitor.linger(never)
+    with opened(tmp_path, linger_s=0) as monitor:
+        fetch(monitor)
+        monitor.linger(never)
+    with opened(tmp_path, enabled=False) as monitor:
+        assert monitor.url is None
+        monitor.linger(never)
+
+
+def test_a_watched_run_lingers_until_its_last_figures_are_fetched(tmp_path: Path) -> None:
+    with opened(tmp_path, linger_s=120) as monitor:
+        assert monitor.run is not None
+        fetch(monitor)
+        monitor.run.publish_iou("night", 0.5, {"road": 0.5})
+        waits, over, pages = threading.Event(), threading.Event(), [""]
+
+        def scraper() -> None:
+            waits.wait()
+            while not over.wait(0.05):  # the first may still get the page before
+                pages.append(fetch(monitor))
+
+        def enough() -> bool:
+            waits.set()
+            return False
+
+        thread = threading.Thread(target=scraper)
+        thread.start()
+        monitor.linger(enough)
+        over.set()
+        thread.join()
+    assert 'ppar_miou{target="night"} 0.5' in pages[-1]
+
+
+def test_a_signal_ends_the_lingering(tmp_path: Path) -> None:
+    with opened(tmp_path, linger_s=120) as monitor:
+        fetch(monitor)
+        monitor.linger(lambda: True)
+
+
+def test_targets_come_and_go_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    path = tmp_path / "deep" / "targets.json"
+    with opened(tmp_path, targets_file=str(path)) as monitor:
+        (group,) = json.loads(path.read_text())
+        assert f"http://{group['targets'][0]}/metrics" == monitor.url
+        assert group["labels"] == {"run": "tiny", "rank": "0"}
+    assert list(path.parent.iterdir()) == []
+
+
+def test_the_targets_of_another_job_are_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "targets.json"
+    with opened(tmp_path, targets_file=str(path)):
+        text = path.read_text()
+        path.unlink()
+        path.write_text(text)  # even if they say the same
+    assert path.read_text() == text
+
+
+def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(ConfigError, match=r"monitoring\.targets_file=.*give another path"),
+        opened(tmp_path, targets_file=str(tmp_path / "file" / "targets.json")),
+    ):
+        pass
+
+
+def test_others_are_told_an_address_they_can_reach() -> None:
+    assert reachable_address("10.1.2.3", World()) == "10.1.2.3"
+    for wildcard in ("", "0.0.0.0", "::"):
+        found = reachable_address(wildcard, World())
+        assert found == socket.gethostname() or not ipaddress.ip_address(found).is_loopback
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/net/if_inet6"), reason="this machine has no IPv6")
+def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "targets.json"
+    with opened(tmp_path, address="::1", targets_file=str(path)) as monitor:
+        assert json.loads(path.read_text())[0]["targets"][0].startswith("[::1]:")
+        assert "ppar_rank_info" in fetch(monitor)
+
+
+def test_a_rank_whose_port_is_none_says_so(tmp_path: Path) -> None:
+    with (
+        pytest.raises(ConfigError, match=r"rank 0 on .*127\.0\.0\.1:65536.*monitoring\.port"),
+        opened(tmp_path, rank=1, port=65535),
+    ):
+        pass
