@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
@@ -21,10 +21,11 @@ from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_char
 from ppar_dist.report.images import example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
+from ppar_dist.report.timeline import STAGES, timeline
 
 MISSING = "\N{EN DASH}"
-STAGES = ("warm-up", "text", "visual text", "pixel")
 TEMPLATE = Path(__file__).with_name("template.html")
+_MOST_EVENTS = 200  # rows of the table of faults; of more, the first and the last are shown
 _WEIGHT_POINTS = 60  # points of a weight curve: each bins the samples of neighbouring steps
 
 
@@ -53,6 +54,9 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "title": config.run.name or records.run.resolve().name,
         "version": __version__,
         "summary": _summary(records),
+        "sample_stride": records.sample_stride,
+        "has_ppar": config.ppar.enabled,
+        "timeline": timeline(records),
         "unreadable": records.unreadable,
         "tiles": _tiles(records),
         "classes": swatches,
@@ -60,7 +64,7 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "table": _table(records, classes.classes),
         "examples": example_groups(records),
         "reliable": reliability_groups(records, classes),
-        "events": _events(records),
+        **_events(records),
         "config": dump_config(config),
         **_training_charts(records),
         **_weight_charts(records),
@@ -95,7 +99,7 @@ def _tiles(records: RunRecords) -> list[dict[str, Any]]:
     return tiles
 
 
-def _events(records: RunRecords) -> list[dict[str, str]]:
+def _events(records: RunRecords) -> dict[str, Any]:
     """Faults and resumes in the order in which they came; a long run of skipped steps as one row."""
     rows: list[dict[str, Any]] = []
     for event in records.events:
@@ -104,15 +108,19 @@ def _events(records: RunRecords) -> list[dict[str, str]]:
             rows[-1]["until"] = row["step"]
         else:
             rows.append(row)
-    return [
+    half = _MOST_EVENTS // 2
+    left_out = max(0, len(rows) - _MOST_EVENTS)
+    shown = [*rows[:half], *rows[-half:]] if left_out else rows
+    events = [
         {
             "time": _moment(row["time"]),
             "step": f"{row['step']} to {row['until']}" if "until" in row else str(row["step"]),
             "kind": str(row["kind"]),
             "text": str(row["text"]),
         }
-        for row in rows
+        for row in shown
     ]
+    return {"events": events, "events_left_out": left_out, "events_half": half}
 
 
 def _moment(seconds: Any) -> str:
@@ -215,7 +223,11 @@ def _prototype_charts(records: RunRecords, classes: Sequence[str]) -> dict[str, 
     similarity = [records.last(f"prototype_text_similarity/{name}") for name in classes]
     recorded = any(value is not None for value in similarity)
     values = [math.nan if value is None else float(value) for value in similarity]
-    drift = _mean_curve(records, [f"prototype_drift/{name}" for name in classes], "mean of classes")
+    keys = [f"prototype_drift/{name}" for name in classes]
+    drift = [
+        _curve_over(records, keys, statistics.fmean, "mean of classes", "main"),
+        _curve_over(records, keys, max, "largest", "second"),
+    ]
     cosines = final_cosines(records)
     return {
         "matrix_chart": matrix_chart(cosines, classes, title="Cosines between visual text prototypes")
@@ -224,7 +236,7 @@ def _prototype_charts(records: RunRecords, classes: Sequence[str]) -> dict[str, 
         "similarity_chart": bar_chart(values, classes, title="Cosine of VTP and OTP by class")
         if recorded
         else missing,
-        "drift_chart": line_chart([drift], title="Prototype drift by step", y_range=(0, None), height=190),
+        "drift_chart": line_chart(drift, title="Prototype drift by step", y_range=(0, None), height=190),
     }
 
 
@@ -240,9 +252,13 @@ def _held_out(records: RunRecords) -> list[Series]:
             for r in records.evals
             if _is_figure(r.get("domains", {}).get(name))
         ]
-        series.append(Series(name, [x for x, _ in points], [y for _, y in points], "context"))
-    main = Series("mean", [x for x, _ in mean], [y for _, y in mean], "main")
+        series.append(Series(name, *bin_mean(*_columns(points)), "context"))
+    main = Series("mean", *bin_mean(*_columns(mean)), "main")
     return [main, *series] if len(series) > 1 else [main]
+
+
+def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
+    return [x for x, _ in points], [y for _, y in points]
 
 
 def _stage_spans(records: RunRecords) -> list[Span]:
@@ -259,15 +275,21 @@ def _curve(records: RunRecords, key: str, label: str, tone: str) -> Series:
     return Series(label, *bin_mean(*records.series(key)), tone)
 
 
-def _mean_curve(records: RunRecords, keys: Sequence[str], label: str) -> Series:
-    """The mean of several figures over the steps that logged any of them."""
+def _curve_over(
+    records: RunRecords,
+    keys: Sequence[str],
+    reduce: Callable[[list[float]], float],
+    label: str,
+    tone: str,
+) -> Series:
+    """One figure of several, over the steps that logged any of them."""
     steps, values = [], []
     for record in records.train:
         finite = [record[key] for key in keys if _is_figure(record.get(key))]
         if finite:
             steps.append(float(record["step"]))
-            values.append(statistics.fmean(finite))
-    return Series(label, *bin_mean(steps, values), "main")
+            values.append(reduce(finite))
+    return Series(label, *bin_mean(steps, values), tone)
 
 
 def _is_figure(value: Any) -> bool:

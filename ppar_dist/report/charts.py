@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 MARGIN_LEFT, MARGIN_TOP, MARGIN_BOTTOM = 44, 22, 34
+_SPOKEN = 12  # series whose last value a screen reader says
 _CHARACTER = 7.1  # widest usual pixels of a label's letter
 
 
@@ -94,7 +95,8 @@ def line_chart(
         parts.append(_rule("reference", frame, frame.py(reference)))
     parts += [_line(frame, item) for item in sorted(drawn, key=lambda item: item.tone == "main")]
     parts.append(_end_labels(frame, drawn))
-    return _svg(width, height, title, "".join(parts))
+    spoken = ", ".join(f"{item.label} {_last(item)}" for item in drawn[:_SPOKEN])
+    return _svg(width, height, f"{title}; at the end: {spoken}", "".join(parts))
 
 
 def matrix_chart(values: Sequence[Sequence[float]], labels: Sequence[str], *, title: str) -> Markup:
@@ -133,7 +135,8 @@ def bar_chart(values: Sequence[float], labels: Sequence[str], *, title: str) -> 
         box = f'x="{start:.1f}" y="{y + 5}" width="{max(1.0, stop - start):.1f}" height="16" rx="2"'
         parts.append(f'<rect class="bar" {box}/>')
         parts.append(_text(stop + 6, y + 17, "label figure", signed(value)))
-    return _svg(left + width + 60, len(labels) * row + 4, title, "".join(parts), fluid=False)
+    spoken = ", ".join(f"{name} {signed(value)}" for name, value in zip(labels, values, strict=True))
+    return _svg(left + width + 60, len(labels) * row + 4, f"{title}: {spoken}", "".join(parts), fluid=False)
 
 
 def signed(value: float) -> str:

@@ -85,10 +85,11 @@ def _example(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
 def _mean_by_sample(records: RunRecords) -> list[dict[str, Any]]:
     """One entry per (domain, sample): mean reliability and weight over the steps that weighted samples."""
     start = records.config.ppar.reweighting.start_stage
-    weighted = {r["step"] for r in records.train if isinstance(r.get("stage"), int) and r["stage"] >= start}
+    weighted = (r["step"] for r in records.train if isinstance(r.get("stage"), int) and r["stage"] >= start)
+    first = min(weighted, default=0)
     seen: dict[tuple[str, int], list[SampleRecord]] = defaultdict(list)
     for entry in records.samples:
-        if (not weighted or entry.step in weighted) and math.isfinite(entry.reliability + entry.weight):
+        if entry.step >= first and math.isfinite(entry.reliability + entry.weight):
             seen[entry.domain, entry.sample].append(entry)
     return [
         {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,9 @@ from ppar_dist.report.cleaning import (
     sample_record,
     train_record,
 )
+from ppar_dist.report.thinning import Thinned
+
+_MOST_RECORDS, _MOST_SAMPLES = 20_000, 400_000  # steps, and samples of all steps: some 100 MB of memory
 
 
 @dataclass
@@ -25,8 +29,9 @@ class RunRecords:
     """The files of a run: each part is empty when it was not recorded.
 
     ``train`` and ``evals`` hold one record per step, oldest first; where a resume logged a step
-    again, the later record counts. What is not of the type its place asks for has been left out, and each
-    record, line or file that lost something counts once in ``unreadable``.
+    again, the later record counts; of very many, evenly chosen ones are kept, and the newest. What is not
+    of the type its place asks for has been left out, and each record, line or file that lost something
+    counts once in ``unreadable``.
     """
 
     run: Path
@@ -38,6 +43,7 @@ class RunRecords:
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     unreadable: int = 0
+    sample_stride: int = 1  # one of so many logged steps gave ``samples``
 
     @classmethod
     def read(cls, run: Path) -> RunRecords:
@@ -65,16 +71,16 @@ class RunRecords:
         return next((record[key] for record in reversed(self.train) if record.get(key) is not None), None)
 
     def _by_step(self, path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
-        found: dict[int, dict[str, Any]] = {}
+        found: Thinned[dict[str, Any]] = Thinned(_MOST_RECORDS)
         for record in self._records(path):
             kept = clean(record)
-            found[record["step"]] = kept
+            found.put(record["step"], {sys.intern(key): value for key, value in kept.items()})
             self.unreadable += kept != record
-        return [found[step] for step in sorted(found)]
+        return list(found.values())
 
     def _samples(self, path: Path) -> list[SampleRecord]:
         """The largest file of a run: kept as tuples with shared names, not as parsed."""
-        found: dict[int, list[SampleRecord]] = {}
+        found: Thinned[list[SampleRecord]] = Thinned(_MOST_SAMPLES, len)
         for record in self._records(path):
             entries = record.get("samples")
             if not isinstance(entries, list):
@@ -82,8 +88,9 @@ class RunRecords:
                 continue
             read = [sample_record(record["step"], entry) for entry in entries]
             self.unreadable += None in read
-            found[record["step"]] = [entry for entry in read if entry is not None]
-        return [entry for step in sorted(found) for entry in found[step]]
+            found.put(record["step"], [entry for entry in read if entry is not None])
+        self.sample_stride = found.stride
+        return [entry for entries in found.values() for entry in entries]
 
     def _records(self, path: Path) -> Iterator[dict[str, Any]]:
         try:

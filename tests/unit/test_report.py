@@ -6,6 +6,7 @@ import json
 import math
 import re
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -21,10 +22,12 @@ from safetensors.torch import load_file
 from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.config import ConfigError
 from ppar_dist.evaluate import evaluate
-from ppar_dist.report import write_report
+from ppar_dist.report import TEMPLATE, write_report
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
+from ppar_dist.report.thinning import Thinned
+from ppar_dist.report.timeline import planned_stages, timeline
 from tests.unit.tiny_run import CLASSES, make_domain, make_run
 
 NASTY = "</td><script>alert(1)</script>"
@@ -98,6 +101,9 @@ def test_the_page_is_whole_and_needs_nothing_else(run: Path) -> None:
         assert (attributes.get("src") or "data:image/").startswith("data:image/")
         assert "href" not in attributes
     assert "@import" not in text
+    assert "default-src 'none'" in text
+    assert "http://" not in text.replace("http://www.w3.org", "")
+    assert "https://" not in text
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
     assert page.text.count("not recorded") == 1  # the admitted ratio, which this log lacks
@@ -115,7 +121,7 @@ def test_the_table_holds_what_results_json_holds(run: Path) -> None:
 def test_pictures_decode_and_show_the_labels(run: Path) -> None:
     page = Page(write_report(run).read_text())
     images = [a for tag, a in page.tags if tag == "img"]
-    labels = [a["src"] for a in images if a["alt"] == "label"]
+    labels = [a["src"] for a in images if (a["alt"] or "").startswith("label of ")]
     assert len(labels) >= 3
     for attributes in images:
         raw = base64.b64decode((attributes["src"] or "").partition(",")[2])
@@ -173,7 +179,9 @@ def test_the_baseline_shows_no_stages(tmp_path: Path) -> None:
     log_run(tmp_path / "run")
     text = write_report(tmp_path / "run").read_text()
     assert "plain fine-tuning (PPAR off)" in text
-    assert "visual text</text>" not in text
+    assert "visual text" not in text
+    assert "Sample weights" not in text
+    assert "PPAR was off" in text
     assert 'span-odd"' not in text
 
 
@@ -193,6 +201,100 @@ def test_names_from_shards_cannot_break_the_page(run: Path, tmp_path: Path) -> N
     text = write_report(tmp_path / "run").read_text()
     assert "<script" not in text
     assert "&lt;script&gt;" in text
+
+
+def test_a_very_long_run_gives_a_page_of_bounded_size(run: Path, tmp_path: Path) -> None:
+    make_run(tmp_path / "shards", tmp_path / "run", steps=())
+    metrics = tmp_path / "run" / "metrics"
+    metrics.mkdir()
+    for name, steps in (("train", 41_000), ("eval", 41_000), ("events", 5_000)):
+        with (metrics / f"{name}.jsonl").open("w") as file:
+            for step in range(1, steps + 1):
+                record: dict[str, Any] = {"step": step}
+                record |= {"train": {"loss/total": 1.0, "stage": 3}, "events": {}}.get(
+                    name, {"miou": 0.5, "domains": {"a": 0.4, "b": 0.6}}
+                )
+                record |= {"time": 1e9, "kind": "stopped", "text": f"text {step}"} if name == "events" else {}
+                file.write(json.dumps(record) + "\n")
+    page = write_report(tmp_path / "run")
+    assert page.stat().st_size < 400_000
+    text = page.read_text()
+    assert "41000 of 40 steps" not in text  # the plan's length is the configuration's
+    for shown in ("text 100<", "text 4901<", "4800 more are in metrics/events.jsonl"):
+        assert shown in text
+    assert "text 101<" not in text
+    assert len(RunRecords.read(tmp_path / "run").train) <= 20_001
+
+
+def test_thinning_is_even_and_keeps_the_newest() -> None:
+    thinned: Thinned[list[int]] = Thinned(100, len)
+    for step in range(1, 1001):
+        thinned.put(step, [step] * 3)
+    thinned.put(1000, [-1])  # once more: the later counts
+    steps = [value[0] for value in thinned.values()]
+    gaps = {b - a for a, b in pairwise(steps[:-1])}
+    assert gaps == {thinned.stride}
+    assert steps[-1] == -1
+    assert len(steps) <= 34
+    few: Thinned[str] = Thinned(10)
+    for step, value in ((2, "b"), (1, "a"), (2, "c")):
+        few.put(step, value)
+    assert list(few.values()) == ["a", "c"]
+
+
+def test_the_timeline_shows_the_plan_and_what_is_done(run: Path, tmp_path: Path) -> None:
+    config = make_run(
+        tmp_path / "shards", tmp_path / "run", steps=(), train={"steps": 100, "global_batch": 4}
+    )
+    assert [(number, span.start, span.end) for number, span in planned_stages(config)] == [
+        (0, 0, 10),
+        (1, 10, 30),
+        (2, 30, 50),
+        (3, 50, 100),
+    ]
+    log_run(tmp_path / "run")
+    events = [
+        {"time": 1e9, "kind": kind, "step": 20, "text": NASTY} for kind in ("resumed", "stopped", NASTY)
+    ]
+    lines = "\n".join(map(json.dumps, events))
+    (tmp_path / "run" / "metrics" / "events.jsonl").write_text(lines + "\n")
+    chart = ElementTree.fromstring(str(timeline(RunRecords.read(tmp_path / "run"))))
+    assert "40 of 100 steps done" in chart.attrib["aria-label"]
+    blocks = [item.attrib for item in chart if item.tag == "rect"]
+    widths = {item["class"]: float(item["width"]) for item in blocks}
+    assert widths["stage done stage-1"] == widths["stage planned stage-1"]
+    assert widths["stage done stage-2"] == pytest.approx(widths["stage planned stage-2"] / 2, abs=1)
+    assert "stage done stage-3" not in widths
+    assert [item.attrib["class"] for item in chart if item.tag == "path"] == ["mark resume", "mark fault"]
+
+
+def colour_schemes() -> list[dict[str, str]]:
+    """The page's colours by name, light and dark."""
+    found = re.findall(r":root \{\n?(.*?)\}", TEMPLATE.read_text(), re.S)[:2]
+    return [dict(re.findall(r"--([\w-]+): (#[0-9a-f]{6});", part)) for part in found]
+
+
+def contrast(one: str, other: str) -> float:
+    """Of two colours, as WCAG 2 defines it: 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_and_lines_stand_out(scheme: int) -> None:
+    colours = colour_schemes()[scheme]
+    for ground in ("page", "card", "span-even", "span-odd"):
+        for name in ("ink", "soft", "accent", "warn", "second"):
+            assert contrast(colours[name], colours[ground]) >= 4.5, (name, ground)
+        for name in ("third", "context"):  # lines
+            least = 3.0 if ground == "card" else 2.5
+            assert contrast(colours[name], colours[ground]) >= least, (name, ground)
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
