@@ -13,8 +13,8 @@ import psutil
 
 from ppar_dist.data.index import DomainIndex
 from tests.cluster.prometheus_server import Prometheus
-from tests.faults.jobs import Job, free_port, job, last_step, ours, tiny_run
-from tests.ranks import write_blocks_domain
+from tests.faults.jobs import Job, free_port, job, last_step, ours
+from tests.ranks import tiny_config, write_blocks_domain, write_config
 from tests.unit.street_shards import overwrite
 
 BATCH = 6
@@ -83,7 +83,7 @@ def faulty_job(server: Prometheus, run: str, folder: Path) -> Iterator[Faulty]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port()), "--module", *poisoned, "train", config]
     with job(command, folder / "log") as running:
-        yield Faulty(running, folder / "run")
+        yield Faulty(running, folder / run)
 
 
 def _config(
@@ -93,14 +93,13 @@ def _config(
     write_blocks_domain(root / "left", samples=24, seed=1, rare_in=3)
     write_blocks_domain(root / "right", samples=16, seed=2, rare_in=3)
     monitoring = {"enabled": True, "port": 0, "targets_file": str(server.targets / f"{run}.json")}
-    _, config = tiny_run(
+    tree = tiny_config(
         root,
-        folder,
-        run={"dir": str(folder / "run"), "name": run},
+        folder / run,  # its name is the run's
         data=data,
         train={"steps": steps, "global_batch": BATCH, "log_every": 1, "eval_every": eval_every},
         checkpoint={"every": 20},
         faults={"max_non_finite": NOT_FINITE},
         monitoring=monitoring,
     )
-    return config
+    return str(write_config(folder / "config.yaml", tree))

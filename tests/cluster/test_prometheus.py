@@ -92,7 +92,9 @@ def test_pods_become_ranks(tmp_path: Path) -> None:
     (tmp_path / "pods.json").write_text(json.dumps(pods))
     scrape["file_sd_configs"] = [{"files": [str(tmp_path / "pods.json")]}]
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(config | {"rule_files": []}))
-    answer = json.loads(promtool("check", "service-discovery", tmp_path / "prometheus.yml", "ppar"))
+    answer = json.loads(
+        promtool("check", "service-discovery", "--timeout=2s", tmp_path / "prometheus.yml", "ppar")
+    )
     kept = [one["labels"] for one in answer if one["labels"]]
     names = ("instance", "run", "rank", "pod", "node")
     assert sorted(tuple(labels[name] for name in names) for labels in kept) == [
