@@ -58,9 +58,9 @@ class Faulty:
         (self._run / "checkpoints").touch()
 
 
-def whole_run(server: Prometheus, run: str, folder: Path, steps: int = 240) -> Watched:
+def whole_run(server: Prometheus, run: str, folder: Path, steps: int = 160) -> Watched:
     """Train on two ranks through all stages to the end."""
-    config = _config(server, run, folder, data={"holdout": 0.25}, steps=steps, eval_every=steps // 4)
+    config = _config(server, run, folder, data={"holdout": 0.25}, steps=steps, every=steps // 4)
     start = time.time()
     with job(ours("train", config, "--nproc", "2"), folder / "log") as running:
         server.wait_for(lambda: server.now(f'ppar_steps_total{{run="{run}"}} > 0'), "step in Prometheus")
@@ -76,7 +76,7 @@ def faulty_job(server: Prometheus, run: str, folder: Path) -> Iterator[Faulty]:
 
     It would train for hours; leaving the context kills it, as a lost machine would.
     """
-    config = _config(server, run, folder, data={"max_bad_ratio": 1.0}, steps=100_000, eval_every=0)
+    config = _config(server, run, folder, data={"max_bad_ratio": 1.0}, steps=100_000, every=20)
     overwrite(DomainIndex.open(folder / "shards" / "left"), 4, "image", b"spoiled")
     first = 100 * BATCH
     poisoned = ["tests.faults.poisoned", "loss", str(first), str(first + NOT_FINITE * BATCH)]
@@ -87,18 +87,19 @@ def faulty_job(server: Prometheus, run: str, folder: Path) -> Iterator[Faulty]:
 
 
 def _config(
-    server: Prometheus, run: str, folder: Path, data: dict[str, float], steps: int, eval_every: int
+    server: Prometheus, run: str, folder: Path, data: dict[str, float], steps: int, every: int
 ) -> str:
     root = folder / "shards"
     write_blocks_domain(root / "left", samples=24, seed=1, rare_in=3)
     write_blocks_domain(root / "right", samples=16, seed=2, rare_in=3)
+    evaluations = every if "holdout" in data else 0
     monitoring = {"enabled": True, "port": 0, "targets_file": str(server.targets / f"{run}.json")}
     tree = tiny_config(
         root,
         folder / run,  # its name is the run's
         data=data,
-        train={"steps": steps, "global_batch": BATCH, "log_every": 1, "eval_every": eval_every},
-        checkpoint={"every": 20},
+        train={"steps": steps, "global_batch": BATCH, "log_every": 1, "eval_every": evaluations},
+        checkpoint={"every": every},
         faults={"max_non_finite": NOT_FINITE},
         monitoring=monitoring,
     )

@@ -24,7 +24,7 @@ TIMEOUT_S = 240
 _HURRY = {
     "prometheus.yml": {r"(scrape|evaluation)_interval: 15s": r"\1_interval: 1s"},
     "rules/alerts.yml": {
-        r"for: \d+m": "for: 3s",
+        r"for: \d+m": "for: 15s",  # Prometheus lets go of a target up to 10 s after its file has gone
         r"(step_seconds:mean), 120\)": r"\1, 5)",  # seconds that a step may always take
         r"(interval_seconds \+) 60": r"\1 5",
     },
@@ -62,6 +62,12 @@ class Prometheus:
         return {
             one["labels"]["alertname"] for one in self.ask("alerts")["alerts"] if one["state"] == "firing"
         }
+
+    def fired(self, run: str, start: float, end: float) -> set[str]:
+        """Names of the alerts of a run that fired between two times."""
+        expression = f'ALERTS{{run="{run}",alertstate="firing"}}'
+        found = self.ask("query_range", query=expression, start=start, end=end, step=1)["result"]
+        return {one["metric"]["alertname"] for one in found}
 
     def wait_for(self, condition: Callable[[], Any], what: str, seconds: float = TIMEOUT_S) -> float:
         """Poll until ``condition`` holds; returns the seconds it took."""
