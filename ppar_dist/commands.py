@@ -75,12 +75,14 @@ def index(options: argparse.Namespace) -> None:
 def train(options: argparse.Namespace) -> int | None:
     """This rank's job, or a launcher and its ranks; returns the job's exit code."""
     from ppar_dist.launch import is_rank, note_start
-    from ppar_dist.preemption import Preemption
+    from ppar_dist.preemption import Preemption, leave_on_signals
 
     preemption = Preemption()
-    if is_rank():
-        preemption.watch()  # before anything slow: a signal must not find this process deaf
+    if is_rank():  # before anything slow: a signal must not find this process deaf
+        preemption.watch()
         note_start()
+    else:
+        leave_on_signals()
     from ppar_dist.config import load_config
     from ppar_dist.launch import default_ranks, launch
     from ppar_dist.nodes import nodes_of

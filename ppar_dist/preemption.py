@@ -36,6 +36,15 @@ def exit_code(signals: Sequence[signal.Signals | None]) -> int:
     return exitcodes.INTERRUPTED if signal.SIGINT in signals else exitcodes.RESUME
 
 
+def leave_on_signals() -> None:
+    """End at once on a signal, until something else takes the signals over: nothing is there to save yet.
+
+    Process 1 of a container would not end otherwise: the kernel drops what it has no handler for.
+    """
+    for number in SIGNALS:
+        signal.signal(number, lambda received, _: os._exit(exit_code([signal.Signals(received)])))
+
+
 class Preemption:
     """The request that this process's signals make, from ``watch`` on."""
 
