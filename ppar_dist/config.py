@@ -273,12 +273,13 @@ class FaultsConfig(Section):
 
 
 class MonitoringConfig(Section):
-    """The endpoint of each rank, for Prometheus."""
+    """How a run is watched: an endpoint per rank, or files."""
 
     enabled: bool = True
     address: str = "127.0.0.1"
     port: Annotated[Whole, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
     targets_file: Location | None = None  # JSON of all ranks' endpoints for Prometheus, while the job runs
+    text_file: Location | None = None  # .prom file of rank 0's metrics for a node exporter, every 15 seconds
     linger_s: NonNegative = 20.0  # seconds that the last figures wait for a scrape, where there were scrapes
 
 

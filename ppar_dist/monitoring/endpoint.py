@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import socket
 import socketserver
 import time
@@ -27,6 +28,8 @@ _PAGE_S = 0.2  # for which a page is served again
 _CLIENT_S = 5.0  # for which a client may keep a thread waiting
 _CLIENTS = 32  # at once
 _POLL_S = 0.1  # until `stop` is noticed
+
+log = logging.getLogger(__name__)
 
 
 class Health(NamedTuple):
@@ -117,6 +120,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients that leave or are too slow are no event of the run either."""
+        log.debug("a client of the endpoint went wrong", exc_info=True)
 
 
 class Endpoint:

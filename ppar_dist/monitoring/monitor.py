@@ -17,6 +17,7 @@ from ppar_dist.monitoring.metrics import RunMetrics, run_name
 from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.monitoring.targets import Target, TargetsFile, reachable_address
+from ppar_dist.monitoring.textfile import TextFile
 from ppar_dist.watchdog import OFF, RUNNING, Report
 
 _NAMED = 3  # ranks with a problem; of more, only their number
@@ -43,9 +44,10 @@ class Monitor:
         self._endpoint: Endpoint | None = None
         path = config.monitoring.targets_file
         self._targets = TargetsFile(path) if path is not None else None
+        self._text: TextFile | None = None
 
     def open(self, domains: Sequence[str], classes: Sequence[str], report: Callable[[], Report]) -> None:
-        """Serve from here on, where ``monitoring.enabled``. Collective.
+        """Serve from here on, where ``monitoring.enabled``, and write the files that are wanted. Collective.
 
         Args:
             domains: names of the sources, in the order of the figures.
@@ -53,18 +55,18 @@ class Monitor:
             report: tells where this rank stands.
 
         Raises:
-            ConfigError: on every rank alike, when one of them cannot serve.
+            ConfigError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
         """
         if self._world.is_main:
             ranks = self._world.world_size
             self.run = RunMetrics(self._registry, self._config, domains, classes, ranks)
-        if not self._config.monitoring.enabled:
-            return
-        found = self._world.gather(self._serve(report))
-        _refuse([each for each in found if isinstance(each, str)])
-        if self._targets is not None:
-            problem = self._write_targets(found) if self._world.is_main else None
-            _refuse([each for each in [self._world.broadcast(problem)] if each])
+        targets, problem = [], None
+        if self._config.monitoring.enabled:
+            targets = self._world.gather(self._serve(report))
+            _refuse([each for each in targets if isinstance(each, str)])
+        if self._world.is_main:
+            problem = self._write_targets(targets) or self._open_text_file()
+        _refuse([each for each in [self._world.broadcast(problem)] if each])
 
     def _serve(self, report: Callable[[], Report]) -> Target | str:
         """Start the endpoint; returns where others reach it, or why it cannot be."""
@@ -80,8 +82,9 @@ class Monitor:
         return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
 
     def _write_targets(self, targets: Sequence[Target]) -> str | None:
-        """Write the file of targets on rank 0; returns why it cannot."""
-        assert self._targets is not None, "the configuration names a file"
+        """Write the file of targets on rank 0, if one is wanted; returns why it cannot."""
+        if self._targets is None or not targets:
+            return None
         address, hosts = self._config.monitoring.address, {target.host for target in targets}
         if len(hosts) > 1 and address in _LOOPBACK:
             log.warning("monitoring.address=%s is reached from the rank's own machine only", address)
@@ -92,6 +95,17 @@ class Monitor:
         except OSError as error:
             path = self._config.monitoring.targets_file
             return f"cannot write monitoring.targets_file={path}: {error.strerror}; give another path"
+        return None
+
+    def _open_text_file(self) -> str | None:
+        """Begin to write the text file on rank 0, if one is wanted; returns why it cannot."""
+        path = self._config.monitoring.text_file
+        if path is None:
+            return None
+        try:
+            self._text = TextFile(path, self._registry)
+        except OSError as error:
+            return f"cannot write monitoring.text_file={path}: {error.strerror}; give another path"
         return None
 
     @property
@@ -119,8 +133,10 @@ class Monitor:
             self._targets.withdraw()
 
     def close(self) -> None:
-        """Withdraw the targets and stop serving; a second call does nothing."""
+        """Withdraw the targets, write the last figures and stop serving; a second call does nothing."""
         self.withdraw()
+        if self._text is not None:
+            self._text.stop()
         if self._endpoint is not None:
             self._endpoint.stop()
 

@@ -113,6 +113,21 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         pass
 
 
+def test_the_text_file_holds_the_last_figures(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "run.prom"
+    with opened(tmp_path, enabled=False, text_file=str(path)) as monitor:
+        assert "ppar_train_steps 40.0" in path.read_text()
+        assert monitor.run is not None
+        monitor.run.publish_iou("night", 0.5, {})
+    assert 'ppar_miou{target="night"} 0.5' in path.read_text()
+    assert list(path.parent.iterdir()) == [path]
+    with (
+        pytest.raises(ConfigError, match=r"monitoring\.text_file=.*give another path"),
+        opened(tmp_path, text_file=str(path / "below.prom")),
+    ):
+        pass
+
+
 def test_others_are_told_an_address_they_can_reach() -> None:
     assert reachable_address("10.1.2.3", World()) == "10.1.2.3"
     for wildcard in ("", "0.0.0.0", "::"):

@@ -1,0 +1,56 @@
+"""The metrics as a text file, where nobody may connect: for the text file collector of a node exporter."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from threading import Event, Thread
+
+from prometheus_client import CollectorRegistry, write_to_textfile
+
+from ppar_dist.durable import make_folder
+
+_EVERY_S = 15.0
+_LAST_S = 2.0  # for the last write: storage that has gone must not keep a rank from ending
+
+log = logging.getLogger(__name__)
+
+
+class TextFile:
+    """Writes a registry to a file every so often, by a thread of its own, whole or not at all.
+
+    The last figures stay in the file when the run has ended.
+    """
+
+    def __init__(self, path: Path, registry: CollectorRegistry, every_s: float = _EVERY_S) -> None:
+        """Write to ``path``, which ends in ``.prom``, once, and then every ``every_s`` seconds.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._path, self._registry, self._every_s = path, registry, every_s
+        make_folder(path.parent)
+        self._write()
+        self._over = Event()
+        self._thread = Thread(target=self._loop, name="metrics file", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Write once more and end; a second call does nothing."""
+        self._over.set()
+        self._thread.join(_LAST_S)
+
+    def _write(self) -> None:
+        write_to_textfile(str(self._path), self._registry)
+
+    def _loop(self) -> None:
+        failed = False
+        while not self._over.is_set():
+            self._over.wait(self._every_s)
+            try:
+                self._write()
+                failed = False
+            except OSError as error:
+                if not failed:
+                    log.warning("cannot write monitoring.text_file=%s: %s", self._path, error.strerror)
+                failed = True
