@@ -14,8 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from tests.cluster import browser_page
 from tests.cluster.programs import needs
@@ -174,6 +176,20 @@ def test_the_console_shows_the_whole_run(server: Prometheus, whole: Watched, tmp
         part for part in ("http://", "https://") if part in html.replace("http://www.w3.org/2000/svg", "")
     ]
     assert outside == []
+
+
+@pytest.mark.parametrize(("theme", "low", "high"), [("light", 230, 255), ("dark", 0, 50)])
+def test_the_console_has_two_themes(
+    server: Prometheus, whole: Watched, tmp_path: Path, theme: str, low: int, high: int
+) -> None:
+    needs("chromium")
+    page = f"{server.url}/consoles/ppar.html?run={RUN}&refresh=0&theme={theme}"
+    browser_page.screenshot(page, tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as picture:
+        assert picture.size == (1920, 1080)
+        pixels = np.asarray(picture.convert("L"))
+    assert low <= np.median(pixels) <= high
+    assert pixels[-40:].std() > 5  # panels reach down to the foot of the screen
 
 
 def test_the_console_without_a_run_says_what_to_do(tmp_path: Path) -> None:
