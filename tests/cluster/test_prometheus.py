@@ -211,7 +211,7 @@ def test_faults_are_told(server: Prometheus, tmp_path: Path) -> None:
         await_alerts(server, "storage gone", "PparCheckpointFailed", "PparCheckpointOld")
         text = browser_page.said(browser_page.dump(f"{server.url}/consoles/ppar.html?run=faulty&refresh=0"))
         assert "needs help" in text
-        assert "faulty: a checkpoint could not be written" in text
+        assert "a checkpoint could not be written" in text
         send(faulty.rank(1), signal.SIGSTOP)
         await_alerts(server, "rank 1 stopped", "PparTargetDown", "PparRankMissing", "PparStalled")
         down = server.now('up{run="faulty"} == 0')
