@@ -76,7 +76,8 @@ class Image:
 def built(folder: Path) -> Iterator[Image]:
     """The image, and a container of it; both are gone afterwards, and so is all that the build mounted."""
     kept = os.environ.get(_KEPT)
-    store, seconds = Path(kept) if kept else folder / "store", {}
+    store = Path(kept) if kept else folder / "store"
+    seconds: dict[str, float] = {}
     (folder / "base").mkdir(parents=True)
     try:
         if not kept or "localhost/ppar-dist" not in buildah(store, "images"):
@@ -85,15 +86,12 @@ def built(folder: Path) -> Iterator[Image]:
             with _timed(seconds, "build"):
                 _build(store, folder)
         container = buildah(store, "from", "localhost/ppar-dist").strip()
-        facts = json.loads(buildah(store, "inspect", container))
-        yield Image(store, container, facts, seconds)
+        yield Image(store, container, json.loads(buildah(store, "inspect", container)), seconds)
     finally:
-        if kept:
-            buildah(store, "rm", container)
-        else:
-            buildah(store, "rm", "--all")
+        buildah(store, "rm", "--all")
+        if not kept:
             buildah(store, "rmi", "--all", "--force")
-        # overlay leaves a mount of the store upon itself
+        # overlay mounts its folder upon itself
         subprocess.run(["umount", "--quiet", store / "graph" / "overlay"], check=False, timeout=60)
 
 

