@@ -1,0 +1,269 @@
+"""``jobs/slurm_ppar.sh`` on a real Slurm: what happens to a job, and what its user sees."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from ppar_dist import checkpoint
+from tests.cluster.paced import FILE
+from tests.cluster.programs import needs
+from tests.cluster.slurm import SCRIPT, Job, Slurm, cluster
+from tests.faults.hosts import leftovers, why_not
+from tests.faults.jobs import last_step, tiny_run
+from tests.ranks import run_command
+
+STEPS, EVERY = 150, 5
+SECTIONS = {
+    "train": {"steps": STEPS, "global_batch": 6, "log_every": 1, "ledger": True},
+    "checkpoint": {"every": EVERY},
+    "faults": {"peer_s": 10.0, "stall_s": 120.0, "grace_s": 60.0},
+    "monitoring": {"enabled": True},
+}
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    needs("slurmctld", "slurmd", "sbatch", "munged", "ip", root=True)
+    if reason := why_not():
+        pytest.fail(reason)
+    with tempfile.TemporaryDirectory(prefix="slurm-") as folder, cluster(Path(folder)) as slurm:
+        yield slurm
+    assert not leftovers()
+
+
+def program(folder: Path, text: str) -> str:
+    """PATH with a ``ppar-dist`` that is this bash script; in it, REAL is the real one."""
+    real = f"{sys.executable} -m ppar_dist"
+    file = folder / "bin" / "ppar-dist"
+    file.parent.mkdir(parents=True)
+    file.write_text(f"#!/bin/bash\nREAL='{real}'\n{text}\n")
+    file.chmod(0o755)
+    return f"{file.parent}:{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print how many seconds the block took."""
+    began = time.monotonic()
+    yield
+    print(f"{what}: {time.monotonic() - began:.0f} s", flush=True)
+
+
+class Run:
+    """A run whose jobs train slowly while ``pace`` exists."""
+
+    def __init__(self, slurm: Slurm, blocks: Path, folder: Path) -> None:
+        self.slurm, self.folder = slurm, folder
+        self.path, config = tiny_run(blocks, folder, **SECTIONS)
+        self.config = Path(config)
+        self.pace, self.targets = folder / "pace", folder / "targets"
+        self.pace.touch()
+        self.targets.mkdir()
+        self.environment = {
+            "PATH": program(folder, f'exec {sys.executable} -m tests.cluster.paced "$@"'),
+            FILE: str(self.pace),
+            "PPAR_TARGETS_DIR": str(self.targets),
+        }
+
+    def submit(self, *options: str, config: str = "config.yaml", **environment: str) -> Job:
+        """A job of this run, from its folder."""
+        arguments = [*options, "--job-name=streets", "--dependency=singleton", str(SCRIPT), config]
+        return self.slurm.sbatch(*arguments, cwd=self.folder, **self.environment, **environment)
+
+    def trains(self, job: Job, starts: int) -> None:
+        """Wait until this start of a job has trained to a further checkpoint."""
+        job.wait_for(lambda: job.log.count(f"job {job.number}: start ") == starts, f"start {starts}")
+        before = checkpoint.find_checkpoint(self.path)
+        job.wait_for(lambda: checkpoint.find_checkpoint(self.path) != before, "a further checkpoint")
+        if before is not None:
+            assert f"resumed from {before}, the newest whole checkpoint" in job.log, job.log
+
+    def queued_again(self, job: Job, times: int) -> None:
+        """Wait until a job has been queued again so many times."""
+        job.wait_for(lambda: job.restarts == times, f"requeue {times}")
+
+
+def test_a_run_goes_through_all_that_happens_to_jobs_and_loses_nothing(
+    slurm: Slurm, blocks: Path, tmp_path: Path
+) -> None:
+    run = Run(slurm, blocks, tmp_path)
+    with timed("2 nodes, from sbatch to the first checkpoint"):
+        first = run.submit("--nodes=2", "--time=60")
+        container = {"PPAR_CONTAINER": "/", "PPAR_CONTAINER_RUN": "chroot"}
+        second = run.submit("--nodes=1", "--gpus-per-node=2", config=str(run.config), **container)
+        third = run.submit("--nodes=2")
+        run.trains(first, 1)
+    both_nodes_take_part(run, first)
+    a_second_job_on_the_run_is_refused(run, first)
+    out_of_time(run, first)
+    a_node_is_lost(run, first)
+    preempted(run, first)
+    cancelled(run, first)
+    stopped_by_file(run, second, third)
+    finished(run)
+
+
+def both_nodes_take_part(run: Run, job: Job) -> None:
+    assert "2 ranks" in job.log
+    nodes = job.facts()["NodeList"]
+    assert nodes == "beta,gamma", nodes
+    groups = json.loads((run.targets / f"ppar-{job.number}.json").read_text())
+    addresses = [target for group in groups for target in group["targets"]]
+    assert sorted(a.rpartition(":")[0] for a in addresses) == [
+        run.slurm.hosts[n].address for n in ("beta", "gamma")
+    ]
+
+
+def a_second_job_on_the_run_is_refused(run: Run, first: Job) -> None:
+    with timed("a second job on the same run: refused"):
+        job = run.slurm.sbatch(str(SCRIPT), "config.yaml", cwd=run.folder, **run.environment)
+        assert job.wait_for_end() == ("FAILED", "78"), job.log
+    assert job.restarts == 0
+    assert "not queued again" in job.log
+    assert f"{run.path} is in use by Slurm job {first.number}" in job.log, job.log
+
+
+def out_of_time(run: Run, job: Job) -> None:
+    with timed("end of its time near: signal, checkpoint, queued again"):
+        run.slurm.run("scontrol", "update", f"JobId={job.number}", "EndTime=now+200")
+        run.queued_again(job, 1)
+    assert "asked to save and end" in job.log
+    assert not list(run.targets.iterdir())
+    run.trains(job, 2)
+
+
+def a_node_is_lost(run: Run, job: Job) -> None:
+    with timed("power cut on a node (SlurmdTimeout 10): queued again"):
+        run.slurm.power_off("beta")
+        run.queued_again(job, 2)
+    run.trains(job, 3)
+    assert job.facts()["NodeList"] == "alpha,gamma"
+    run.slurm.power_on("beta")
+
+
+def preempted(run: Run, job: Job) -> None:
+    with timed("preempted (PreemptMode=REQUEUE, GraceTime 60): checkpoint, queued again"):
+        urgent = run.slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
+        run.queued_again(job, 3)
+    urgent.wait_for_end()
+    run.trains(job, 4)
+
+
+def cancelled(run: Run, job: Job) -> None:
+    with timed("scancel: ended, nothing left"):
+        job.cancel()
+        state, _ = job.wait_for_end()
+        job.wait_for(lambda: not run.slurm.processes("paced"), "end of all processes")
+    assert state == "CANCELLED"
+    assert job.restarts == 3
+
+
+def stopped_by_file(run: Run, second: Job, third: Job) -> None:
+    """In a container, on the GPUs of one node instead of two nodes."""
+    run.trains(second, 1)
+    assert "beta, 2 ranks each" in second.log or "gamma, 2 ranks each" in second.log, second.log
+    stop = run.path / "STOP"
+    with timed("RUN/STOP made: checkpoint, ended; the next of the chain does not start"):
+        stop.touch()
+        assert second.wait_for_end() == ("FAILED", "130"), second.log
+        assert third.wait_for_end() == ("FAILED", "130"), third.log
+    assert "not queued again" in second.log
+    assert "not started" in third.log
+    assert second.restarts == third.restarts == 0
+    stop.unlink()
+
+
+def finished(run: Run) -> None:
+    """The rest at full speed, in a virtual environment; a further job of the chain finds nothing to do."""
+    run.pace.unlink()
+    with timed("the rest of the run"):
+        fourth = run.submit("--nodes=2", PPAR_VENV=sys.prefix)
+        fifth = run.submit("--nodes=2")
+        assert fourth.wait_for_end() == ("COMPLETED", "0"), fourth.log
+    with timed("a job of a finished run"):
+        assert fifth.wait_for_end() == ("COMPLETED", "0"), fifth.log
+    assert "nothing to do" in fifth.log
+    assert last_step(run.path) == STEPS
+    assert not list(run.targets.iterdir())
+    proof = run_command(["ledger", str(run.path)])
+    assert proof.returncode == 0, proof.stdout + proof.stderr
+    print(proof.stdout)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "environment", "message"),
+    [
+        (["train.stepz=1"], {}, "unknown key train.stepz"),
+        (["data.root=/nowhere"], {}, "/nowhere"),
+        ([], {"PPAR_VENV": "/nowhere"}, "cannot load /nowhere/bin/activate: no such file"),
+        (
+            [],
+            {"PPAR_CONTAINER": "/image.sif", "PPAR_CONTAINER_RUN": "no-such exec"},
+            "a node cannot run ppar-dist",
+        ),
+    ],
+)
+def test_what_a_retry_cannot_cure_is_not_queued_again(
+    slurm: Slurm,
+    blocks: Path,
+    tmp_path: Path,
+    overrides: list[str],
+    environment: dict[str, str],
+    message: str,
+) -> None:
+    _, config = tiny_run(blocks, tmp_path)
+    with timed(f"refused: {message}"):
+        job = slurm.sbatch("--nodes=2", str(SCRIPT), config, *overrides, cwd=tmp_path, **environment)
+        assert job.wait_for_end() == ("FAILED", "78"), job.log
+    assert message in job.log
+    assert job.restarts == 0
+
+
+def test_a_job_that_gets_nowhere_is_not_queued_again_for_ever(
+    slurm: Slurm, blocks: Path, tmp_path: Path
+) -> None:
+    """The program comes from a module here, which a site's own set-up makes known."""
+    needs("modulecmd")
+    run, config = tiny_run(blocks, tmp_path)
+    program(tmp_path, '[[ $1 == train ]] || exec $REAL "$@"\nexit 75')
+    (tmp_path / "streets").write_text(f"#%Module\nprepend-path PATH {tmp_path / 'bin'}\n")
+    setup = tmp_path / "setup.sh"
+    setup.write_text(f"export MODULEPATH=$UNSET{tmp_path}\nfalse\n")
+    site = {"PPAR_MODULES": "streets", "PPAR_SETUP": str(setup)}
+    job = slurm.sbatch(str(SCRIPT), config, cwd=tmp_path, PPAR_MAX_REQUEUES="2", **site)
+    with timed("no checkpoint in 2 starts: given up"):
+        assert job.wait_for_end() == ("FAILED", "75"), job.log
+    assert job.restarts == 1
+    assert "no new checkpoint in 2 starts in a row (PPAR_MAX_REQUEUES)" in job.log
+    assert (run / "logs" / f"slurm-{job.number}.stuck").read_text() == "2\n"
+
+
+def test_an_internal_error_on_one_node_outweighs_a_wish_to_resume_on_another(
+    slurm: Slurm, blocks: Path, tmp_path: Path
+) -> None:
+    _, config = tiny_run(blocks, tmp_path)
+    text = 'echo "$SLURM_GPUS_ON_NODE GPUs: $*"; exit $((SLURM_NODEID == 0 ? 70 : 75))'
+    path = program(tmp_path, f'[[ $1 == train ]] || exec $REAL "$@"\n{text}')
+    two_ranks_each = ("--ntasks-per-node=2", "--gpus-per-task=1", "--cpus-per-task=2")
+    job = slurm.sbatch("--nodes=2", *two_ranks_each, str(SCRIPT), config, cwd=tmp_path, PATH=path)
+    assert job.wait_for_end() == ("FAILED", "70"), job.log
+    assert job.restarts == 0
+    for node in range(2):
+        line = rf"^{node}: 2 GPUs: train .* --nproc 2 --nodes 2 --master \S+ --node-rank {node}$"
+        assert re.search(line, job.log, re.MULTILINE), job.log
+
+
+def test_the_script_is_clean() -> None:
+    needs("shellcheck")
+    done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
