@@ -3,6 +3,7 @@
 set -euo pipefail
 declare -A packages=(
   [slurmctld]=slurmctld [slurmd]=slurmd [sbatch]=slurm-client [munged]=munge
+  [modulecmd]=environment-modules [shellcheck]=shellcheck
   [prometheus]=prometheus [buildah]=buildah [debootstrap]=debootstrap
   [chromium]=chromium [ip]=iproute2 [cc]="gcc libc6-dev"
 )
