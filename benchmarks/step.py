@@ -10,8 +10,6 @@ alone in a process of its own for its peak memory, and the all-reduce between tw
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import os
 import resource
 import socket
@@ -21,18 +19,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 
 import torch
 
 from benchmarks.runs import prepare_streets, real_data
+from benchmarks.trainers import batches_in_memory, build_trainer
 from ppar_dist import distributed
 from ppar_dist.config import load_config
-from ppar_dist.data.pipeline import Batch, train_loader
 from ppar_dist.distributed import World
-from ppar_dist.plan import make_plan
-from ppar_dist.trainer import Trainer
 
 SIDES = {"plain": ["ppar.enabled=false"], "PPAR": []}
 
@@ -46,11 +41,9 @@ class Side:
         common = [f"run.dir={run}", f"data.root={options.shards}", f"text.file={text}", "data.workers=0"]
         common += ["monitoring.enabled=false", *options.override]
         config = load_config(options.config, [*common, *overrides])
-        with contextlib.redirect_stdout(io.StringIO()):  # the plan of each run
-            self.trainer = Trainer(make_plan(config, 1), world)
+        self.trainer = build_trainer(config, world)
         self.trainer.log.wants = lambda step: step % 10 == 0  # type: ignore[method-assign]
-        loader = train_loader(config, self.trainer.plan.indexes, 0, 1, 0, 8 * config.train.global_batch)
-        self.batches: list[Batch] = list(islice(loader, 8))
+        self.batches = batches_in_memory(self.trainer, 8)
 
     def run(self, steps: int, progress: float) -> tuple[float, float]:
         """Median CPU and wall seconds of ``steps`` steps in the stage that belongs to ``progress``."""

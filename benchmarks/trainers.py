@@ -1,0 +1,40 @@
+"""A trainer in this process, with batches in memory: for benchmarks that measure steps alone."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from itertools import islice
+
+from ppar_dist import distributed
+from ppar_dist.config import Config
+from ppar_dist.data.pipeline import Batch, train_loader
+from ppar_dist.distributed import World
+from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.plan import make_plan
+from ppar_dist.preemption import Preemption
+from ppar_dist.runlock import RunLock
+from ppar_dist.trainer import Trainer
+from ppar_dist.watchdog import Watchdog
+
+
+def build_trainer(config: Config, world: World, monitor: Monitor | None = None) -> Trainer:
+    """A trainer of ``config`` on one rank that is watched by nobody; its plan is not printed."""
+    limits = config.faults.stall_s, config.faults.peer_s
+    watch = Watchdog(world, distributed.open_board(world), *limits, config.run.dir)
+    with contextlib.redirect_stdout(io.StringIO()):
+        return Trainer(
+            make_plan(config, 1),
+            world,
+            Preemption(),
+            watch,
+            monitor or Monitor(config, world),
+            RunLock(config.run.dir, config.faults.peer_s),
+        )
+
+
+def batches_in_memory(trainer: Trainer, steps: int) -> list[Batch]:
+    """The batches of the first ``steps`` steps."""
+    config = trainer.config
+    loader = train_loader(config, trainer.plan.indexes, 0, 1, 0, steps * config.train.global_batch)
+    return list(islice(loader, steps))
