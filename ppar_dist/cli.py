@@ -18,6 +18,7 @@ from ppar_dist import __version__, commands, exitcodes
 from ppar_dist.config import ConfigError
 from ppar_dist.launch import note_exit
 from ppar_dist.launchers import LAUNCHERS
+from ppar_dist.messages import visible_lines
 from ppar_dist.monitoring import health
 
 
@@ -32,13 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _main(arguments: list[str]) -> int:
     _open_closed_streams()
     options = _parse(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(_LogLine("%(levelname)s %(message)s"))
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
     _quieten_libraries()
     try:
         code: int | None = options.run(options)
         return exitcodes.DONE if code is None else code
     except ConfigError as error:
-        print(f"ppar-dist: {error}", file=sys.stderr)
+        print(f"ppar-dist: {visible_lines(str(error))}", file=sys.stderr)
         return exitcodes.CONFIG
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
@@ -48,6 +51,13 @@ def _main(arguments: list[str]) -> int:
     except Exception:  # the last resort: everything a user can cause is a ConfigError
         logging.getLogger(__name__).exception("internal error")
         return exitcodes.INTERNAL
+
+
+class _LogLine(logging.Formatter):
+    """A name out of a shard may hold what a terminal would obey; in a log line it is written out."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return visible_lines(super().formatMessage(record))
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:

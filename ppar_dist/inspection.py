@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ppar_dist.checkpoint import MANIFEST
 from ppar_dist.config import Config, ConfigError, load_config
 from ppar_dist.data.index import DomainIndex
+from ppar_dist.messages import visible
 from ppar_dist.models.weights import reason
 from ppar_dist.runfacts import (
     LogFacts,
@@ -55,7 +56,7 @@ def inspect(path: Path) -> dict[str, Any]:
 
 def describe(facts: dict[str, Any]) -> str:
     """The facts as indented lines for a terminal."""
-    return "\n".join(_lines(facts, ""))
+    return "\n".join(visible(line) for line in _lines(facts, ""))
 
 
 def _domain(path: Path) -> dict[str, Any]:

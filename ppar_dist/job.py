@@ -17,6 +17,7 @@ from ppar_dist.data.pipeline import WorkerDied
 from ppar_dist.distributed import World
 from ppar_dist.evaluate import score
 from ppar_dist.launch import end_with_launchers, is_rank, note_exit
+from ppar_dist.messages import visible_lines
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import Preempted, Preemption
@@ -121,7 +122,7 @@ def _give_way(watch: Watchdog, sentence: str) -> NoReturn:
 
 def _leave_at_once(sentence: str, code: int) -> NoReturn:
     """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
-    print(f"ppar-dist: {sentence}", file=sys.stderr, flush=True)
+    print(f"ppar-dist: {visible_lines(sentence)}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     logging.shutdown()
     note_exit(code)

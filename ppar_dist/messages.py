@@ -27,6 +27,11 @@ def printable(text: str) -> str:
     return visible(text)
 
 
+def visible_lines(text: str) -> str:
+    """``visible`` for text of several lines."""
+    return "\n".join(visible(line) for line in text.split("\n"))
+
+
 def visible(text: str) -> str:
     """``text`` with what a terminal might obey or a file refuse written out: line ends, escapes."""
     if text.isprintable():

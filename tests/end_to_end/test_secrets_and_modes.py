@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import os
+import io
 import stat
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from ppar_dist.data.index import DomainIndex
+import numpy as np
+
 from tests.faults.jobs import job, ours, tiny_run
+from tests.ranks import encode, run_command, tiny_config, write_config
 
 SECRETS = {
     name: f"secret-{number}-of-{name.lower()}"
@@ -17,6 +20,8 @@ SECRETS = {
     )
 }
 SECRETS["HTTPS_PROXY"] = "http://user:secret-of-the-proxy@127.0.0.1:9"
+HOSTILE = "\x1b]0;owned\x07\u202e\x9b2J\n"
+OBEYED = ("\x1b", "\x07", "\u202e", "\x9b")
 PROGRAM = "import os, sys; os.umask(0o027); os.execv(sys.executable, [sys.executable, *sys.argv[1:]])"
 
 
@@ -56,32 +61,40 @@ def test_a_job_keeps_secrets_and_modes(blocks: Path, tmp_path: Path) -> None:
     assert [path for path in temporary.rglob("*") if stat.S_IMODE(path.lstat().st_mode) & 0o022] == []
 
 
-def test_names_from_shards_reach_no_terminal_raw(tmp_path: Path) -> None:
-    """A shard's keys, its members and its folder may hold what a terminal would obey."""
-    from tests.ranks import encode, run_command, write_config, tiny_config  # noqa: I001
-    from ppar_dist.data.shards import ShardSample, write_domain
-    import numpy as np
-
+def write_hostile_shard(folder: Path) -> Path:
+    """A tar of another's making: keys that hold what a terminal would obey, and one image cut short."""
     label = encode(np.zeros((64, 96), np.uint8), "PNG")
     image = encode(np.zeros((64, 96, 3), np.uint8), "JPEG")
-    keys = [f"s{n}\x1b]0;owned\x07\u202e\x9b2J" for n in range(8)]
-    for domain in ("left", "right"):
-        samples = [ShardSample(key, image[:40] if n == 1 else image, label, {}) for n, key in enumerate(keys)]
-        write_domain(tmp_path / domain, "roads6", samples)
-    assert len(DomainIndex.open(tmp_path / "left")) == 8
-    tree = tiny_config(tmp_path, tmp_path / "run", train={"steps": 2}, data={"max_bad_ratio": 1.0})
+    folder.mkdir()
+    shard = folder / f"shard-0000{HOSTILE}.tar"
+    with tarfile.open(shard, "w") as archive:
+        for number in range(8):
+            photo = image[:40] if number in (1, 7) else image
+            for suffix, content in (("jpg", photo), ("png", label), (f"txt{HOSTILE}", b"")):
+                member = tarfile.TarInfo(f"s{number}{HOSTILE if number < 2 else ''}.{suffix}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+    return shard
+
+
+def test_names_from_shards_reach_no_terminal_raw(tmp_path: Path) -> None:
+    """Indexed, inspected, examined and trained on; the bad sample is told of."""
+    shards = [write_hostile_shard(tmp_path / domain) for domain in ("left", "right")]
+    tree = tiny_config(tmp_path, tmp_path / "run", train={"steps": 3}, data={"max_bad_ratio": 1.0})
     config = str(write_config(tmp_path / "config.yaml", tree))
-    shard = next((tmp_path / "left").glob("*.tar"))
+    said = ""
     for arguments in (
-        ["inspect", str(shard)],
-        ["inspect", str(tmp_path / "left")],
-        ["doctor", config],
-        ["train", config],
-        ["inspect", str(tmp_path / "run")],
+        ["index", str(tmp_path / "left"), "--classes", "roads6"],
         ["index", str(tmp_path / "left"), "--classes", "roads6", "--max-bad-ratio", "1"],
-        ["index", str(tmp_path / "right"), "--classes", "roads6"],
+        ["index", str(tmp_path / "right"), "--classes", "roads6", "--max-bad-ratio", "1"],
+        ["inspect", str(shards[0])],
+        ["train", config],
+        ["doctor", str(tmp_path / "run")],
     ):
         done = run_command(arguments)
-        for raw in ("\x1b", "\x07", "\u202e", "\x9b"):
-            assert raw not in done.stdout + done.stderr, (arguments, done.stdout + done.stderr)
-    assert os.path.exists(tmp_path / "run" / "metrics" / "samples.jsonl")
+        output = done.stdout + done.stderr
+        said += f"$ {arguments[0]}: {done.returncode}\n{output}"
+        raw = [sign for sign in OBEYED if sign in output]
+        assert raw == [], (arguments, output)
+    assert "owned" in said  # the names were shown, written out
+    assert "$ train: 0" in said, said
