@@ -42,10 +42,10 @@ class Container:
     log: Path
 
     @property
-    def first(self) -> int:
-        """The id that the container's process 1 has on this machine."""
-        (child,) = psutil.Process(self.process.pid).children()
-        return int(child.pid)
+    def first(self) -> int | None:
+        """The id that the container's process 1 has on this machine; None while there is none."""
+        children = psutil.Process(self.process.pid).children()
+        return int(children[0].pid) if children else None
 
     @property
     def output(self) -> str:
@@ -54,6 +54,7 @@ class Container:
 
     def send(self, number: signal.Signals) -> None:
         """Signal the container's process 1, as the runtime does; SIGKILL takes all its processes along."""
+        assert self.first is not None, "it runs"
         psutil.Process(self.first).send_signal(number)
 
     def wait(self, seconds: float) -> int:

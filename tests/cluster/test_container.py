@@ -104,12 +104,13 @@ def test_compose_names_what_there_is(tmp_path: Path) -> None:
 def test_the_demo_runs_as_the_image_user(image: Image, tmp_path: Path) -> None:
     config = yaml.safe_load((REPOSITORY / "configs" / "demo.yaml").read_text())
     config["train"] |= {"steps": 24, "eval_every": 12}  # of 200
-    (tmp_path / "demo.yaml").write_text(yaml.safe_dump(config))
-    out = tmp_path / "out"
-    out.mkdir()
+    out, given = tmp_path / "out", tmp_path / "demo"
+    for each in (out, given):
+        each.mkdir()
     os.chown(out, image.user, image.user)
+    (given / "demo.yaml").write_text(yaml.safe_dump(config))
     image.root(["/out", "/demo"])
-    options = [f"--volume={out}:/out", f"--volume={tmp_path}:/demo:ro"]
+    options = [f"--volume={out}:/out", f"--volume={given}:/demo:ro"]
     began = time.monotonic()
     command = [*image.entrypoint, "demo", "--out", "/out/demo", "--config", "/demo/demo.yaml", "--nproc", "2"]
     done = image.run(*command, options=options)
@@ -157,16 +158,18 @@ def test_sigterm_ends_a_container_that_has_hardly_started(
     image: Image, volumes: list[Volume], tmp_path: Path
 ) -> None:
     with pods.running(image, tmp_path / "job", ["train", "/config/config.yaml"], volumes=volumes) as job:
-        pods.until(lambda: catches(job.first, signal.SIGTERM), "a handler of SIGTERM", WAIT_S, job)
+        pods.until(lambda: catches(job, signal.SIGTERM), "a handler of SIGTERM", WAIT_S, job)
         job.send(signal.SIGTERM)
         assert job.wait(60) == exitcodes.RESUME, job.output
     assert "Traceback" not in job.output
     assert not os.listdir(volumes[-1].source), "it was heard before there was anything to save"
 
 
-def catches(pid: int, number: signal.Signals) -> bool:
-    """Whether a process has a handler: what process 1 has none for, the kernel drops."""
-    (mask,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{pid}/status").read_text(), re.MULTILINE)
+def catches(job: Container, number: signal.Signals) -> bool:
+    """Whether process 1 has a handler: what it has none for, the kernel drops."""
+    if job.first is None or b"ppar-dist" not in Path(f"/proc/{job.first}/cmdline").read_bytes():
+        return False  # it is still being put into its box
+    (mask,) = re.findall(r"^SigCgt:\s*(\w+)", Path(f"/proc/{job.first}/status").read_text(), re.MULTILINE)
     return bool(int(mask, 16) >> (number - 1) & 1)
 
 
