@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-cluster fuzz lint clean
+.PHONY: demo test test-cluster fuzz lint audit clean
 
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
@@ -28,10 +28,15 @@ lint: $(STAMP)  ## style, format and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+audit: $(STAMP)  ## known vulnerabilities among the dependencies; ends with 2 where no service can be asked
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/pip install --quiet 'pip-audit>=2.9,<3'
+	$(BIN)/python .ci/audit.py $(VENV)-audit/bin/pip-audit
+
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[test]'
 	touch $@
 
 clean:  ## what make made, but for runs and shards
-	rm -rf $(VENV) demo build *.egg-info
+	rm -rf $(VENV) $(VENV)-audit demo build *.egg-info
