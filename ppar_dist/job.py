@@ -54,7 +54,8 @@ def run(
     except distributed.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exitcodes.RESUME)
     folder = config.run.dir / "logs"
-    lock = RunLock(config.run.dir, faults.peer_s)
+    job = distributed.scheduler_job()
+    lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
     monitor = Monitor(config, world)
 
     def note_end(code: int) -> None:

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import IO
@@ -26,7 +26,6 @@ from ppar_dist.config import ConfigError
 from ppar_dist.process import Process
 
 NAME = "run.lock"
-_JOBS = {"SLURM_JOB_ID": "Slurm job", "JOB_COMPLETION_INDEX": "Kubernetes pod"}  # variables of schedulers
 _LOOK_S = 0.2
 
 
@@ -99,18 +98,16 @@ def read_state(folder: Path) -> State | None:
 class RunLock:
     """One job's claim to a run's folder."""
 
-    def __init__(self, folder: Path, silent_s: float, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(self, folder: Path, silent_s: float, job: str = "") -> None:
         """Nothing is claimed yet.
 
         Args:
             folder: the run's.
             silent_s: seconds without a beat after which a holder on another machine counts as dead, and after
                 which this job gives up on one that lives.
-            environment: where a scheduler tells the job's id; default: this process's.
+            job: what a scheduler calls this job, for messages.
         """
         self._path, self._silent_s = folder / NAME, silent_s
-        variables = os.environ if environment is None else environment
-        job = next((f"{what} {variables[key]}" for key, what in _JOBS.items() if variables.get(key)), "")
         pid = os.getpid()
         self._self = Holder(
             uuid.uuid4().hex,

@@ -29,7 +29,7 @@ from ppar_dist.runlock import RunLock
 folder, machine = Path(sys.argv[1]), sys.argv[2]
 if machine:
     process.machine = lambda: machine
-lock = RunLock(folder, {SILENT_S}, {{"SLURM_JOB_ID": "17"}})
+lock = RunLock(folder, {SILENT_S}, "Slurm job 17")
 def lost(text):
     print(text, flush=True)
     os._exit(78)
