@@ -4,6 +4,7 @@
 #   sbatch jobs/slurm_ppar.sh configs/roads.yaml data.root=/data/shards run.dir=/data/runs/roads
 #   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 jobs/slurm_ppar.sh CONFIG key=value …
 #   tail -f ppar-JOBID.log            each line of a node begins with the node's number
+#   ls RUN/logs/slurm-JOBID/          what each rank but the first said
 #   touch RUN/STOP                    saves, ends, and is not queued again; remove the file to go on
 #   scancel JOBID                     ends for good; the newest checkpoint stays
 #   sbatch …same again…               goes on from it; with --nodes=1-4 on as many nodes as there are
@@ -67,6 +68,7 @@ main() {
   monitor
   set -- "$1" "${monitoring[@]}" "${@:2}"
   read_configuration "$@"
+  export PPAR_RANK_LOGS=$run/logs/slurm-$SLURM_JOB_ID
   [[ ! -e $stop ]] || fail $STOPPED "not started: $stop exists; remove it to go on"
   before=$(newest_step)
   end_if_finished "$before"

@@ -20,6 +20,7 @@ from ppar_dist.launch import note_exit
 from ppar_dist.launchers import LAUNCHERS
 from ppar_dist.messages import visible_lines
 from ppar_dist.monitoring import health
+from ppar_dist.ranklog import last_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -41,15 +42,16 @@ def _main(arguments: list[str]) -> int:
         code: int | None = options.run(options)
         return exitcodes.DONE if code is None else code
     except ConfigError as error:
-        print(f"ppar-dist: {visible_lines(str(error))}", file=sys.stderr)
+        last_words(f"ppar-dist: {visible_lines(str(error))}")
         return exitcodes.CONFIG
     except KeyboardInterrupt:
         return exitcodes.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exitcodes.DONE
-    except Exception:  # the last resort: everything a user can cause is a ConfigError
+    except Exception as error:  # the last resort: everything a user can cause is a ConfigError
         logging.getLogger(__name__).exception("internal error")
+        last_words(f"ppar-dist: internal error: {type(error).__name__}: {visible_lines(str(error))}")
         return exitcodes.INTERNAL
 
 

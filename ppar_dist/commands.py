@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ppar_dist import exitcodes
+from ppar_dist import exitcodes, ranklog
 from ppar_dist.config import ConfigError
 
 
@@ -81,6 +81,7 @@ def train(options: argparse.Namespace) -> int | None:
     if is_rank():  # before anything slow: a signal must not find this process deaf
         preemption.watch()
         note_start()
+        ranklog.redirect()
     else:
         leave_on_signals()
     from ppar_dist.config import load_config

@@ -117,6 +117,8 @@ def both_nodes_take_part(run: Run, job: Job) -> None:
     assert "2 ranks" in job.log
     nodes = job.facts()["NodeList"]
     assert nodes == "beta,gamma", nodes
+    of_rank_1 = run.path / "logs" / f"slurm-{job.number}" / "rank-00001.log"
+    assert re.search(r" rank 1 of 2 on (beta|gamma), process \d+", of_rank_1.read_text())
     groups = json.loads((run.targets / f"ppar-{job.number}.json").read_text())
     addresses = [target for group in groups for target in group["targets"]]
     assert sorted(a.rpartition(":")[0] for a in addresses) == [

@@ -29,7 +29,7 @@ LEVELS = (
     ("data.tar", "data.domainfile"),
     ("data.samples",),
     ("labels", "nodes", "runlock", "data.quarantine", "preemption"),
-    ("config", "data", "exitcodes", "parent", "process", ""),
+    ("config", "data", "exitcodes", "parent", "process", "ranklog", ""),
     ("fields", "progress"),
     ("strict_yaml", "messages", "jsonlines", "durable", "terminal"),
 )

@@ -1,0 +1,55 @@
+"""A log file for every rank but the first, where the job's one log would mix them up.
+
+A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 speaks for all and stays in the job's log, as do
+the last words of every rank.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+FOLDER = "PPAR_RANK_LOGS"
+
+_job_log: int | None = None  # the standard error that this rank was started with, where it writes elsewhere
+
+
+def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
+    """Send all that this process and its children print to its rank's file, which grows from start to start.
+
+    Args:
+        environment: of a rank, as its launcher made it; default: this process's.
+
+    Returns:
+        The file; None where nothing changes: for rank 0, without a folder, or where it cannot be written.
+    """
+    global _job_log
+    variables = os.environ if environment is None else environment
+    folder, rank = variables.get(FOLDER), int(variables.get("RANK", "0"))
+    if not folder or rank == 0:
+        return None
+    path = Path(folder) / f"rank-{rank:05d}.log"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    except OSError as error:
+        print(f"ppar-dist: cannot write {path}: {error.strerror}; rank {rank} stays in the job's log")
+        return None
+    _job_log = os.dup(2)
+    for stream in (1, 2):
+        os.dup2(file, stream)
+    os.close(file)
+    when = time.strftime("%Y-%m-%d %H:%M:%S")
+    print(f"{when} rank {rank} of {variables['WORLD_SIZE']} on {socket.gethostname()}, process {os.getpid()}")
+    return path
+
+
+def last_words(text: str) -> None:
+    """Print why this process ends: to its own log, and to the job's."""
+    print(text, file=sys.stderr, flush=True)
+    if _job_log is not None:
+        os.write(_job_log, f"{text}\n".encode())
