@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist import exitcodes, ranklog
-from ppar_dist.config import ConfigError
+from ppar_dist.config import Config, ConfigError
 
 
 def prepare(options: argparse.Namespace) -> None:
@@ -85,26 +85,35 @@ def train(options: argparse.Namespace) -> int | None:
     else:
         leave_on_signals()
     from ppar_dist.config import load_config
-    from ppar_dist.launch import default_ranks, launch
-    from ppar_dist.nodes import nodes_of
-    from ppar_dist.plan import make_plan
 
     config = load_config(options.config, _with_text_file(options.config, options.overrides))
     if not is_rank():
-        ranks = options.nproc if options.nproc is not None else default_ranks()
-        if ranks < 1:
-            raise ConfigError(f"--nproc is at least 1, got {ranks}")
-        nodes = nodes_of(options.nodes, options.node_rank, options.master)
-        make_plan(config, ranks * nodes.count)  # refuse here, once, rather than on every rank
-        if ranks * nodes.count > 1:
-            # Not the launcher's own options: torchrun would take --nproc for one of its.
-            accept = ["--accept-changes"] if options.accept_changes else []
-            arguments = ["train", str(options.config), *options.overrides, *accept]
-            return launch(arguments, ranks, options.launcher, config.faults.grace_s, nodes)
+        code = _launch(options, config)
+        if code is not None:
+            return code
         preemption.watch()
     from ppar_dist import job
 
     return job.run(config, preemption, options.accept_changes, _count)
+
+
+def _launch(options: argparse.Namespace, config: Config) -> int | None:
+    """Start the ranks of this machine and wait for them; None where this process is to be the only rank."""
+    from ppar_dist.launch import default_ranks, launch
+    from ppar_dist.nodes import nodes_of
+    from ppar_dist.plan import make_plan
+
+    ranks = options.nproc if options.nproc is not None else default_ranks()
+    if ranks < 1:
+        raise ConfigError(f"--nproc is at least 1, got {ranks}")
+    nodes = nodes_of(options.nodes, options.node_rank, options.master)
+    make_plan(config, ranks * nodes.count)  # refuse here, once, rather than on every rank
+    if ranks * nodes.count == 1:
+        return None
+    # Not the launcher's own options: torchrun would take --nproc for one of its.
+    accept = ["--accept-changes"] if options.accept_changes else []
+    arguments = ["train", str(options.config), *options.overrides, *accept]
+    return launch(arguments, ranks, options.launcher, config.faults.grace_s, nodes)
 
 
 def config(options: argparse.Namespace) -> None:
