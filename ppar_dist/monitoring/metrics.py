@@ -16,6 +16,7 @@ from ppar_dist import __version__
 from ppar_dist.config import Config
 from ppar_dist.monitoring.method import MethodMetrics
 from ppar_dist.monitoring.registry import Registry, set_known
+from ppar_dist.ppar.alignment import stage_at
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.trainstate import TrainState, bad_counts
 
@@ -39,7 +40,7 @@ class RunMetrics:
             ranks: of the job.
         """
         self.domains, self.classes = tuple(domains), tuple(classes)
-        self._total = config.train.steps
+        self._total, self._boundaries = config.train.steps, config.ppar.alignment.boundaries
         registry.constant("run_info", "Constant 1; its labels tell the run.", **_run_info(config, ranks))
         self.method = MethodMetrics(registry, config.ppar, domains, classes)
         self._register_plan(registry, config)
@@ -59,6 +60,8 @@ class RunMetrics:
             detail: figures of the method's state, of a run that goes on from a checkpoint.
         """
         self._place(state)
+        if state.step:  # of the last step, as after every other
+            self.method.stage.set(stage_at((state.step - 1) / self._total, self._boundaries))
         if detail is not None:
             self.method.publish_state(detail, count_cells=False)
 

@@ -168,6 +168,7 @@ def test_after_a_resume_counters_count_from_zero_and_gauges_tell_where_the_run_s
     metrics.run.publish_start(TrainState(step=20), figures().detail)
     found = read(metrics)
     assert (found["ppar_steps_total", ()], found["ppar_progress_ratio", ()]) == (0, 0.5)
+    assert found["ppar_alignment_stage", ()] == 2  # step 20 of 40 began at 0.475; the third begins at 0.5
     key = ("ppar_prototype_cells_total", (("class", "road"), ("domain", "day")))
     assert found[key] == 0
     assert found["ppar_prototype_text_similarity", (("class", "sky"),)] == 0.8
