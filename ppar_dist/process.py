@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from enum import Enum
 from pathlib import Path
 
@@ -38,10 +39,23 @@ def born(pid: int) -> int:
 def look(pid: int, born_at: int) -> Process:
     """What has become of the process ``pid`` that started at ``born_at``; only for pids of this machine."""
     fields = _status(pid)
+    if not fields and _is_hidden(pid):
+        return Process.UNKNOWN
     # A killed process stays as a zombie until its parent has asked for it.
     if not fields or fields[0] in "ZX" or int(fields[19]) != born_at:
         return Process.GONE
     return Process.STOPPED if fields[0] in "Tt" else Process.ALIVE
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether /proc does not show a process of another user (hidepid), as on many clusters."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return False
 
 
 def descendants(pid: int) -> dict[int, str]:

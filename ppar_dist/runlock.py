@@ -89,9 +89,8 @@ def read_state(folder: Path) -> State | None:
     holder = read_holder(folder)
     if holder is None:
         return State("another job", None, age_s)
-    lives = None
-    if holder.machine and holder.machine == process.machine():
-        lives = process.look(holder.pid, holder.born) is not Process.GONE
+    found = _look(holder)
+    lives = None if found is Process.UNKNOWN else found is not Process.GONE
     return State(holder.describe(), lives, age_s)
 
 
@@ -125,7 +124,7 @@ class RunLock:
         self.on_lost: Callable[[str], object] = lambda text: None
 
     def acquire(self, say: Callable[[str], object] = lambda text: None) -> None:
-        """Take the folder for this job; waits up to ``silent_s`` for a holder that may be dead, or ending.
+        """Take the folder for this job; waits ``silent_s`` for a holder that may be dead, or ending.
 
         Args:
             say: called with a sentence before waiting.
@@ -170,7 +169,8 @@ class RunLock:
             try:
                 os.link(own, self._path)
             except FileExistsError:
-                raise
+                if not os.path.samefile(own, self._path):  # network storage may answer a repeated request
+                    raise
             except OSError:  # storage without links
                 file.close()
                 file = self._path.open("x", encoding="utf-8")
@@ -184,30 +184,39 @@ class RunLock:
         return True
 
     def _outlast(self, text: str, say: Callable[[str], object]) -> str | None:
-        """Wait until the holder, who wrote ``text``, has gone; returns what it wrote last, None for nothing.
+        """Wait until whoever holds the folder has gone; returns what it wrote last, None for nothing.
+
+        The holder may change meanwhile: another job that waits, too, may get the folder first.
+
+        Args:
+            text: what the holder wrote.
+            say: called with a sentence before waiting.
 
         Raises:
-            InUse: after ``silent_s`` it still lives.
+            InUse: after ``silent_s`` it still lives. Where that is not clear, the wait is longer by half.
         """
-        holder, first = Holder.from_text(text), text
-        is_here = holder is not None and bool(self._self.machine) and holder.machine == self._self.machine
-        deadline, told = time.monotonic() + self._silent_s, False
-        while True:
-            if is_here and holder is not None and process.look(holder.pid, holder.born) is Process.GONE:
-                return text
-            if time.monotonic() > deadline:
-                if is_here or text != first:
+        began = changed = time.monotonic()
+        holder, told = Holder.from_text(text), False
+        while (found := _look(holder)) is not Process.GONE:
+            now = time.monotonic()
+            if now - began > self._silent_s:
+                beats = changed > began and now - changed < self._silent_s / 2  # three of them, at least
+                if beats or found is not Process.UNKNOWN:
                     raise InUse(self._refusal(holder))
-                return text
+                if now - changed > self._silent_s:
+                    break
             if not told:
-                who = "another job" if holder is None else holder.describe()
-                say(f"{self._path} is held by {who}; waiting up to {self._silent_s:.0f} s for its end")
                 told = True
+                who = "another job" if holder is None else holder.describe()
+                say(f"{self._path} is held by {who}; waiting {self._silent_s:.0f} s for its end")
             time.sleep(_LOOK_S)
-            now = _read(self._path)
-            if now is None:
+            newer = _read(self._path)
+            if newer is None:
                 return None
-            text = now
+            if newer != text:
+                text, changed = newer, time.monotonic()
+                holder = Holder.from_text(text) or holder
+        return text
 
     def _refusal(self, holder: Holder | None) -> str:
         who = "another job" if holder is None else holder.describe()
@@ -243,6 +252,13 @@ class RunLock:
     def _is_mine(self) -> bool:
         assert self._file is not None, "only what is held can be asked for"
         return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+
+
+def _look(holder: Holder | None) -> Process:
+    """What this machine knows of a holder's process."""
+    if holder is None or not holder.machine or holder.machine != process.machine():
+        return Process.UNKNOWN
+    return process.look(holder.pid, holder.born)
 
 
 def _write(file: IO[str], holder: Holder) -> None:

@@ -95,7 +95,7 @@ def test_a_living_process_that_ends_meanwhile_is_waited_for(tmp_path: Path, star
 
     with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
         lock.acquire(end)
-    assert re.search(r"run.lock is held by Slurm job 17, .*; waiting up to \d+ s for its end", said[0])
+    assert re.search(r"run.lock is held by Slurm job 17, .*; waiting \d+ s for its end", said[0])
 
 
 def test_what_is_given_back_can_be_taken(tmp_path: Path, start: Start) -> None:
@@ -170,6 +170,66 @@ def test_of_many_that_want_a_dead_jobs_folder_one_gets_it(tmp_path: Path, start:
             taker.kill()
             taker.communicate()
     assert sorted(lines) == ["refused\n"] * 5 + ["taken\n"]
+
+
+@pytest.mark.parametrize("attempt", range(2))
+def test_of_two_that_wait_for_a_job_to_die_one_gets_its_folder(
+    tmp_path: Path, start: Start, attempt: int
+) -> None:
+    holder = start()
+    command = [sys.executable, "-c", _TAKER.replace(f"{SILENT_S}", "8.0"), str(tmp_path), "0"]
+    pipe = subprocess.PIPE
+    takers = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment())
+        for _ in range(2)
+    ]
+    try:
+        time.sleep(3)  # both wait
+        holder.kill()
+        holder.wait()
+        lines = [taker.stdout.readline() for taker in takers if taker.stdout is not None]
+    finally:
+        for taker in takers:
+            taker.kill()
+            taker.communicate()
+    assert sorted(lines) == ["refused\n", "taken\n"]
+
+
+def test_a_job_that_dies_after_a_beat_was_seen_is_taken_over_all_the_same(
+    tmp_path: Path, start: Start
+) -> None:
+    holder = start("another machine")
+
+    def watch_it_die(_: str) -> None:
+        seen = (tmp_path / NAME).read_text()
+        while (tmp_path / NAME).read_text() == seen:
+            time.sleep(0.01)
+        holder.kill()
+
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire(watch_it_die)
+
+
+def test_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("needs root to mount a /proc that hides processes and to become another user")
+    script = """
+import os, sys
+from ppar_dist import process
+os.setgroups([])
+os.setgid(65534)
+os.setuid(65534)
+print(process.look(1, 7).value)
+"""
+    mount = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-c", mount, "sh", sys.executable, "-c", script],
+        env=rank_environment(),
+        text=True,
+        capture_output=True,
+        check=False,
+    )
+    assert done.stdout == "unknown\n", done.stderr
 
 
 def test_a_lock_that_is_no_lock_is_taken_over_when_nobody_changes_it(tmp_path: Path) -> None:
