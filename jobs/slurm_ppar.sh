@@ -131,9 +131,12 @@ monitor() {
 # Every node reads the configuration before any trains: one without the program, the container or the storage
 # would leave the others waiting.
 read_configuration() { # CONFIG key=value…
-  local said code=0
+  local said code=0 word settings=("$1")
+  for word in "${@:2}"; do # without options of train, as --accept-changes
+    [[ $word == -* || $word != *=* ]] || settings+=("$word")
+  done
   said=$("${everywhere[@]}" --kill-on-bad-exit=0 --wait=0 "${inside[@]}" \
-    ppar-dist config "$@" --get run.dir --get train.steps) || code=$?
+    ppar-dist config "${settings[@]}" --get run.dir --get train.steps) || code=$?
   ((code < 128)) || judge $RESUME '' # Slurm ended it
   ((code == 0)) ||
     fail $WRONG "a node cannot run ppar-dist with this configuration (code $code, see above); where it is, say" \
@@ -159,6 +162,7 @@ train() { # CONFIG key=value…; sets code
   "${everywhere[@]}" --kill-on-bad-exit=0 --wait=0 --label bash -c "$ON_A_NODE" ppar \
     "${inside[@]}" ppar-dist train "$@" --nproc "$nproc" --nodes "$SLURM_JOB_NUM_NODES" --master "$master" &
   step=$!
+  ((signals == 0)) || kill -USR1 "$step" 2>/dev/null || : # it came while srun was being started
   watch_stop_file &
   watcher=$!
   await_step
@@ -215,7 +219,7 @@ await_step() {
 judge() { # CODE STEP-BEFORE
   case $1 in
     "$DONE") say 'done' ;;
-    "$RESUME" | 138 | 143) requeue "$2" ;;
+    "$RESUME" | 1 | 138 | 143) requeue "$2" ;; # 1 is srun's own, never a rank's
     "$INTERNAL" | "$INTERNAL_ON_A_NODE") fail $INTERNAL 'internal error, see above; not queued again' ;;
     "$WRONG") fail $WRONG 'configuration or data wrong, see above; not queued again' ;;
     *)

@@ -20,6 +20,8 @@ import torch.distributed as dist
 # The variables that torchrun and the DeepSpeed launcher both set.
 _RANK, _LOCAL_RANK, _WORLD_SIZE = "RANK", "LOCAL_RANK", "WORLD_SIZE"
 _INTERFACE = "GLOO_SOCKET_IFNAME"
+_LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")
+_OUTSIDE = "192.0.2.1"  # reserved for documentation
 _LOOK_S = 1.0
 
 # What gloo and the store say, in a RuntimeError, when a peer has died, hangs, or cannot be reached.
@@ -308,6 +310,14 @@ def _address_towards(host: str, port: int) -> str:
         return str(probe.getsockname()[0])
 
 
+def _address_away(otherwise: str) -> str:
+    """This machine's own address on the way to the outside, where there is a way."""
+    try:
+        return _address_towards(_OUTSIDE, 1)
+    except OSError:
+        return otherwise
+
+
 def _interface_towards(host: str, port: int, timeout_s: float) -> str:
     """The network interface on the way to the store; "", gloo's own choice, where it cannot be told.
 
@@ -320,6 +330,8 @@ def _interface_towards(host: str, port: int, timeout_s: float) -> str:
     while True:
         try:
             own = _address_towards(host, port)
+            if own in _LOOPBACK and host not in (*_LOOPBACK, "localhost"):  # a name that stands for 127.0.1.1
+                own = _address_away(own)
             break
         except OSError:
             if time.monotonic() > deadline:

@@ -21,6 +21,7 @@ from ppar_dist.messages import visible_lines
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import Preempted, Preemption
+from ppar_dist.ranklog import last_words
 from ppar_dist.report import write_report
 from ppar_dist.runlock import RunLock
 from ppar_dist.trainer import train
@@ -67,7 +68,7 @@ def run(
         Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_end) as watch,
         contextlib.closing(lock),
     ):
-        lock.on_lost = lambda text: _give_way(watch, text)
+        lock.on_lost = lambda text: _give_way(watch, monitor, text)
         try:
             train(config, world, preemption, watch, monitor, lock, accept_changes)
             watch.phase(OFF, config.train.steps)
@@ -115,15 +116,16 @@ def code_of(error: Exception) -> int:
     return exitcodes.RESUME if isinstance(error, _WORTH_A_RETRY) else exitcodes.INTERNAL
 
 
-def _give_way(watch: Watchdog, sentence: str) -> NoReturn:
+def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
     """End this job: another one took this one for dead, and the run's folder is its now."""
+    monitor.withdraw()
     watch.post_failure(sentence, exitcodes.CONFIG)
     _leave_at_once(sentence, exitcodes.CONFIG)
 
 
 def _leave_at_once(sentence: str, code: int) -> NoReturn:
     """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
-    print(f"ppar-dist: {visible_lines(sentence)}", file=sys.stderr, flush=True)
+    last_words(f"ppar-dist: {visible_lines(sentence)}")
     sys.stdout.flush()
     logging.shutdown()
     note_exit(code)

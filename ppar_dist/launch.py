@@ -205,13 +205,15 @@ class _Group:
 
     def _read_code(self, rank: int) -> int | None:
         path = self._notes / f"rank-{rank}.exit"
-        return int(path.read_text()) if path.exists() else None
+        text = path.read_text() if path.exists() else ""
+        return int(text) if text.isdigit() else None  # empty: the disk was full
 
 
 def _note(what: str, text: str) -> None:
     folder = os.environ.get(_NOTES)
     if folder and is_rank() and Path(folder).is_dir():
-        (Path(folder) / f"rank-{os.environ['RANK']}.{what}").write_text(text)
+        with contextlib.suppress(OSError):  # without a note this rank counts as one that was killed
+            (Path(folder) / f"rank-{os.environ['RANK']}.{what}").write_text(text)
 
 
 def _gpus() -> int:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Sequence
 
 from ppar_dist import exitcodes
+from ppar_dist.ranklog import to_job_log
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_S = 2.0
@@ -115,5 +116,7 @@ class Preemption:
     def _end(self, why: str) -> None:
         # os.write and _exit: the main thread may hold any lock, and may hang where no exception reaches it.
         what = "the checkpoint is saved" if self._obeyed else "without a checkpoint of this step"
-        os.write(2, f"ppar-dist: {why}: ends now, {what}\n".encode())
+        text = f"ppar-dist: {why}: ends now, {what}"
+        os.write(2, f"{text}\n".encode())
+        to_job_log(text)
         os._exit(exit_code([self.signal]))

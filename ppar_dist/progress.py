@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import sys
@@ -106,7 +107,9 @@ class Progress:
         """A line of its own."""
         try:
             print(visible(text), flush=True)
-        except OSError:
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return  # a line is lost; there may be room for the next
             # Whoever read has gone (`train … | head`, a closed window); the run goes on unwatched.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

@@ -51,5 +51,10 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
 def last_words(text: str) -> None:
     """Print why this process ends: to its own log, and to the job's."""
     print(text, file=sys.stderr, flush=True)
+    to_job_log(text)
+
+
+def to_job_log(text: str) -> None:
+    """Print to the job's log, where this rank has another."""
     if _job_log is not None:
-        os.write(_job_log, f"{text}\n".encode())
+        os.write(_job_log, f"{text}\n".encode(errors="replace"))

@@ -61,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Ask each rank; 0 if all advance, 1 if one does not, 78 if a URL or the port cannot be one."""
     try:
+        if options.nproc < 1:
+            raise ValueError(f"--nproc is at least 1, got {options.nproc}")
         found = [check(url, options.timeout) for url in options.urls or _default_urls(options.nproc)]
     except ValueError as error:
         print(f"ppar-dist: {error}", file=sys.stderr)

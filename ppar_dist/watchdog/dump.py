@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.process import descendants
+from ppar_dist.ranklog import to_job_log
 
 _WRITE_S = 3.0
 _STDERR = 2  # the descriptor: the file object's lock may be held by a thread that hangs
@@ -28,8 +29,9 @@ def dump(headline: str, table: Sequence[str], file: Path) -> None:
     stamp = datetime.now().astimezone().isoformat(timespec="seconds")
     to_stderr = _start(_to_stderr, f"{text}(also in {file})\n")
     to_file = _start(_to_file, file, f"{stamp}\n{text}\n")
+    to_job = _start(to_job_log, f"ppar-dist watchdog: {headline}")
     deadline = time.monotonic() + _WRITE_S
-    for thread in (to_stderr, to_file):
+    for thread in (to_stderr, to_file, to_job):
         thread.join(max(0.0, deadline - time.monotonic()))
     if to_file.is_alive():
         _start(_to_stderr, f"{file} could not be written in {_WRITE_S:g} s: its storage hangs\n").join(0.2)

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+import kubernetes_validate
 import pytest
 import yaml
 
@@ -26,9 +28,6 @@ from tests.cluster.pods_manifests import (
     render,
 )
 from tests.cluster.pods_policy import KILLED, decision, jobset_decision
-
-kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="`make test-cluster` installs it")
-jsonschema = pytest.importorskip("jsonschema")
 
 REPOSITORY = K8S.parents[1]
 VERSIONS = ("1.33", "1.35", "1.37")  # of Kubernetes
