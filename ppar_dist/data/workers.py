@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 import time
 from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
-from multiprocessing.sharedctypes import RawArray
 from types import FrameType
 from typing import Any
 
@@ -37,8 +37,7 @@ class LoaderWorkers:
 
     def __init__(self, count: int, rank: int) -> None:
         self.count, self.rank = count, rank
-        self._pids = RawArray("q", max(count, 1))  # by worker number, written by the workers
-        self._children: list[BaseProcess] = []
+        self._children: list[BaseProcess] = []  # by worker number
 
     def iterate(self, dataset: IterableDataset[Any]) -> Generator[Any, None, None]:
         """What the workers make of ``dataset``, in turn; to be called by the main thread.
@@ -74,7 +73,7 @@ class LoaderWorkers:
             num_workers=self.count,
             prefetch_factor=PREFETCH if self.count else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=functools.partial(_init_worker, self._pids, os.getpid()),
+            worker_init_fn=functools.partial(_init_worker, os.getpid()),
             generator=torch.Generator(),  # or the loader would draw its base seed from the global state
         )
         before = set(multiprocessing.active_children())
@@ -84,26 +83,29 @@ class LoaderWorkers:
         # save too. Without it the death comes up where the worker's batch is waited for.
         if threading.current_thread() is threading.main_thread() and handler is not None:
             signal.signal(signal.SIGCHLD, handler)
-        self._children = [child for child in multiprocessing.active_children() if child not in before]
+        # Torch starts them by number; one may be killed before it has run a line in which to say who it is.
+        started = [child for child in multiprocessing.active_children() if child not in before]
+        self._children = sorted(started, key=lambda child: int(re.split("[-:]", child.name)[-1]))
         return items
 
     def _death(self) -> str | None:
         """What a user should know of the workers that have died; None when all live."""
-        dead = [child for child in self._children if not child.is_alive() and child.exitcode != 0]
+        workers = enumerate(self._children)
+        dead = [(number, child) for number, child in workers if not child.is_alive() and child.exitcode != 0]
         if not dead:
             return None
+        who = ", ".join(_described(number, child) for number, child in dead)
         return (
-            f"rank {self.rank}: {', '.join(self._described(child) for child in dead)}. The usual causes: the "
-            "memory of the machine or the job was exhausted, or /dev/shm was full (docker --shm-size sets "
-            f"it); lower data.workers={self.count} or give the job more"
+            f"rank {self.rank}: {who}. The usual causes: the memory of the machine or the job was exhausted, "
+            "or /dev/shm was full (docker --shm-size sets it); lower "
+            f"data.workers={self.count} or give the job more"
         )
 
-    def _described(self, child: BaseProcess) -> str:
-        pids = list(self._pids)
-        who = f"loader worker {pids.index(child.pid)}" if child.pid in pids else "a loader worker"
-        code = child.exitcode or 0
-        end = f"was killed by {_name(-code)}" if code < 0 else f"exited with code {code}"
-        return f"{who} (pid {child.pid}) {end}"
+
+def _described(number: int, child: BaseProcess) -> str:
+    code = child.exitcode or 0
+    end = f"was killed by {_name(-code)}" if code < 0 else f"exited with code {code}"
+    return f"loader worker {number} (pid {child.pid}) {end}"
 
 
 def _name(number: int) -> str:
@@ -113,9 +115,8 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _init_worker(pids: Any, trainer: int, number: int) -> None:
+def _init_worker(trainer: int, _: int) -> None:
     """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
-    pids[number] = os.getpid()
     die_with_parent(signal.SIGKILL, trainer)
     torch.set_num_threads(1)
     signal.set_wakeup_fd(-1)  # the trainer's, through which this process's signals would look like its own
