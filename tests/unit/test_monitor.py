@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -82,7 +83,9 @@ def test_a_watched_run_lingers_until_its_last_figures_are_fetched(tmp_path: Path
 def test_a_signal_ends_the_lingering(tmp_path: Path) -> None:
     with opened(tmp_path, linger_s=120) as monitor:
         fetch(monitor)
+        began = time.monotonic()
         monitor.linger(lambda: True)
+        assert time.monotonic() - began < 60  # half of what it would wait for
 
 
 def test_targets_come_and_go_with_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -208,6 +208,9 @@ def test_a_job_that_dies_after_a_beat_was_seen_is_taken_over_all_the_same(
 
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
         lock.acquire(watch_it_die)
+        now = read_holder(tmp_path)
+        assert now is not None
+        assert now.pid == os.getpid()
 
 
 def test_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
