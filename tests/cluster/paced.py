@@ -1,6 +1,8 @@
-"""``ppar-dist`` whose training steps take a second each while the file $PPAR_TEST_PACE exists.
+"""``ppar-dist`` whose training steps last as long as a file says, while there is one.
 
-A test can so let a run go on until it has seen what it waits for, and end soon after, on any machine.
+The file, ``$PPAR_TEST_PACE``, holds SECONDS and FROM: steps from number FROM on (the first is 0) last at
+least SECONDS. So a test can let a run go on to where it wants it, and keep it there until it has seen what it
+waits for, on a machine of any speed.
 
 python -m tests.cluster.paced ARGUMENTS…
 """
@@ -14,23 +16,38 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist import cli, launch
+from ppar_dist.durable import write_atomically
 
-STEP_S = 1.0
 FILE = "PPAR_TEST_PACE"
+_LOOK_S = 0.05
+
+
+def set_pace(file: Path, seconds: float, from_step: int = 0) -> None:
+    """Make each step from ``from_step`` on last at least so long; also the one that is being done."""
+    write_atomically(file, f"{seconds} {from_step}")
 
 
 def pace() -> None:
-    """Slow the steps down."""
+    """Make this rank look at the file."""
     from ppar_dist import trainer
 
     file, loss = Path(os.environ[FILE]), trainer.Trainer._loss
 
     def paced(self: trainer.Trainer, batch: Any) -> Any:
-        if file.exists():
-            time.sleep(STEP_S)
+        began = time.monotonic()
+        while time.monotonic() - began < _least(file, self.state.step):
+            time.sleep(_LOOK_S)
         return loss(self, batch)
 
     trainer.Trainer._loss = paced  # type: ignore[method-assign]
+
+
+def _least(file: Path, step: int) -> float:
+    try:
+        seconds, from_step = file.read_text().split()
+    except FileNotFoundError:
+        return 0.0
+    return float(seconds) if step >= int(from_step) else 0.0
 
 
 def main() -> int:
@@ -39,8 +56,8 @@ def main() -> int:
     if launch.is_rank():
         pace()
         return cli.main(arguments[1:])  # without the name of the module it should have been
-    deepspeed = launch.COMMANDS["deepspeed"]
-    launch.COMMANDS["deepspeed"] = lambda ranks, nodes: [*deepspeed(ranks, nodes), __spec__.name]
+    for name, command in launch.COMMANDS.items():
+        launch.COMMANDS[name] = lambda ranks, nodes, command=command: [*command(ranks, nodes), __spec__.name]
     return cli.main(arguments)
 
 

@@ -11,13 +11,16 @@ from pathlib import Path
 
 import psutil
 
+from ppar_dist.config import load_config
 from ppar_dist.data.index import DomainIndex
+from tests.cluster.paced import FILE, set_pace
 from tests.cluster.prometheus_server import Prometheus
-from tests.faults.jobs import Job, free_port, job, last_step, ours
+from tests.faults.jobs import Job, free_port, job, last_step
 from tests.ranks import tiny_config, write_blocks_domain, write_config
 from tests.unit.street_shards import overwrite
 
 BATCH = 6
+SLOW_S = 1.0  # per step, while something is awaited
 NOT_FINITE = 80  # steps in a row: several seconds, so that a scrape falls among them
 
 
@@ -58,16 +61,32 @@ class Faulty:
         (self._run / "checkpoints").touch()
 
 
-def whole_run(server: Prometheus, run: str, folder: Path, steps: int = 160) -> Watched:
-    """Train on two ranks through all stages to the end."""
+def whole_run(server: Prometheus, run: str, folder: Path, steps: int = 80) -> Watched:
+    """Train on two ranks through all stages to the end; no stage ends before Prometheus has seen it."""
     config = _config(server, run, folder, data={"holdout": 0.25}, steps=steps, every=steps // 4)
-    start = time.time()
-    with job(ours("train", config, "--nproc", "2"), folder / "log") as running:
-        server.wait_for(lambda: server.now(f'ppar_steps_total{{run="{run}"}} > 0'), "step in Prometheus")
+    shares = load_config(Path(config)).ppar.alignment.boundaries
+    starts = [round(share * steps) for share in (0.0, *shares)]
+    pace = folder / "pace"
+    set_pace(pace, SLOW_S)
+    begin = time.time()
+    command = [sys.executable, "-m", "tests.cluster.paced", "train", config, "--nproc", "2"]
+    with job(command, folder / "log", **{FILE: str(pace)}) as running:
+        for first in starts:
+            set_pace(pace, SLOW_S, first)
+            running.wait_for(lambda first=first: _is_seen(server, run, first), f"scrapes after step {first}")
+        pace.unlink()
         assert running.wait() == 0, running.output
     end = time.time()
     server.wait_for(lambda: not server.ask("targets")["activeTargets"], "end of the targets")
-    return Watched(start, end, steps)
+    lately = f'max_over_time(count(ppar_progress_ratio{{run="{run}"}})[3s:1s])'
+    server.wait_for(lambda: not server.now(lately), "end of the series")  # the console waits for as long
+    return Watched(begin, end, steps)
+
+
+def _is_seen(server: Prometheus, run: str, step: int) -> bool:
+    """Whether both ranks answer, and scrapes since ``step`` hold two steps, of which a rate can be made."""
+    scraped = {value for value in server.scraped(f'ppar_steps_total{{run="{run}"}}') if value > step}
+    return len(scraped) > 1 and bool(server.now(f'run:ppar_ranks_up:sum{{run="{run}"}} == 2'))
 
 
 @contextmanager
@@ -93,7 +112,12 @@ def _config(
     write_blocks_domain(root / "left", samples=24, seed=1, rare_in=3)
     write_blocks_domain(root / "right", samples=16, seed=2, rare_in=3)
     evaluations = every if "holdout" in data else 0
-    monitoring = {"enabled": True, "port": 0, "targets_file": str(server.targets / f"{run}.json")}
+    monitoring = {
+        "enabled": True,
+        "port": 0,
+        "targets_file": str(server.targets / f"{run}.json"),
+        "linger_s": 120.0,  # until the last figures have been scraped, however late that is
+    }
     tree = tiny_config(
         root,
         folder / run,  # its name is the run's

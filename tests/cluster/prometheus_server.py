@@ -52,6 +52,11 @@ class Prometheus:
         found = self.ask("query", query=expression)["result"]
         return {frozenset(one["metric"].items()): float(one["value"][1]) for one in found}
 
+    def scraped(self, selector: str) -> list[float]:
+        """Values as they were scraped in the last minutes, of all series."""
+        found = self.ask("query", query=f"{selector}[10m]")["result"]
+        return [float(value) for one in found for _, value in one["values"]]
+
     def course(self, expression: str, start: float, end: float) -> list[list[float]]:
         """Values of every series between two times, a second apart."""
         found = self.ask("query_range", query=expression, start=start, end=end, step=1)["result"]

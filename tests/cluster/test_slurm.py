@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
-from tests.cluster.paced import FILE
+from tests.cluster.paced import FILE, set_pace
 from tests.cluster.programs import needs
 from tests.cluster.slurm import SCRIPT, Job, Slurm, cluster
 from tests.faults.hosts import leftovers, why_not
@@ -23,6 +23,7 @@ from tests.faults.jobs import last_step, tiny_run
 from tests.ranks import run_command
 
 STEPS, EVERY = 150, 5
+STEP_S = 1.0  # while something is awaited
 SECTIONS = {
     "train": {"steps": STEPS, "global_batch": 6, "log_every": 1, "ledger": True},
     "checkpoint": {"every": EVERY},
@@ -67,7 +68,7 @@ class Run:
         self.path, config = tiny_run(blocks, folder, **SECTIONS)
         self.config = Path(config)
         self.pace, self.targets = folder / "pace", folder / "targets"
-        self.pace.touch()
+        set_pace(self.pace, STEP_S)
         self.targets.mkdir()
         self.environment = {
             "PATH": program(folder, f'exec {sys.executable} -m tests.cluster.paced "$@"'),
