@@ -16,8 +16,10 @@ from PIL import Image
 from ppar_dist.config import Config, parse_config
 from ppar_dist.data.index import DomainIndex
 from ppar_dist.data.pipeline import Batch, open_sources, train_loader
+from ppar_dist.data.shards import write_domain
 
 SIZES = {"day": 20, "rain": 11}
+LENIENT = {"holdout": 0, "max_bad_ratio": 1.0}  # of `data`: every sample trains, however many are bad
 
 
 def encode(pixels: np.ndarray, kind: str) -> bytes:
@@ -36,6 +38,13 @@ def scene(number: int, height: int = 36, width: int = 48) -> tuple[bytes, bytes]
 def scenes(name: str, count: int) -> Iterator[tuple[str, bytes, bytes, dict[str, Any]]]:
     for number in range(count):
         yield f"{name}_{number}", *scene(number), {}
+
+
+def write_domains(folder: Path, samples_per_shard: int = 3) -> Path:
+    """The domains of ``SIZES`` below ``folder``, which is returned."""
+    for name, count in SIZES.items():
+        write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=samples_per_shard)
+    return folder
 
 
 def config(root: Path, data: dict[str, Any] | None = None, **train: Any) -> Config:
@@ -68,6 +77,10 @@ def flat(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
         for batch in batches
         for i in range(len(batch))
     }
+
+
+def all_bad(batches: list[Batch]) -> list[Any]:
+    return sorted(bad for batch in batches for bad in batch.bad)
 
 
 def rewrite_member(index: DomainIndex, sample: int, kind: str, content: bytes) -> None:

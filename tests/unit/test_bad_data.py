@@ -1,59 +1,46 @@
-"""Every fault a shard can have when its turn comes: found, named, replaced by rule, and bounded."""
+"""Every fault a sample can have when its turn comes: found, named, replaced, and bounded."""
 
 from __future__ import annotations
 
-import logging
 import multiprocessing
 import os
 import resource
 import struct
 import zlib
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from ppar_dist.config import ConfigError
 from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import (
-    ATTEMPTS,
-    Batch,
-    eval_samples,
     open_sources,
     read_sample,
-    train_loader,
-    training_shares,
 )
 from ppar_dist.data.samples import MAX_PIXELS, DataError
-from ppar_dist.data.shards import write_domain
 from tests.unit.street_shards import (
-    SIZES,
+    LENIENT,
     change_record,
     config,
     drain,
     encode,
-    flat,
     note_bytes,
     overwrite,
     rewrite_member,
     scene,
-    scenes,
     shard_of,
+    write_domains,
 )
 
 BAD = 2  # the sample that is spoiled
-LENIENT = {"holdout": 0, "max_bad_ratio": 1.0}
+
+BAD = 2  # the sample that is spoiled
 
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    for name, count in SIZES.items():
-        write_domain(tmp_path / name, "roads6", scenes(name, count), samples_per_shard=3)
-    return tmp_path
+    return write_domains(tmp_path)
 
 
 def claim_size(raw: bytes, height: int, width: int) -> bytes:
@@ -208,253 +195,3 @@ def _read_in_little_memory(index: DomainIndex) -> None:
     with pytest.raises(DataError) as error:
         read_sample(index, BAD)
     assert error.value.reason == "too_large"
-
-
-def spoil_some(root: Path) -> None:
-    """Five bad samples of 31, two of them side by side in their shard."""
-    day, rain = (DomainIndex.open(root / name) for name in SIZES)
-    for sample in (4, 5, 11):
-        overwrite(day, sample, "image", b"spoiled")
-    for sample in (0, 7):
-        overwrite(rain, sample, "label", b"spoiled")
-
-
-def all_bad(batches: list[Batch]) -> list[Any]:
-    return sorted(bad for batch in batches for bad in batch.bad)
-
-
-def test_the_replacement_is_the_next_good_one_of_the_domain(root: Path) -> None:
-    """Against the plain sequence of the domain, written down position by position."""
-    spoil_some(root)
-    cfg = config(root, LENIENT)
-    indexes = open_sources(cfg)
-    order = Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
-    plain = [order.locate(position) for position in range(400)]
-    spoiled = {(0, 4), (0, 5), (0, 11), (1, 0), (1, 7)}
-    met = set()
-    for batch in drain(cfg, stop=120):
-        for i, position in enumerate(batch.positions.tolist()):
-            domain = plain[position].domain
-            coming = [place.sample for place in plain[position:] if place.domain == domain]
-            good = next(sample for sample in coming if (domain, sample) not in spoiled)
-            assert (int(batch.domains[i]), int(batch.samples[i])) == (domain, good)
-            assert batch.keys[i] == indexes[domain].key(good)
-            met |= {(position, sample) for sample in coming[: coming.index(good)]}
-        assert {(bad.position, bad.sample) for bad in batch.bad} == {
-            m for m in met if m[0] in batch.positions
-        }
-    assert len({sample for _, sample in met}) == 5
-
-
-def test_a_replaced_picture_is_augmented_as_its_position_says(root: Path) -> None:
-    cfg = config(root, LENIENT)
-    whole = flat(drain(cfg))
-    spoil_some(root)
-    spoiled = flat(drain(cfg))
-    changed = {position for position in whole if whole[position] != spoiled[position]}
-    assert changed == {
-        p for p, (*_, key) in whole.items() if key in ("day_4", "day_5", "day_11", "rain_0", "rain_7")
-    }
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ranks_and_workers_agree_on_replacements(root: Path, workers: int) -> None:
-    spoil_some(root)
-    alone = drain(config(root, LENIENT))
-    data = LENIENT | {"workers": workers}
-    parts = [drain(config(root, data, micro_batch=1), rank, 2) for rank in range(2)]
-    assert [len(part) for part in parts] == [30, 30]
-    assert {p: s for part in parts for p, s in flat(part).items()} == flat(alone)
-    assert all_bad(parts[0] + parts[1]) == all_bad(alone) != []
-
-
-def test_a_resume_within_bad_samples_changes_nothing(root: Path) -> None:
-    spoil_some(root)
-    whole = drain(config(root, LENIENT), stop=66)
-    parts = drain(config(root, LENIENT), stop=24)
-    for rank in range(2):
-        parts += drain(config(root, LENIENT, global_batch=14), rank, 2, start=24, stop=66)
-    assert flat(parts) == flat(whole)
-    assert all_bad(parts) == all_bad(whole)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_position_gives_up_after_sixteen_bad_samples(root: Path, workers: int) -> None:
-    for sample in range(SIZES["rain"]):
-        overwrite(DomainIndex.open(root / "rain"), sample, "image", b"spoiled")
-    cfg = config(root, LENIENT | {"sources": ["rain"], "workers": workers})
-    with pytest.raises(
-        DataError, match=r"domain rain: all 16 samples tried for position 0 .*16 checksum"
-    ) as e:
-        drain(cfg)
-    assert (e.value.reason, ATTEMPTS) == ("exhausted", 16)
-    assert "\n" not in str(e.value)
-
-
-def test_batches_keep_their_bad_samples_when_they_move(root: Path) -> None:
-    spoil_some(root)
-    batch = next(batch for batch in drain(config(root, LENIENT)) if batch.bad)
-    assert batch.to("cpu").bad == batch.bad
-
-
-def test_evaluation_is_strict_unless_told_otherwise(root: Path) -> None:
-    spoil_some(root)
-    day = DomainIndex.open(root / "day")
-    with pytest.raises(DataError, match="sample day_4: the image is not what was indexed"):
-        list(eval_samples(day, 3, 7, size=18))
-    skipped: list[tuple[int, str]] = []
-    samples = eval_samples(day, 3, 7, 18, skipped=lambda n, error: skipped.append((n, error.reason)))
-    assert [each.sample for each in samples] == [3, 6]
-    assert skipped == [(4, "checksum"), (5, "checksum")]
-
-
-# Shards that change while the loader runs.
-
-
-def single(root: Path, per_shard: int, workers: int = 0) -> tuple[DomainIndex, Any]:
-    """A domain of 48 samples, and an unstarted loader over two epochs of it."""
-    write_domain(root / "snow", "roads6", scenes("snow", 48), samples_per_shard=per_shard)
-    cfg = config(root, LENIENT | {"sources": ["snow"], "workers": workers})
-    index = open_sources(cfg)[0]
-    return index, train_loader(cfg, [index], 0, 1, 0, 96)
-
-
-def rest(loader: Any) -> list[Batch]:
-    """What is left, after a look that every batch is full."""
-    batches = list(loader)
-    assert {len(batch) for batch in batches} == {6}
-    return batches
-
-
-def test_a_shard_that_vanishes_while_in_use(tmp_path: Path) -> None:
-    """What has not been opened is replaced; an open file goes on giving its bytes."""
-    index, loader = single(tmp_path, per_shard=1)
-    used = set(next(loader).samples.tolist())
-    gone = next(sample for sample in range(48) if sample not in used)
-    for sample in (gone, min(used)):
-        shard_of(index, sample).unlink()
-    batches = rest(loader)
-    bad = {(each.sample, each.reason) for batch in batches for each in batch.bad}
-    assert (gone, "shard_missing") in bad
-    assert bad <= {(gone, "shard_missing"), (min(used), "shard_missing")}  # 32 files are kept open
-    assert gone not in {int(s) for batch in batches for s in batch.samples}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_is_rewritten_while_in_use(tmp_path: Path, workers: int) -> None:
-    index, loader = single(tmp_path, per_shard=48, workers=workers)
-    next(loader)
-    for sample in range(10, 14):
-        overwrite(index, sample, "image", b"\xff\xd8 something else")
-    bad = {(each.sample, each.reason) for batch in rest(loader) for each in batch.bad}
-    assert bad == {(sample, "shard_changed") for sample in range(10, 14)}
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_a_shard_that_is_cut_while_in_use(tmp_path: Path, workers: int) -> None:
-    """Samples before the cut stay in use."""
-    index, loader = single(tmp_path, per_shard=48, workers=workers)
-    next(loader)
-    os.truncate(shard_of(index, 0), int(index.records[46]["label_offset"]))
-    batches = rest(loader)
-    bad = {(each.sample, each.reason) for batch in batches for each in batch.bad}
-    assert bad == {(46, "shard_changed"), (47, "shard_changed")}
-    assert {int(s) for batch in batches[7:] for s in batch.samples} == set(range(46))
-
-
-def test_a_shard_that_comes_back_is_used_again(root: Path) -> None:
-    rain = DomainIndex.open(root / "rain")
-    shard = shard_of(rain, BAD)
-    content = shard.read_bytes()
-    os.truncate(shard, 700)
-    with pytest.raises(DataError, match=r"ends .* bytes early"):
-        rain.read(BAD)
-    shard.unlink()
-    with pytest.raises(DataError, match="No such file"):
-        rain.read(BAD)
-    shard.write_bytes(content)
-    assert rain.read(BAD).key == "rain_2"
-
-
-# Shards that are missing from the start.
-
-
-def test_missing_shards_are_warnings_up_to_the_limit(root: Path, caplog: pytest.LogCaptureFixture) -> None:
-    before = [index.fingerprint for index in open_sources(config(root))]
-    shard_of(DomainIndex.open(root / "rain"), 0).unlink()
-    day = DomainIndex.open(root / "day")
-    with shard_of(day, 0).open("ab") as shard:
-        shard.write(b"\0")
-    os.truncate(shard_of(day, 18), int(day.records[19]["label_offset"]) + 1)
-    with caplog.at_level(logging.WARNING):
-        indexes = open_sources(config(root, {"max_bad_ratio": 0.3}))
-    assert [index.fingerprint for index in indexes] == before
-    texts = [each.getMessage() for each in caplog.records]
-    assert any("rain: shard-000000.tar is missing" in t and "3 of 11 samples lost" in t for t in texts)
-    assert any("shard-000006.tar has" in t and "1 of 20 samples lost" in t for t in texts)
-    with pytest.raises(
-        ConfigError, match=r"rain: shard-000000\.tar is missing.*: 3 of 11 samples lost, more th"
-    ):
-        open_sources(config(root, {"max_bad_ratio": 0.2}))
-    with pytest.raises(ConfigError, match=r"shard .*shard-000000\.tar is missing"):
-        DomainIndex.open(root / "rain")
-
-
-def test_a_shard_that_went_before_a_resume_gives_the_same_as_one_that_went_just_now(root: Path) -> None:
-    cfg = config(root, LENIENT)
-    opened = open_sources(cfg)
-    os.truncate(shard_of(opened[0], 0), int(opened[0].records[1]["image_offset"]))
-    shard_of(opened[1], 4).unlink()
-    one, other = (list(train_loader(cfg, each, 0, 1, 12, 60)) for each in (opened, open_sources(cfg)))
-    assert flat(one) == flat(other)
-    assert [bad[:5] for bad in all_bad(one)] == [bad[:5] for bad in all_bad(other)] != []
-
-
-def test_spawned_workers_open_an_index_with_missing_shards(root: Path) -> None:
-    import pickle
-
-    shard_of(DomainIndex.open(root / "rain"), 0).unlink()
-    index = open_sources(config(root, LENIENT))[1]
-    copy = pickle.loads(pickle.dumps(index))
-    assert copy.read(5) == index.read(5)
-    with pytest.raises(DataError, match="No such file"):
-        copy.read(0)
-
-
-# Starting anywhere.
-
-
-@pytest.mark.parametrize("start", [0, 6, 600, 6 * 10**9])
-def test_nothing_before_the_start_is_read(root: Path, start: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    cfg = config(root, LENIENT)
-    indexes = open_sources(cfg)
-    order = Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
-    reads: list[tuple[str, int]] = []
-    read = DomainIndex.read
-
-    def spy(index: DomainIndex, sample: int) -> Any:
-        reads.append((index.name, sample))
-        return read(index, sample)
-
-    monkeypatch.setattr(DomainIndex, "read", spy)
-    next(train_loader(cfg, indexes, 0, 1, start, start + 6 * 1000))
-    places = [order.locate(position) for position in range(start, start + 6)]
-    assert Counter(reads) == Counter((indexes[p.domain].name, p.sample) for p in places)
-
-
-def test_bytes_read_do_not_depend_on_the_start(root: Path) -> None:
-    """By the kernel's count of what this process has read."""
-    cfg = config(root, LENIENT)
-    indexes = open_sources(cfg)
-
-    def bytes_read(start: int) -> int:
-        before = _rchar()
-        next(train_loader(cfg, indexes, 0, 1, start, start + 6 * 1000))
-        return _rchar() - before
-
-    bytes_read(0)
-    assert max(bytes_read(start) for start in (0, 6 * 10**6)) < 100_000
-
-
-def _rchar() -> int:
-    return int(Path("/proc/self/io").read_text().split()[1])

@@ -23,15 +23,12 @@ from ppar_dist.data.pipeline import (
 )
 from ppar_dist.data.shards import write_domain
 from ppar_dist.data.transforms import TrainTransform
-from tests.unit.street_shards import SIZES, config, drain, encode, flat, scene, scenes
+from tests.unit.street_shards import SIZES, config, drain, encode, flat, scene, scenes, write_domains
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    for name, count in SIZES.items():
-        write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=8)
-    return folder
+    return write_domains(tmp_path_factory.mktemp("shards"), samples_per_shard=8)
 
 
 def test_batches_are_what_the_order_says(root: Path) -> None:

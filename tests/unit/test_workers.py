@@ -14,18 +14,14 @@ from pathlib import Path
 import pytest
 
 from ppar_dist.data.pipeline import WorkerDied, open_sources, train_loader
-from ppar_dist.data.shards import write_domain
-from tests.unit.street_shards import SIZES, config, scenes
+from tests.unit.street_shards import config, write_domains
 
 LIMIT = 60.0  # seconds for what takes a moment
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("shards")
-    for name, count in SIZES.items():
-        write_domain(folder / name, "roads6", scenes(name, count), samples_per_shard=8)
-    return folder
+    return write_domains(tmp_path_factory.mktemp("shards"), samples_per_shard=8)
 
 
 def wait_until(done: Callable[[], bool], what: str) -> None:
