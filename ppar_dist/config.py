@@ -27,6 +27,7 @@ from ppar_dist.fields import (
 from ppar_dist.messages import one_line, printable, shown
 from ppar_dist.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 
+MAX_SOURCES = 1024  # each has at least one of the 1024 slots that share out positions (``data.order``)
 _PROBLEMS = 20  # named in one message; of more, only their number
 
 
@@ -77,6 +78,10 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _sources_agree(self) -> DataConfig:
+        if len(self.sources) > MAX_SOURCES:
+            raise ValueError(
+                f"at most {MAX_SOURCES} sources, got {len(self.sources)}; pack some into one domain"
+            )
         names = [source.name for source in self.sources]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:

@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.config import ConfigError
-from ppar_dist.data.domainfile import REMEDY, read_domain_file, sha256
+from ppar_dist.data.domainfile import REMEDY, read_domain_file
 from ppar_dist.data.samples import DataError, RawSample, check_member, printable
 from ppar_dist.data.shardfiles import ShardFiles
 
@@ -160,11 +160,6 @@ class DomainIndex:
         if not isinstance(value, dict):
             raise DataError(where, "json", "the .json member holds no object")
         return value
-
-    def changed_shards(self) -> list[str]:
-        """Names of shards whose sha256 is no longer the indexed one (reads all of them)."""
-        shards = read_domain_file(self.path).shards
-        return [shard.name for shard in shards if sha256(self.path / shard.name) != shard.sha256]
 
     def _where(self, sample: int) -> str:
         shard, key = self.names(sample)

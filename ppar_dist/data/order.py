@@ -23,9 +23,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ppar_dist.config import MAX_SOURCES
+
 _MASK = (1 << 64) - 1
 _ROUNDS = 4  # pairs of half rounds; below, small permutations are visibly uneven
-_CYCLE = 1024  # slots per cycle: shares of positions are multiples of 1/1024
+_CYCLE = MAX_SOURCES  # slots per cycle: shares of positions are multiples of 1/1024
 
 
 @dataclass(frozen=True)
@@ -105,8 +107,7 @@ class Order:
     def __init__(self, shares: Sequence[DomainShare], seed: int, block: int, window: int) -> None:
         if not shares:
             raise ValueError("an order needs at least one domain, got none")
-        if len(shares) > _CYCLE:
-            raise ValueError(f"at most {_CYCLE} domains, got {len(shares)}; merge some")
+        assert len(shares) <= _CYCLE, "the configuration is refused with more sources"
         for share in shares:
             if share.size < 1 or not 0 < share.weight < math.inf:
                 raise ValueError(f"domain {share.name} needs samples and a positive weight, got {share}")

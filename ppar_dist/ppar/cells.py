@@ -176,16 +176,6 @@ def cell_features(
     return CellFeatures(labels, one_hot.sum(2), sums, cosines)
 
 
-def pooled_class_features(dense: Tensor, cells: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean unit feature of each class of each image, renormalised.
-
-    Returns:
-        pooled (B, K, D), zero rows for absent classes; present (B, K) bool; counts (B, K) of cells.
-    """
-    features = cell_features(dense, cells, num_classes)
-    return features.pooled, features.present, features.counts
-
-
 def valid_cells(cells: Tensor) -> Tensor:
     """Mask of the cells that carry a class."""
     return cells != IGNORE_INDEX

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppar_dist.ppar.cells import cell_features, cell_labels, grid_stride, pooled_class_features, unit
+from ppar_dist.ppar.cells import cell_features, cell_labels, grid_stride, unit
 
 
 def naive_labels(labels: Tensor, grid: tuple[int, int], stride: tuple[int, int], purity: float) -> list:
@@ -97,7 +97,8 @@ def test_a_share_met_exactly_is_enough() -> None:
 def test_pooled_features_are_the_loop_over_cells() -> None:
     dense, cells = random_features()
     sums = naive_sums(dense, cells, 4)
-    pooled, present, counts = pooled_class_features(dense, cells, 4)
+    features = cell_features(dense, cells, 4)
+    pooled, present, counts = features.pooled, features.present, features.counts
     for b in range(3):
         for k in range(4):
             number = int((cells[b] == k).sum())

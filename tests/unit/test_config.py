@@ -55,6 +55,10 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
         ("train.micro_batch=0", "train.micro_batch: Input should be greater than or equal to 1, got 0"),
         ("text.file=null", "set text.file"),
         ("data.sources=[a, a]", r"\['a'\] are repeated"),
+        (
+            f"data.sources={[f's{n}' for n in range(1025)]}",
+            "at most 1024 sources, got 1025; pack some into one",
+        ),
         ("data.sources=[{name: a, weight: 1}, b]", "give every source a weight, or none"),
         ("ppar.alignment.boundaries=[0.5, 0.2, 0.7]", "boundaries rise"),
         ("optim.betas=[0.9, 1.0]", r"optim\.betas\.1: .* less than 1"),

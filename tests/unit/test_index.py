@@ -245,13 +245,9 @@ def test_missing_folder_and_index(tmp_path: Path) -> None:
         build_index(tmp_path, "roads6")
 
 
-def test_missing_and_changed_shards(domain: DomainIndex) -> None:
+def test_missing_and_shortened_shards(domain: DomainIndex) -> None:
     shard = domain.path / domain.shards[1]
-    content = shard.read_bytes()
-    assert domain.changed_shards() == []
-    shard.write_bytes(content[:-1] + b"x")
-    assert domain.changed_shards() == [shard.name]
-    shard.write_bytes(content[:-1])
+    shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(ConfigError, match=r"shard-000001\.tar has \d+ bytes, its index says \d+"):
         DomainIndex.open(domain.path)
     shard.unlink()
