@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +13,8 @@ from safetensors import SafetensorError, safe_open
 from ppar_dist.checkpoint import MANIFEST
 from ppar_dist.config import Config, ConfigError, load_config
 from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.scan import split_name
+from ppar_dist.data.tar import members
 from ppar_dist.messages import visible
 from ppar_dist.models.weights import reason
 from ppar_dist.runfacts import (
@@ -27,6 +28,7 @@ from ppar_dist.runfacts import (
 )
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
+_MOST_KINDS = 20  # of members that are told apart
 
 
 def inspect(path: Path) -> dict[str, Any]:
@@ -85,28 +87,24 @@ def _domain(path: Path) -> dict[str, Any]:
 
 
 def _tar(path: Path) -> dict[str, Any]:
-    suffixes: Counter[str] = Counter()
+    extensions: Counter[str] = Counter()
     keys: Counter[str] = Counter()
     example: list[str] = []
-    try:
-        with tarfile.open(path, mode="r:") as archive:
-            for member in archive:
-                key, _, suffix = member.name.partition(".")
-                suffixes[suffix] += 1
-                keys[key] += 1
-                if len(example) < 3:
-                    example.append(member.name)
-    except (tarfile.TarError, OSError) as error:
-        raise ConfigError(
-            f"{path} is not a whole, uncompressed tar: {error}; write the shard again"
-        ) from None
+    for member in members(path, str(path)):
+        if member.folder:
+            continue
+        key, extension = split_name(member.name)
+        extensions[extension if extension in extensions or len(extensions) < _MOST_KINDS else "others"] += 1
+        keys[key] += 1
+        if len(example) < 3:
+            example.append(member.name)
     whole = max(keys.values(), default=0)
     return {
         "kind": "shard",
         "path": str(path),
         "bytes": path.stat().st_size,
         "samples": len(keys),
-        "members": dict(sorted(suffixes.items())),
+        "members": dict(sorted(extensions.items())),
         "samples_with_fewer_members": sum(count < whole for count in keys.values()),
         "first_members": example,
     }

@@ -169,7 +169,7 @@ def _groups(path: Path, where: str, ignored: Counter[str]) -> Iterator[_Group]:
             kind = _kind(member, ignored)
             if kind is None:
                 continue
-            key = _key(member.name)
+            key = split_name(member.name)[0]
             if group is None or key != group.key:
                 if group is not None:
                     yield group
@@ -202,7 +202,7 @@ def _kind(member: Member, ignored: Counter[str]) -> str | None:
     """image, label or json; None, and counted, for what is no member of a sample."""
     if member.folder:
         return None
-    extension = os.path.basename(member.name).partition(".")[2].lower()
+    extension = split_name(member.name)[1].lower()
     kind = _KINDS.get(extension)
     if kind is None:
         shown = printable(extension)[:16] or "none"
@@ -210,14 +210,17 @@ def _kind(member: Member, ignored: Counter[str]) -> str | None:
     return kind
 
 
-def _key(name: str) -> str:
-    return os.path.join(os.path.dirname(name), os.path.basename(name).partition(".")[0])
+def split_name(name: str) -> tuple[str, str]:
+    """Key and extension of a member, cut at the first dot of its last part, as WebDataset does."""
+    folder, base = os.path.split(name)
+    stem, _, extension = base.partition(".")
+    return os.path.join(folder, stem), extension
 
 
 def _name_problem(name: str) -> str | None:
     """Why a member name is refused. It would never be opened here, but keys end up in lists of others."""
     try:
-        length = len(_key(name).encode("utf-8"))
+        length = len(split_name(name)[0].encode("utf-8"))
     except UnicodeEncodeError:
         return "is no UTF-8"
     if os.path.basename(name).startswith("."):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -41,8 +42,19 @@ def test_a_tar_is_read_without_an_index(home: Path, tmp_path: Path) -> None:
     assert facts["members"] == {"jpg": 3, "json": 3, "png": 3}
     assert facts["samples_with_fewer_members"] == 0
     shard.with_name("cut.tar").write_bytes(shard.read_bytes()[:700])
-    with pytest.raises(ConfigError, match=r"cut\.tar is not a whole"):
+    with pytest.raises(ConfigError, match=r"cut\.tar: it ends inside .*; copy it again"):
         inspect(shard.with_name("cut.tar"))
+
+
+def test_a_tar_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    """Its first header announces 2 GiB of names, which lie in the file as a hole."""
+    info = tarfile.TarInfo("./PaxHeaders/a")
+    info.type, info.size = tarfile.XHDTYPE, 2 << 30
+    path = tmp_path / "bomb.tar"
+    path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
+    os.truncate(path, 3 << 30)
+    with pytest.raises(ConfigError, match=r"bomb\.tar: a header of 2147483648 bytes .*; copy it again"):
+        inspect(path)
 
 
 def test_a_sample_that_lacks_a_member_shows(tmp_path: Path) -> None:
