@@ -13,6 +13,7 @@ import ctypes
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +29,7 @@ from ppar_dist.watchdog import Watchdog
 _STEPS, _FAULTY_STEP = 6, 3
 _LONG_S = 3600.0
 _DWELL_S = 1.0
+_HEAR_S = 30.0
 _PHASES = ("data", "forward", "all-reduce", "backward", "step", "save", "evaluate")
 
 
@@ -112,13 +114,16 @@ FAULTS = {
 }
 
 
-def train(world: World, watchdog: Watchdog, fault: Fault | None, evaluation_s: float) -> None:
+def train(
+    world: World, watchdog: Watchdog, fault: Fault | None, evaluation_s: float, notes: Path | None
+) -> None:
     """A few steps with the phases of the real loop; ``fault`` strikes this rank on the way."""
     for step in range(1, _STEPS + 1):
         for phase in _PHASES:
             watchdog.phase(phase, step)
             if fault is not None and step == _FAULTY_STEP and phase == fault.phase:
                 time.sleep(_DWELL_S)  # a phase as long as real ones, so that its beat has told of it
+                _let_others_hear(world, watchdog, notes)
                 print(f"fault at {time.monotonic()}", flush=True)
                 fault.happen()
             if phase in ("all-reduce", "backward"):
@@ -127,6 +132,26 @@ def train(world: World, watchdog: Watchdog, fault: Fault | None, evaluation_s: f
                 world.barrier()
             elif phase == "evaluate" and step == _FAULTY_STEP:
                 _evaluate(watchdog, evaluation_s * (1 + world.rank))
+
+
+def _let_others_hear(world: World, watchdog: Watchdog, notes: Path | None) -> None:
+    """Until each of the others has noted that it heard of this phase, on however slow a machine."""
+    end = time.monotonic() + _HEAR_S
+    others = set(range(world.world_size)) - {world.rank}
+    while notes is not None and time.monotonic() < end:
+        if all((notes / f"heard-{rank}").exists() for rank in others):
+            return
+        time.sleep(0.02)
+        watchdog.alive()
+
+
+def _note_what_is_heard(watchdog: Watchdog, faulty: int, phase: str, note: Path) -> None:
+    while True:
+        report, _ = watchdog._peers.get(faulty, (None, 0.0))
+        if report is not None and (report.phase, report.step) == (phase, _FAULTY_STEP):
+            note.touch()
+            return
+        time.sleep(0.02)
 
 
 def _evaluate(watchdog: Watchdog, seconds: float) -> None:
@@ -143,8 +168,12 @@ def run(options: argparse.Namespace) -> int:
     fault = FAULTS[options.fault] if world.rank == options.rank else None
     board = distributed.open_board(world)
     with Watchdog(world, board, options.stall, options.peer, options.folder) as watchdog:
+        if options.notes is not None and world.rank != options.rank:
+            phase, note = FAULTS[options.fault].phase, options.notes / f"heard-{world.rank}"
+            arguments = (watchdog, options.rank, phase, note)
+            threading.Thread(target=_note_what_is_heard, args=arguments, daemon=True).start()
         try:
-            train(world, watchdog, fault, options.evaluation)
+            train(world, watchdog, fault, options.evaluation, options.notes)
         except StopIteration:
             return exitcodes.DONE
         except RuntimeError as error:
@@ -169,6 +198,7 @@ def main() -> None:
         "--evaluation", type=float, default=0.0, help="seconds on rank 0, twice that on rank 1"
     )
     parser.add_argument("--folder", type=Path, required=True, help="for the watchdog's files")
+    parser.add_argument("--notes", type=Path, help="a folder for what ranks have heard of the faulty one")
     code = run(parser.parse_args())
     distributed.leave()
     sys.exit(code)

@@ -23,10 +23,35 @@ _START_S = 10.0  # of which a kill during the start takes its moment
 _PATIENCE_S = 300.0  # for what a job should do within seconds
 
 
+@dataclass(frozen=True)
+class Stand:
+    """Where a run stands still until it has been killed often enough: a fast machine would end it before.
+
+    Attributes:
+        module: started instead of ``ppar_dist``; it sees to the standing.
+        begin: called before each start.
+        reached: whether this start stands; the moment for a kill has come then, whichever was drawn.
+        release: lets it go on.
+    """
+
+    module: str
+    begin: Callable[[], object]
+    reached: Callable[[], bool]
+    release: Callable[[], object]
+
+
 class Job:
     """``ppar-dist train``, and all processes that come of it."""
 
-    def __init__(self, config: Path, log: Path, ranks: int, overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        config: Path,
+        log: Path,
+        ranks: int,
+        overrides: Sequence[str] = (),
+        stand: Stand | None = None,
+    ) -> None:
+        self.stand = stand
         self.log, self.ranks, self._mark = log, ranks, f"{os.getpid()}-{time.monotonic_ns()}"
         kept = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE")}
         extra = {
@@ -35,7 +60,8 @@ class Job:
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        command = [sys.executable, "-m", "ppar_dist", "train", str(config), *overrides, "--nproc", str(ranks)]
+        module = "ppar_dist" if stand is None else stand.module
+        command = [sys.executable, "-m", module, "train", str(config), *overrides, "--nproc", str(ranks)]
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 command, env=kept | extra, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True
@@ -116,7 +142,13 @@ class Siege:
 
 
 def besiege(
-    config: Path, run: Path, every: int, kills: int, seed: int, same: tuple[int, int] | None = None
+    config: Path,
+    run: Path,
+    every: int,
+    kills: int,
+    seed: int,
+    same: tuple[int, int] | None = None,
+    stand: Stand | None = None,
 ) -> Siege:
     """Train ``config`` to its end, and kill it ``kills`` times on the way.
 
@@ -124,9 +156,10 @@ def besiege(
         config: its ``run.dir`` is ``run``, its ``checkpoint.every`` is ``every``.
         run: the run's folder.
         every: steps.
-        kills: fewer only if the run ends before.
+        kills: fewer only if the run ends before, as it cannot with ``stand``.
         seed: of moments, victims, ranks and stages.
         same: (ranks, ZeRO stage) of all starts; None: others at each start.
+        stand: where the run waits for its last kill.
 
     Raises:
         RuntimeError: a job ended in a way that no kill explains.
@@ -140,10 +173,14 @@ def besiege(
         siege.ranks.append(ranks)
         siege.stages.append(stage)
         log = logs / f"{config.stem}-{len(siege.ranks):03d}.txt"
-        job = Job(config, log, ranks, [f"engine.zero_stage={stage}"])
+        if stand is not None:
+            stand.begin()
+        job = Job(config, log, ranks, [f"engine.zero_stage={stage}"], stand)
         try:
             if siege.kills.total() < kills:
                 _strike(job, run, every, rng, siege)
+            elif stand is not None:
+                stand.release()
             code = job.wait()
         finally:
             job.kill_all()
@@ -172,7 +209,8 @@ def _strike(job: Job, run: Path, every: int, rng: random.Random, siege: Siege) -
 
 
 def _while_starting(job: Job, run: Path, every: int, rng: random.Random) -> bool:
-    return not _wait(job, lambda: False, rng.uniform(0, _START_S))
+    _wait(job, lambda: False, rng.uniform(0, _START_S))
+    return job.code is None
 
 
 def _between_steps(job: Job, run: Path, every: int, rng: random.Random) -> bool:
@@ -238,7 +276,7 @@ def _wait(job: Job, condition: Callable[[], Any], seconds: float | None = None) 
     """
     began = time.monotonic()
     while job.code is None:
-        if condition():
+        if condition() or (job.stand is not None and job.stand.reached()):
             return True
         if seconds is not None and time.monotonic() - began > seconds:
             return False

@@ -3,7 +3,8 @@
     python -m benchmarks.watchdog [--stall 3] [--peer 2] [--ranks 3] [--runs 3] [CASE ...]
 
 Each case starts real gloo ranks (``benchmarks.faulty_rank``), of which one goes wrong at step 3,
-a second after its phase began. The time runs from the fault to the end of the last rank that had none.
+a second after its phase began, or when all others have heard of that phase. The time runs from the fault to
+the end of the last rank that had none.
 Then what watching costs.
 """
 
@@ -14,7 +15,6 @@ import contextlib
 import os
 import re
 import signal
-import socket
 import statistics
 import subprocess
 import sys
@@ -24,12 +24,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppar_dist import distributed
+from ppar_dist import distributed, nodes
 from ppar_dist.distributed import World
 from ppar_dist.watchdog import Watchdog
 
-_START_S = 60.0  # for importing torch on a busy machine
-_END_S = 30.0  # beyond the limits
+_START_S = 180.0  # for importing torch on a busy machine
+_END_S = 60.0  # beyond the limits
+_AFTER_S = 10.0  # for the kernel to take away what was killed
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def run_case(
     """
     folder.mkdir(parents=True, exist_ok=True)
     limits = ["--stall", str(stall_s), "--peer", str(peer_s), "--folder", str(folder / "logs")]
-    arguments = [case.fault, "--rank", str(case.rank), *limits, *options]
+    arguments = [case.fault, "--rank", str(case.rank), "--notes", str(folder), *limits, *options]
     files = [folder / f"rank-{rank}.txt" for rank in range(ranks)]
     processes = _start(arguments, files)
     try:
@@ -101,9 +102,7 @@ def run_case(
 
 
 def _start(arguments: Sequence[str], files: Sequence[Path]) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
+    port = str(nodes.one_node().port)
     shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(len(files))}
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = []
@@ -137,8 +136,8 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], case: Case, timeout_s: f
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> bool:
-    """Kill what is left of a rank and its children, a second after its end; whether there was anything."""
-    deadline = time.monotonic() + (0.0 if process.poll() is None else 1.0)
+    """Kill what is left of a rank and its children, seconds after its end; whether there was anything."""
+    deadline = time.monotonic() + (0.0 if process.poll() is None else _AFTER_S)
     while (members := _group(process.pid)) and time.monotonic() < deadline:
         time.sleep(0.05)
     for member in members:

@@ -5,12 +5,15 @@ A job of several machines is the same command on each, as a scheduler starts it:
 
 from __future__ import annotations
 
+import random
 import socket
 from dataclasses import dataclass
 
 from ppar_dist.config import ConfigError
 
 PORT = 29500  # where the ranks meet, unless told otherwise
+_QUIET_PORTS = range(20000, 29000)
+_TRIES = 50
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,18 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _free_port() -> int:
+    """A port that nobody uses now; below those that the kernel deals out, so that none gets it meanwhile.
+
+    The rank that listens there has yet to load its libraries.
+    """
+    for port in random.SystemRandom().sample(_QUIET_PORTS, _TRIES):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("", port))
+            except OSError:
+                continue
+            return port
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        number: int = probe.getsockname()[1]
+        return number

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,9 @@ from PIL import Image
 from ppar_dist.data.shards import ShardSample, write_domain
 
 TIMEOUT_S = 240
+# Below the ports that the kernel gives to whoever asks for any: nobody gets one of these by chance.
+_PORTS = range(20000, 29000)
+_next_port = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
 _COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3))
 
 
@@ -80,24 +86,53 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
+class Rank(subprocess.Popen[str]):
+    """A rank, whose output goes to a file: a pipe that nobody reads would stop it when it is full."""
+
+    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+        self._output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
+        command = [sys.executable, "-m", *arguments]
+        super().__init__(command, env=environment, stdout=self._output, stderr=subprocess.STDOUT, text=True)
+
+    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+        """Wait for its end; what it has said. One that does not end in time is killed, and fails the test."""
+        try:
+            self.wait(timeout)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            self.wait()
+            raise AssertionError(f"did not end in {timeout} s:\n{self._read()}") from None
+        return self._read(), ""
+
+    def _read(self) -> str:
+        self._output.seek(0)
+        return self._output.read()
+
+
 def start_ranks(
-    arguments: Sequence[str], ranks: int, module: Sequence[str] = ("ppar_dist",)
-) -> list[subprocess.Popen[str]]:
+    arguments: Sequence[str], ranks: int, module: Sequence[str] = ("ppar_dist",), **environment: str
+) -> list[Rank]:
     """Start ``ppar-dist ARGUMENTS`` (or another module) once per rank, as a launcher would."""
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    own = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
+    return [Rank([*module, *arguments], rank_environment() | shared | each | environment) for each in own]
+
+
+def free_port(count: int = 1) -> int:
+    """The first of ``count`` ports in a row that nobody uses now; no two calls give the same."""
+    while True:
+        places = [next(_next_port) % len(_PORTS) for _ in range(count)]
+        if places[-1] - places[0] == count - 1 and all(_is_free(_PORTS[place]) for place in places):
+            return _PORTS[places[0]]
+
+
+def _is_free(port: int) -> bool:
     with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        environment = rank_environment() | {
-            "RANK": str(rank),
-            "LOCAL_RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-        processes.append(_start([*module, *arguments], environment))
-    return processes
+        try:
+            probe.bind(("", port))
+        except OSError:
+            return False
+    return True
 
 
 def run_ranks(arguments: Sequence[str], ranks: int) -> None:
@@ -110,6 +145,7 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> None:
     finally:
         for process in processes:
             process.kill()
+            process.wait()
 
 
 def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
@@ -133,13 +169,6 @@ def rank_environment() -> dict[str, str]:
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Records of a JSON-lines file."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def _start(arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", *arguments]
-    return subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
 
 
 def encode(pixels: np.ndarray, kind: str) -> bytes:

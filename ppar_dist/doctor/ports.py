@@ -77,7 +77,7 @@ def _run_serving(address: str, port: int) -> str | None:
     try:
         # No proxy: the port is this machine's own.
         opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(url, timeout=2) as answer:
+        with opener.open(url, timeout=5) as answer:
             page = answer.read(1 << 20).decode("utf-8", "replace")
     except (OSError, ValueError, http.client.HTTPException):
         return None

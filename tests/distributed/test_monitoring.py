@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import os
 import signal
 import socket
-import subprocess
 import time
 import urllib.error
 import urllib.request
@@ -18,7 +18,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.ranks import TIMEOUT_S, read_lines, start_ranks, tiny_config, write_config
+from tests.faults.held import Hold
+from tests.ranks import TIMEOUT_S, Rank, read_lines, start_ranks, tiny_config, write_config
 
 RANKS = 3
 # The contract: everything that is served, by name as Prometheus stores it, with its labels.
@@ -70,7 +71,7 @@ PARTS = ("_bucket", "_sum", "_count")
 class Live:
     """A job that trains, its ranks and their endpoints."""
 
-    def __init__(self, processes: list[subprocess.Popen[str]], run: Path, targets: Path) -> None:
+    def __init__(self, processes: list[Rank], run: Path, targets: Path) -> None:
         self.processes, self.run, self.targets = processes, run, targets
         self.await_that(targets.exists, "file of targets")
         self.groups = json.loads(targets.read_text())
@@ -92,7 +93,8 @@ class Live:
         deadline = time.monotonic() + TIMEOUT_S
         while not condition():
             for process in self.processes:
-                assert process.poll() is None, f"ended before {what}:\n{process.communicate()[0]}"
+                if process.poll() is not None:
+                    raise AssertionError(f"ended before {what}:\n{process.communicate()[0]}")
             assert time.monotonic() < deadline, f"no {what}"
             time.sleep(0.1)
 
@@ -243,14 +245,18 @@ def test_the_last_figures_and_the_scores_of_unseen_targets_are_served_until_they
         monitoring={"enabled": True, "port": 0, "targets_file": str(targets), "linger_s": TIMEOUT_S},
         targets={"night": str(blocks / "right")},
     )
-    job = Live(start_ranks(["train", str(write_config(tmp_path / "c.yaml", config))], 1), tmp_path, targets)
+    hold = Hold(tmp_path / "hold", step=2)  # only who is watched before the end lingers
+    arguments = ["train", str(write_config(tmp_path / "c.yaml", config))]
+    processes = start_ranks(arguments, 1, ["tests.faults.held"], **hold.environment)
+    job = Live(processes, tmp_path, targets)
     try:
         job.await_that(lambda: job.value(0, "ppar_steps_total") > 0, "steps")
+        hold.release()
         scored: dict[str, float] = {}
         while job.processes[0].poll() is None:
             try:
                 page = job.scrape(0)
-            except OSError:
+            except (OSError, http.client.HTTPException):  # it ends
                 continue
             scored |= {s.labels["target"]: s.value for s in page if s.name == "ppar_miou"}
             done = next(s.value for s in page if s.name == "ppar_progress_ratio")

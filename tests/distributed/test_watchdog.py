@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.watchdog import CASES, Case, Outcome, run_case
-from tests.ranks import rank_environment
+from tests.ranks import TIMEOUT_S, rank_environment
 
 STALL_S, PEER_S = 3.0, 2.5
 SLACK_S = 20.0  # for a busy machine
@@ -59,7 +59,7 @@ class Runs:
         self.futures[name] = self.pool.submit(run_case, *arguments)
 
     def outcome(self, name: str) -> Outcome:
-        return self.futures[name].result(timeout=400)
+        return self.futures[name].result(timeout=1200)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_under_torchrun_each_start_has_a_board_of_its_own(tmp_path: Path) -> Non
         env=rank_environment(),
         capture_output=True,
         text=True,
-        timeout=150,
+        timeout=TIMEOUT_S,
         check=False,
     )
     assert done.returncode == 1, done.stderr  # torchrun's own code; it shows those of the ranks

@@ -23,9 +23,11 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from ppar_dist.config import load_config
+from tests.faults.held import Hold
 from tests.ranks import (
     TIMEOUT_S,
     encode,
+    free_port,
     read_lines,
     run_command,
     run_ranks,
@@ -198,7 +200,8 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
     trees = {name: tiny_config(blocks, tmp_path / name, **sections) for name in ("whole", "killed")}
     configs = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in trees.items()}
     run_ranks(["train", configs["whole"]], 2)
-    processes = start_ranks(["train", configs["killed"]], 2)
+    hold = Hold(tmp_path / "hold", step=6)
+    processes = start_ranks(["train", configs["killed"]], 2, ["tests.faults.held"], **hold.environment)
     wait_for(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
     for process in processes:
         process.send_signal(signal.SIGKILL)
@@ -241,9 +244,10 @@ def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_metrics_port_in_use_is_refused_by_all_ranks(blocks: Path, tmp_path: Path, rank: int) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port(2)
+        taken.bind(("127.0.0.1", port + rank))
         taken.listen()
-        monitoring = {"enabled": True, "port": taken.getsockname()[1] - rank}
+        monitoring = {"enabled": True, "port": port}
         processes = start_ranks(["train", config_file(blocks, tmp_path, monitoring=monitoring)], 2)
         outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [78, 78], outputs
@@ -251,10 +255,8 @@ def test_a_metrics_port_in_use_is_refused_by_all_ranks(blocks: Path, tmp_path: P
 
 
 def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    train = {"steps": 400, "global_batch": 6, "log_every": 1}
+    port = free_port(2)
+    train = {"steps": 100_000, "global_batch": 6, "log_every": 1}  # warm-up, for as long as anybody looks
     config = config_file(blocks, tmp_path, train=train, monitoring={"enabled": True, "port": port})
     processes = start_ranks(["train", config], 2)
     try:
@@ -262,7 +264,7 @@ def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
     finally:
         for process in processes:
             process.kill()
-            process.communicate()
+            process.wait()
     samples = {(s.name, s.labels.get("domain", s.labels.get("term", ""))): s.value for s in page}
     assert samples["ppar_samples_total", "left"] + samples["ppar_samples_total", "right"] >= 6 * 20
     assert samples["ppar_loss", "total"] > 0
@@ -276,7 +278,7 @@ def scrape_until(url: str, counter: str, least: float) -> list[Any]:
     deadline = time.monotonic() + TIMEOUT_S
     while time.monotonic() < deadline:
         try:
-            text = urllib.request.urlopen(url, timeout=5).read().decode()
+            text = urllib.request.urlopen(url, timeout=60).read().decode()
         except OSError:
             text = ""
         samples = [s for family in text_string_to_metric_families(text) for s in family.samples]

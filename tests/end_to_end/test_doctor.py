@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from typing import Any
 import pytest
 
 from ppar_dist.cli import main
-from tests.ranks import TIMEOUT_S, run_command, run_ranks, start_ranks, tiny_config, write_config
+from tests.ranks import TIMEOUT_S, free_port, run_command, run_ranks, start_ranks, tiny_config, write_config
 
 ROADS = Path(__file__).parents[2] / "configs" / "roads.yaml"
 
@@ -40,12 +39,9 @@ def test_the_size_of_a_checkpoint_is_foretold(blocks: Path, tmp_path: Path, stag
 
 
 def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     sections = {
         "train": {"steps": 100_000, "global_batch": 6, "log_every": 1},
-        "monitoring": {"enabled": True, "port": port},
+        "monitoring": {"enabled": True, "port": free_port()},
         "checkpoint": {"every": 5},
         "faults": {"peer_s": 5.0},
     }

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.jobs import ours, tiny_run
+from tests.faults.held import Hold
+from tests.faults.jobs import held, ours, tiny_run
 from tests.terminals import Terminal, terminal
 
 
@@ -21,9 +22,11 @@ def test_a_whole_run(blocks: Path, tmp_path: Path) -> None:
     columns = 80
     train = {"steps": 36, "eval_every": 18, "log_every": 1}
     run, config = tiny_run(blocks, tmp_path, train=train, checkpoint={"every": 12}, data={"holdout": 0.3})
-    with terminal(ours("train", config, "--nproc", "2"), columns=columns) as screen:
-        screen.wait_for(lambda: view(screen), "view")
-        screen.wait_for(lambda: "checkpoint 12" in screen.text(), "the checkpoint in the view")
+    hold = Hold(tmp_path / "hold", step=12, seconds=1)
+    command = held("train", config, "--nproc", "2")
+    with terminal(command, columns=columns, **hold.environment) as screen:
+        screen.wait_for(lambda: view(screen) and "checkpoint 12" in screen.text(), "view with the checkpoint")
+        hold.release()
         shown = screen.text()
         for cell in ("step/s", "eta 0:0", "stage ", "segmentation ", "ess ", "weights left ", "right "):
             assert cell in shown
@@ -40,7 +43,7 @@ def test_a_whole_run(blocks: Path, tmp_path: Path) -> None:
 
 
 def test_a_job_that_is_killed_leaves_the_terminal_whole(blocks: Path, tmp_path: Path) -> None:
-    _, config = tiny_run(blocks, tmp_path, train={"steps": 5000}, faults={"peer_s": 3})
+    _, config = tiny_run(blocks, tmp_path, train={"steps": 100_000}, faults={"peer_s": 3})
     with terminal(ours("train", config, "--nproc", "2"), columns=40) as screen:
         screen.wait_for(lambda: view(screen), "view")
         family = psutil.Process(screen.process.pid).children(recursive=True)

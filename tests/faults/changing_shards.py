@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ppar_dist.cli import main
 from ppar_dist.watchdog import Watchdog
+from tests.faults.held import hold
 
 _ITS_PHASE = Watchdog.phase
 
@@ -34,4 +35,5 @@ def change(step: int, gone: Path, rewritten: Path) -> None:
 if __name__ == "__main__":
     domain = Path(sys.argv[2])
     change(int(sys.argv[1]), domain / sys.argv[3], domain / sys.argv[4])
+    hold()
     sys.exit(main(sys.argv[5:]))

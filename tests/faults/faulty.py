@@ -1,6 +1,8 @@
-"""``ppar-dist`` in which one rank goes wrong some steps after the start, with a checkpoint in between.
+"""``ppar-dist`` in which one rank goes wrong when a test asks for it, and ranks tell whom they have heard of.
 
 python -m tests.faults.faulty FAULT RANK ARGUMENTS…
+
+The fault ``none`` is for a rank that is struck from outside.
 """
 
 from __future__ import annotations
@@ -9,11 +11,16 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ppar_dist import cli, launch
 
 REFUSAL = "domain left: position 7 met 16 bad samples in a row; repair its shards"
+STRIKE = "PPAR_TEST_STRIKE"  # a file: the fault happens once it is there; without it at the first chance
+HEARD = (
+    "PPAR_TEST_HEARD"  # a folder, in which each rank leaves a note when it has heard of steps of all others
+)
 
 
 def hang() -> None:
@@ -33,14 +40,12 @@ def refuse() -> None:
     raise ConfigError(REFUSAL)
 
 
-def at_call(number: int, original: Callable[..., Any], fault: Callable[[], None]) -> Callable[..., Any]:
-    """``original``, with ``fault`` before its call ``number``."""
-    calls = 0
+def when_asked(original: Callable[..., Any], fault: Callable[[], None]) -> Callable[..., Any]:
+    """``original``, with ``fault`` before its first call after the test has asked for it."""
+    file = os.environ.get(STRIKE)
 
     def faulty(*arguments: Any, **options: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == number:
+        if file is None or os.path.exists(file):
             fault()
         return original(*arguments, **options)
 
@@ -48,22 +53,39 @@ def at_call(number: int, original: Callable[..., Any], fault: Callable[[], None]
 
 
 def spoil(fault: str) -> None:
-    """Put the fault where it belongs: at the eighth step, or the second checkpoint."""
+    """Put the fault where it belongs."""
     from ppar_dist import runfolder, trainer
 
     if fault == "data":
-        trainer.islice = at_call(8, trainer.islice, hang)
+        trainer.islice = when_asked(trainer.islice, hang)
     elif fault == "save":
-        runfolder.RunFolder.snapshot = at_call(2, runfolder.RunFolder.snapshot, hang)
-    else:
+        runfolder.RunFolder.snapshot = when_asked(runfolder.RunFolder.snapshot, hang)
+    elif fault != "none":
         faults = {"forward": hang, "error": fail, "refusal": refuse}
-        trainer.Trainer._loss = at_call(8, trainer.Trainer._loss, faults[fault])
+        trainer.Trainer._loss = when_asked(trainer.Trainer._loss, faults[fault])
+
+
+def note_what_is_heard() -> None:
+    """A rank that is struck is named with the phase in which the others last heard of it: let them hear."""
+    from ppar_dist.watchdog import Watchdog
+
+    note, its_hear = Path(os.environ[HEARD]) / f"rank-{os.environ['RANK']}", Watchdog._hear
+
+    def hear(self: Watchdog, texts: dict[int, str]) -> None:
+        its_hear(self, texts)
+        others = [report for report, _ in self._peers.values()]
+        if len(others) == self._world.world_size - 1 and all(report.step > 0 for report in others):
+            note.touch()
+
+    Watchdog._hear = hear  # type: ignore[method-assign]
 
 
 def main() -> int:
     """The command, or one of its ranks; the launcher is told to start this module for them."""
     fault, rank, *arguments = sys.argv[1:]
     if launch.is_rank():
+        if HEARD in os.environ:
+            note_what_is_heard()
         if os.environ["RANK"] == rank:
             spoil(fault)
         return cli.main(arguments[1:])  # without the name of the module it should have been

@@ -25,8 +25,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.jobs import free_port
-from tests.ranks import TIMEOUT_S, rank_environment
+from tests.ranks import TIMEOUT_S, free_port, rank_environment
 
 NAMES = ("alpha", "beta", "gamma")
 _NAMESPACES = Path("/run/netns")
@@ -182,7 +181,7 @@ class Ranks:
 
 
 @contextmanager
-def ranks_on(hosts: Sequence[Host], folder: Path, *command: str) -> Iterator[Ranks]:
+def ranks_on(hosts: Sequence[Host], folder: Path, *command: str, **variables: str) -> Iterator[Ranks]:
     """Python with the arguments ``command`` as a rank on each host; none is left afterwards."""
     ranks, port = Ranks(), str(free_port())
     folder.mkdir(parents=True)
@@ -194,6 +193,7 @@ def ranks_on(hosts: Sequence[Host], folder: Path, *command: str) -> Iterator[Ran
                 "WORLD_SIZE": str(len(hosts)),
                 "MASTER_ADDR": hosts[0].address,
                 "MASTER_PORT": port,
+                **variables,
             }
             log = folder / f"rank-{rank}.log"
             with log.open("wb") as stream:

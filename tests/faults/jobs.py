@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from tests.ranks import TIMEOUT_S, rank_environment, read_lines, tiny_config, write_config
+from tests.ranks import TIMEOUT_S, free_port, rank_environment, read_lines, tiny_config, write_config
 
 _POLL_S = 0.05
 _MARK = "PPAR_TEST_JOB"
@@ -76,10 +75,11 @@ class Job:
         """Poll until ``condition`` gives something; the job must live meanwhile."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
+            ended = self.process.poll() is not None  # what it did last counts, too
             found = condition()
             if found:
                 return found
-            assert self.process.poll() is None, f"ended before {what}:\n{self.output}"
+            assert not ended, f"ended before {what}:\n{self.output}"
             assert time.monotonic() < deadline, f"no {what} in {TIMEOUT_S} s:\n{self.output}"
             time.sleep(_POLL_S)
 
@@ -117,7 +117,7 @@ def ours(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "ppar_dist", *arguments]
 
 
-def deepspeed(ranks: int, *arguments: str) -> list[str]:
+def deepspeed(ranks: int, *arguments: str, module: str = "ppar_dist") -> list[str]:
     """The DeepSpeed launcher as a user would call it."""
     command = [sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(ranks)]
     return [
@@ -126,7 +126,7 @@ def deepspeed(ranks: int, *arguments: str) -> list[str]:
         str(free_port()),
         "--no_local_rank",
         "--module",
-        "ppar_dist",
+        module,
         *arguments,
     ]
 
@@ -137,12 +137,9 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [*command, "--master-port", str(free_port()), "--module", "ppar_dist", *arguments]
 
 
-def free_port() -> int:
-    """A port that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+def held(*arguments: str) -> list[str]:
+    """``ppar-dist ARGUMENTS`` that a ``Hold`` may slow down."""
+    return [sys.executable, "-m", "tests.faults.held", *arguments]
 
 
 def tiny_run(root: Path, folder: Path, **sections: dict[str, Any]) -> tuple[Path, str]:

@@ -22,6 +22,7 @@ from ppar_dist.data.order import Order
 from ppar_dist.data.pipeline import open_sources, training_shares
 from ppar_dist.data.shards import write_domain
 from ppar_dist.ledger import audit
+from tests.faults.held import Hold
 from tests.faults.jobs import Job, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines, run_command, start_ranks
 from tests.unit.street_shards import overwrite, scenes, shard_of
@@ -141,7 +142,8 @@ def test_a_resume_on_other_ranks_with_a_shard_missing_gives_the_same(tmp_path: P
     run, config = setup(tmp_path, LENIENT, monitoring={"enabled": True, "port": 0})
     trained, bad = expected(config)
     command = [sys.executable, "-m", *changing(config, tmp_path), "train", config, "--nproc", "1"]
-    with job(command, tmp_path / "log") as started:
+    hold = Hold(tmp_path / "hold", first_loss(config))
+    with job(command, tmp_path / "log", **hold.environment) as started:
         started.wait_for(lambda: is_counted(started, run), "bad samples in the metrics")
         started.process.send_signal(signal.SIGUSR1)
         assert started.wait() == 75, started.output
@@ -155,6 +157,17 @@ def test_a_resume_on_other_ranks_with_a_shard_missing_gives_the_same(tmp_path: P
     assert_as_expected(run, trained, bad)
 
 
+def first_loss(config: str) -> int:
+    """The first step that meets a sample of the shard that has vanished."""
+    gone = last_shards(config)[0]
+    return 1 + min(
+        position // BATCH
+        for position, turns in enumerate(places(config))
+        for domain, sample in turns[:1]
+        if position >= (CHANGE_AT - 1) * BATCH and domain == "day" and sample // PER_SHARD == gone
+    )
+
+
 def is_counted(started: Job, run: Path) -> bool:
     """Whether ppar_bad_samples_total is what the quarantine holds, among it samples of a vanished shard."""
     url = re.search(r"^metrics: (\S+)", started.output, re.MULTILINE)
@@ -165,7 +178,7 @@ def is_counted(started: Job, run: Path) -> bool:
     pattern = r'^ppar_bad_samples_total\{domain="(\w+)",reason="(\w+)"\} (\S+)'
     found = re.findall(pattern, text, re.MULTILINE)
     said = {(domain, reason): float(value) for domain, reason, value in found if float(value)}
-    # They are written down before the step that counts them: a look within a step is no match, the next is.
+    # They are written down before the step that counts them: a look within a step is no match.
     return ("day", "shard_missing") in said and said == by_reason(quarantined(run))
 
 

@@ -10,7 +10,8 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,12 +19,11 @@ import psutil
 import pytest
 
 from ppar_dist import checkpoint
-from tests.faults.faulty import REFUSAL
-from tests.faults.jobs import Job, all_gone, deepspeed, job, ours, tiny_run
+from tests.faults.faulty import HEARD, REFUSAL, STRIKE
+from tests.faults.jobs import Job, all_gone, deepspeed, job, tiny_run
 from tests.ranks import TIMEOUT_S, start_ranks
 
 PEER_S, STALL_S = 3.0, 10.0
-BEAT_S = 0.6  # how often ranks tell of themselves with this peer_s
 SLACK_S = 30.0  # for a busy machine
 LAUNCHER_S = (
     30.0  # after which a launcher kills a rank that does not heed SIGTERM, as no stopped process does
@@ -34,6 +34,7 @@ SECTIONS = {
     "checkpoint": {"every": 5},
     "faults": {"stall_s": STALL_S, "peer_s": PEER_S},
 }
+FAULTY = "tests.faults.faulty"
 PHASES = r"(data|forward|backward|all-reduce|step|save)"
 
 
@@ -45,23 +46,38 @@ class Run:
     config: str
     logs: Path
 
-    def log(self, name: str) -> Path:
-        """Where a start's output goes."""
-        return self.logs / f"{name}.log"
+    @contextmanager
+    def started(self, name: str, fault: str, rank: int, command: list[str] | None = None) -> Iterator[Job]:
+        """Two ranks, of which one has a fault to come; they have taken up the newest checkpoint there was.
+
+        They have published another one since, and have heard of each other's steps.
+        """
+        since, notes = self.newest(), self.logs / f"{name}-heard"
+        notes.mkdir()
+        command = command or [sys.executable, "-m", FAULTY, fault, str(rank), *self.train, "--nproc", "2"]
+        environment = {HEARD: str(notes), STRIKE: str(self.strike(name))}
+        with job(command, self.logs / f"{name}.log", **environment) as started:
+            started.wait_for(lambda: step_of(self.newest()) > step_of(since), "a further checkpoint")
+            started.wait_for(lambda: len(list(notes.iterdir())) == 2, "word of each other")
+            if since is not None:
+                assert f"resumed from {since}, the newest whole checkpoint" in started.output
+            yield started
+
+    @property
+    def train(self) -> list[str]:
+        return ["train", self.config]
+
+    def strike(self, name: str) -> Path:
+        """The file that lets a rank go wrong."""
+        return self.logs / f"{name}-strike"
 
     def newest(self) -> Path | None:
         """The newest whole checkpoint."""
         return checkpoint.find_checkpoint(self.folder)
 
-    def wait_for_progress(self, started: Job, since: Path | None) -> None:
-        """Wait for a checkpoint after ``since``, which this start must have taken up.
 
-        And until every rank has heard of the others since: what it knows of them is a beat old at most.
-        """
-        started.wait_for(lambda: self.newest() != since, "a further checkpoint")
-        time.sleep(2 * BEAT_S)
-        if since is not None:
-            assert f"resumed from {since}, the newest whole checkpoint" in started.output
+def step_of(found: Path | None) -> int:
+    return 0 if found is None else checkpoint.step_of(found) or 0
 
 
 @pytest.fixture(scope="module")
@@ -122,9 +138,7 @@ FAULTS: dict[str, tuple[Callable[[psutil.Process], int], int, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_job_ends_and_names_the_rank(run: Run, name: str) -> None:
     strike, rank, expected = FAULTS[name]
-    newest = run.newest()
-    with job(ours("train", run.config, "--nproc", "2"), run.log(name)) as started:
-        run.wait_for_progress(started, newest)
+    with run.started(name, "none", rank) as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         pid = strike(started.ranks()[rank])
@@ -144,11 +158,9 @@ WRONG = {
 @pytest.mark.parametrize("fault", WRONG)
 def test_a_rank_that_goes_wrong_by_itself_is_named_by_the_other(run: Run, fault: str) -> None:
     rank, code, expected = WRONG[fault]
-    newest = run.newest()
-    command = [sys.executable, "-m", "tests.faults.faulty", fault, str(rank), "train", run.config]
-    with job([*command, "--nproc", "2"], run.log(fault)) as started:
-        run.wait_for_progress(started, newest)
+    with run.started(fault, fault, rank) as started:
         pids = [process.pid for process in started.family()]
+        run.strike(fault).touch()
         assert_ends(started, run, code, time.monotonic(), STALL_S + PEER_S + SLACK_S, pids)
         assert re.search(expected, started.output), started.output
         if code == 75:  # a hang: the stacks show where
@@ -157,7 +169,7 @@ def test_a_rank_that_goes_wrong_by_itself_is_named_by_the_other(run: Run, fault:
 
 def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: Run) -> None:
     """No launcher sees both codes, so each rank must give the one that forbids a retry."""
-    processes = start_ranks(["refusal", "1", "ppar_dist", "train", run.config], 2, ["tests.faults.faulty"])
+    processes = start_ranks(["refusal", "1", "ppar_dist", *run.train], 2, [FAULTY])
     try:
         outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     finally:
@@ -170,9 +182,8 @@ def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: R
 
 
 def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
-    newest = run.newest()
-    with job(deepspeed(2, "train", run.config), run.log("launcher")) as started:
-        run.wait_for_progress(started, newest)
+    command = deepspeed(2, "none", "1", "ppar_dist", *run.train, module=FAULTY)
+    with run.started("launcher", "none", 1, command) as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         pid = kill_rank(started.ranks()[1])
@@ -181,9 +192,7 @@ def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
 
 
 def test_the_run_that_went_through_all_this_goes_on(run: Run) -> None:
-    newest = run.newest()
-    with job(ours("train", run.config, "--nproc", "2"), run.log("last")) as started:
-        run.wait_for_progress(started, newest)
+    with run.started("last", "none", 0) as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         started.process.send_signal(signal.SIGTERM)

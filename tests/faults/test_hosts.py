@@ -12,15 +12,16 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
+from tests.faults.held import Hold
 from tests.faults.hosts import Host, Ranks, leftovers, network, ranks_on, why_not
 from tests.faults.jobs import tiny_run
 from tests.ranks import read_lines
 
-PEER_S, STALL_S, STEPS = 3.0, 30.0, 120
+PEER_S, STALL_S, STEPS, EVERY = 3.0, 60.0, 60, 5
 BOUND_S = PEER_S + 20  # a busy machine; the watchdog itself needs PEER_S and a few seconds to say so
 SECTIONS = {
     "train": {"steps": STEPS, "global_batch": 6, "log_every": 1},
-    "checkpoint": {"every": 5},
+    "checkpoint": {"every": EVERY},
     "faults": {"peer_s": PEER_S, "stall_s": STALL_S},
 }
 STORE_LOST = r"rank 0 on 10\.77\.\d+\.1:\d+ cannot be reached by rank {rank} on {host} for \S+ s"
@@ -49,8 +50,11 @@ def cut(
     The start takes up the newest checkpoint there is. The link is restored at the end.
     """
     newest = checkpoint.find_checkpoint(run)
-    with ranks_on(hosts, logs, "-m", "ppar_dist", "train", config) as ranks:
-        ranks.wait_for(lambda: checkpoint.find_checkpoint(run) != newest, "a further checkpoint")
+    before = step_of(newest)
+    hold = Hold(run.with_name("hold"), step=before + EVERY, seconds=1)  # far from its end when it is cut
+    command = ("-m", "tests.faults.held", "train", config)
+    with ranks_on(hosts, logs, *command, **hold.environment) as ranks:
+        ranks.wait_for(lambda: step_of(checkpoint.find_checkpoint(run)) > before, "a further checkpoint")
         how(hosts[who])
         codes, seconds = ranks.wait()
     print(f"{len(hosts)} hosts, {how.__name__} {hosts[who].name}: {', '.join(f'{s:.1f} s' for s in seconds)}")
@@ -61,6 +65,10 @@ def cut(
     assert_whole(run)
     hosts[who].restore()
     return ranks
+
+
+def step_of(found: Path | None) -> int:
+    return 0 if found is None else checkpoint.step_of(found) or 0
 
 
 def assert_resumed(ranks: Ranks, newest: Path | None) -> None:

@@ -19,7 +19,8 @@ import pytest
 from ppar_dist import checkpoint
 from ppar_dist.jsonlines import records
 from ppar_dist.ledger import audit
-from tests.faults.jobs import Job, job, ours, tiny_run
+from tests.faults.held import Hold
+from tests.faults.jobs import Job, held, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines
 
 EVERY = 4
@@ -113,6 +114,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(blocks: Path, small: Pat
     with job(command, tmp_path / "log") as started:
         before = wait_for_checkpoint(started, run, 0)
         wait_while_full(started, small, lambda: started.output.count("checkpoint failed") > 1)
+        wait_while_full(started, small, lambda: "records are lost" in started.output)
         assert failures(started) >= 2
         whole = newest(run)
         assert whole >= before
@@ -144,18 +146,21 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(blocks: Path, small: Pat
 
 def test_the_last_checkpoint_cannot_be_written(blocks: Path, small: Path, tmp_path: Path) -> None:
     """The job says so in a line and asks to be run again; the same command then does the lost steps."""
-    steps = 60
+    steps = 30
     run, config = tiny_run(blocks, small, train=TRAIN | {"steps": steps})
-    command = ours("train", config, "--nproc", "1")
-    with job(command, tmp_path / "log") as started:
+    command = held("train", config, "--nproc", "1")
+    hold = Hold(tmp_path / "hold", step=2)
+    with job(command, tmp_path / "log", **hold.environment) as started:
         started.wait_for_step(run, 2)
         started.process.send_signal(signal.SIGUSR1)
         assert started.wait() == 75, started.output
     whole = newest(run)
     assert 0 < whole < steps
-    with job(ours("train", config, "--nproc", "2"), tmp_path / "log2") as started:
+    hold.set(whole)
+    with job(held("train", config, "--nproc", "2"), tmp_path / "log2", **hold.environment) as started:
         started.wait_for(lambda: "resumed" in started.output, "resume")
         fill(small)
+        hold.release()
         assert started.wait() == 75, started.output
         last = [line for line in started.output.splitlines() if line.startswith("ppar-dist:")]
         expected = f"ppar-dist: checkpoint {checkpoint.checkpoint_name(steps)} was not written: "
@@ -184,11 +189,10 @@ def test_a_folder_that_turns_read_only_and_one_that_is_deleted(blocks: Path, tmp
         kinds = [event["kind"] for event in read_lines(run / "metrics" / "events.jsonl")]
         assert "checkpoint failed" in kinds
 
-        while run.exists():  # files are made meanwhile
-            shutil.rmtree(run, ignore_errors=True)
-            if "is made anew" in started.output:
-                break
-        deleted_at = whole
+        gone, deleted_at = tmp_path / "gone", newest(run)
+        run.rename(gone)  # at once, so that nothing is deleted that was made anew
+        while gone.exists():  # files are made meanwhile
+            shutil.rmtree(gone, ignore_errors=True)
         started.wait_for(
             lambda: "has gone and is made anew; what it held is lost" in started.output, "a folder"
         )

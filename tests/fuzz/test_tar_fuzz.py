@@ -40,7 +40,7 @@ BLOCK = 512
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=5_000,  # milliseconds for each example
+    deadline=30_000,  # milliseconds for each example
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 

@@ -10,8 +10,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -20,8 +21,9 @@ from ppar_dist.runlock import NAME, InUse, RunLock, read_holder
 from tests.ranks import TIMEOUT_S, rank_environment
 
 SILENT_S = 1.5
+LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may stand still for seconds
 # Holds the lock until it is told to end; `machine` as another machine's processes would have it.
-_HOLDER = f"""
+_HOLDER = """
 import os, sys
 from pathlib import Path
 from ppar_dist import process
@@ -29,7 +31,7 @@ from ppar_dist.runlock import RunLock
 folder, machine = Path(sys.argv[1]), sys.argv[2]
 if machine:
     process.machine = lambda: machine
-lock = RunLock(folder, {SILENT_S}, "Slurm job 17")
+lock = RunLock(folder, float(sys.argv[3]), "Slurm job 17")
 def lost(text):
     print(text, flush=True)
     os._exit(78)
@@ -39,15 +41,18 @@ print("held", flush=True)
 sys.stdin.read()
 lock.close()
 """
-_TAKER = f"""
-import sys, time
+# Several of them at once, when the file comes; then it holds the folder, if it has got it.
+_TAKER = """
+import os, sys, time
 from pathlib import Path
 from ppar_dist.runlock import InUse, RunLock
-lock = RunLock(Path(sys.argv[1]), {SILENT_S})
-while time.time() < float(sys.argv[2]):
+folder, silent_s, go = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
+lock = RunLock(folder, silent_s)
+print("ready", flush=True)
+while not os.path.exists(go):
     pass
 try:
-    lock.acquire()
+    lock.acquire(lambda text: print("waiting", flush=True))
     print("taken", flush=True)
 except InUse:
     print("refused", flush=True)
@@ -60,8 +65,10 @@ Start = Callable[..., "subprocess.Popen[str]"]
 def start(tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
-    def begin(machine: str = "") -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", _HOLDER, str(tmp_path), machine]
+    def begin(
+        machine: str = "", silent_s: float = SILENT_S, folder: Path = tmp_path
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", _HOLDER, str(folder), machine, str(silent_s)]
         pipe = subprocess.PIPE
         started.append(subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment()))
         assert started[-1].stdout is not None
@@ -122,9 +129,9 @@ def test_a_process_that_was_killed_here_does_not_block_for_a_moment(tmp_path: Pa
 
 
 def test_a_living_job_on_another_machine_keeps_its_folder(tmp_path: Path, start: Start) -> None:
-    start("another machine")
+    start("another machine", LONG_S)
     with pytest.raises(InUse, match="in use by Slurm job 17"):
-        RunLock(tmp_path, SILENT_S).acquire()
+        RunLock(tmp_path, LONG_S).acquire()
 
 
 def test_a_dead_job_on_another_machine_is_taken_over_when_it_stays_silent(
@@ -153,46 +160,57 @@ def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, s
         assert now.id == mine.id  # what the other wrote, it wrote in vain
 
 
+@contextmanager
+def takers(folder: Path, number: int, silent_s: float, go: Path) -> Iterator[list[IO[str]]]:
+    """The words of so many processes that are about to want a folder."""
+    command = [sys.executable, "-c", _TAKER, str(folder), str(silent_s), str(go)]
+    pipe = subprocess.PIPE
+    started = [
+        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment())
+        for _ in range(number)
+    ]
+    try:
+        words = [taker.stdout for taker in started if taker.stdout is not None]
+        assert [said.readline() for said in words] == ["ready\n"] * number
+        yield words
+    finally:
+        for taker in started:
+            taker.kill()
+            taker.communicate()
+
+
+def last_word(said: IO[str]) -> str:
+    return next(line for line in iter(said.readline, "") if line != "waiting\n")
+
+
 @pytest.mark.parametrize("attempt", range(3))
 def test_of_many_that_want_a_dead_jobs_folder_one_gets_it(tmp_path: Path, start: Start, attempt: int) -> None:
-    start().kill()
-    when = str(time.time() + 3)
-    command = [sys.executable, "-c", _TAKER, str(tmp_path), when]
-    pipe = subprocess.PIPE
-    takers = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment())
-        for _ in range(6)
-    ]
-    try:
-        lines = [taker.stdout.readline() for taker in takers if taker.stdout is not None]
-    finally:
-        for taker in takers:
-            taker.kill()
-            taker.communicate()
-    assert sorted(lines) == ["refused\n"] * 5 + ["taken\n"]
+    folder, go = tmp_path / "run", tmp_path / "go"
+    folder.mkdir()
+    dead = start(folder=folder)
+    dead.kill()
+    dead.wait()
+    with takers(folder, 6, SILENT_S, go) as words:
+        go.touch()
+        assert sorted(map(last_word, words)) == ["refused\n"] * 5 + ["taken\n"]
 
 
-@pytest.mark.parametrize("attempt", range(2))
-def test_of_two_that_wait_for_a_job_to_die_one_gets_its_folder(
-    tmp_path: Path, start: Start, attempt: int
-) -> None:
-    holder = start()
-    command = [sys.executable, "-c", _TAKER.replace(f"{SILENT_S}", "8.0"), str(tmp_path), "0"]
-    pipe = subprocess.PIPE
-    takers = [
-        subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=rank_environment())
-        for _ in range(2)
-    ]
-    try:
-        time.sleep(3)  # both wait
-        holder.kill()
-        holder.wait()
-        lines = [taker.stdout.readline() for taker in takers if taker.stdout is not None]
-    finally:
-        for taker in takers:
-            taker.kill()
-            taker.communicate()
-    assert sorted(lines) == ["refused\n", "taken\n"]
+def test_of_two_that_wait_for_a_job_to_die_one_gets_its_folder(tmp_path: Path, start: Start) -> None:
+    """In several folders at once, as it takes its time."""
+    go, folders = tmp_path / "go", [tmp_path / f"run-{number}" for number in range(3)]
+    for folder in folders:
+        folder.mkdir()
+    holders = [start(folder=folder) for folder in folders]
+    with ExitStack() as stack:
+        pairs = [stack.enter_context(takers(folder, 2, LONG_S, go)) for folder in folders]
+        go.touch()
+        for words in pairs:
+            assert [said.readline() for said in words] == ["waiting\n"] * 2
+        for holder in holders:
+            holder.kill()
+            holder.wait()
+        for words in pairs:
+            assert sorted(map(last_word, words)) == ["refused\n", "taken\n"]
 
 
 def test_a_job_that_dies_after_a_beat_was_seen_is_taken_over_all_the_same(

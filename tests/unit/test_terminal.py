@@ -42,7 +42,9 @@ def shown(body: str, lines: int = 24, columns: int = 80, **environment: str):  #
 
 
 def until_step(screen: Terminal, step: int) -> None:
-    screen.wait_for(lambda: f"step {step}/40" in screen.text(), f"step {step}")
+    """Until the whole view of ``step`` is there."""
+    last = re.compile(rf"step {step}/40 [\s\S]*^ess 0\.88 [\s\S]*data wait \d+ %", re.M)
+    screen.wait_for(lambda: last.search(screen.text()), f"step {step}")
 
 
 def test_a_glance_on_80_columns() -> None:
@@ -50,11 +52,11 @@ def test_a_glance_on_80_columns() -> None:
         until_step(screen, 12)
         *above, first, second, third, fourth, fifth = screen.rows()
         assert not any(above)
-        assert re.fullmatch(r"step 12/40 ━+─+ 30 %  \d+\.\d\d step/s  eta 0:00:0\d", first)
+        assert re.fullmatch(r"step 12/40 ━+─+ 30 %  \d+\.\d\d step/s  eta \d:\d\d:\d\d", first)
         assert second == "stage text · visual_text in 8 steps"
         assert third == "loss 1.500 · segmentation 1.250 · text 2.125 · visual_text 0.750"
         assert fourth == r"ess 0.88 · weights day 1.04 · fog 0.95 · bad\x1b[2Jname 1.00"
-        assert re.fullmatch(r"data wait (2[0-9]|1\d) %", fifth)
+        assert re.fullmatch(r"data wait \d+ %", fifth)
 
 
 def test_on_40_columns_nothing_is_wrapped_or_lost() -> None:
@@ -62,14 +64,14 @@ def test_on_40_columns_nothing_is_wrapped_or_lost() -> None:
         until_step(screen, 12)
         screen.wait_for(lambda: "checkpoint 8" in screen.text(), "checkpoint")
         text = "\n".join(row for row in screen.rows() if row)
-        for cell in ("step 12/40", "step/s", "eta 0:00:0", "visual_text in 8 steps", "segmentation 1.250"):
+        for cell in ("step 12/40", "step/s", "eta 0:", "visual_text in 8 steps", "segmentation 1.250"):
             assert cell in text
         for cell in (
             "visual_text 0.750",
             "weights day 1.04",
             "fog 0.95",
             "data wait",
-            "checkpoint 8, 0:00:0",
+            "checkpoint 8, 0:",
         ):
             assert cell in text
 
@@ -130,11 +132,11 @@ print("after")
 
 
 def test_no_colour_means_none() -> None:
-    with shown("train(); time.sleep(0.5)", NO_COLOR="1") as screen:
-        screen.wait()
+    with shown("train(); input()", NO_COLOR="1") as screen:
+        until_step(screen, 12)
         assert set(re.findall(rb"\x1b\[[0-9;]*m", screen.raw)) <= {b"\x1b[0m"}
-    with shown("train(); time.sleep(0.5)") as screen:
-        screen.wait()
+    with shown("train(); input()") as screen:
+        until_step(screen, 12)
         assert b"\x1b[36m" in screen.raw
 
 
@@ -170,10 +172,16 @@ open({str(tmp_path / "done")!r}, "w")
 
 
 def test_a_terminal_that_is_stopped_does_not_stop_the_run(tmp_path: Path) -> None:
-    done = tmp_path / "done"
-    with shown(f"train(); train(30, 0.05); open({str(done)!r}, 'w'); progress.close()") as screen:
+    stopped, done = tmp_path / "stopped", tmp_path / "done"
+    body = f"""
+train()
+while not os.path.exists({str(stopped)!r}): time.sleep(0.01)
+train(30, 0.02); open({str(done)!r}, "w"); progress.close()
+"""
+    with shown(body) as screen:
         until_step(screen, 12)
         termios.tcflow(screen.slave, termios.TCOOFF)  # Ctrl-S
+        stopped.touch()
         screen.wait_for(done.exists, "end of the steps while the terminal was stopped")
         termios.tcflow(screen.slave, termios.TCOON)
         assert screen.wait() == 0
@@ -186,7 +194,7 @@ def test_lines_in_a_log() -> None:
     )
     lines = done.stdout.decode().splitlines()
     assert [line.split()[1] for line in lines[:-1]] == ["4/40", "8/40", "12/40"]
-    assert re.search(r" \d+\.\d\d step/s eta 0:00:0\d$", lines[2])
+    assert re.search(r" \d+\.\d\d step/s eta 0:\d\d:\d\d$", lines[2])
     assert lines[-1] == r"bad\x1b[2J\nname"
     assert done.stderr == b""
 

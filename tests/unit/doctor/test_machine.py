@@ -6,14 +6,15 @@ import socket
 
 import pytest
 
+from tests.ranks import free_port
 from tests.unit.doctor.worlds import Doctor
 
 
 def test_a_port_in_use_is_named_per_rank(doctor: Doctor) -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
+        port = free_port(2) + 1
+        taken.bind(("127.0.0.1", port))
         taken.listen()
-        port = taken.getsockname()[1]
         monitoring = {"enabled": True, "port": port - 1}
         checks = doctor("--nproc", "2", monitoring=monitoring)
         assert checks["metrics ports"]["status"] == "failure"
@@ -23,7 +24,7 @@ def test_a_port_in_use_is_named_per_rank(doctor: Doctor) -> None:
 
 def test_a_taken_master_port(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
-        taken.bind(("", 0))
+        taken.bind(("", free_port()))
         taken.listen()
         monkeypatch.setenv("MASTER_PORT", str(taken.getsockname()[1]))
         assert doctor()["master port"]["status"] == "failure"
