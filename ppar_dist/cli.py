@@ -7,6 +7,7 @@ A user's mistake is one line on stderr, never a traceback.
 from __future__ import annotations
 
 import argparse
+import io
 import logging
 import os
 import sys
@@ -32,7 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _main(arguments: list[str]) -> int:
-    _open_closed_streams()
+    _prepare_streams()
+    os.umask(os.umask(0o002) | 0o002)  # whatever the umask: nobody outside the group may change a run
     options = _parse(arguments)
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine("%(levelname)s %(message)s"))
@@ -195,11 +197,13 @@ def _result_commands(parsers: Any) -> None:
     report.set_defaults(run=commands.report)
 
 
-def _open_closed_streams() -> None:
-    """A standard stream closed at the start (`>&-`) is None, and libraries write to it all the same."""
+def _prepare_streams() -> None:
+    """Streams that take any text: one closed at the start (`>&-`) is None, and libraries write to it."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a path that the locale cannot spell
 
 
 def _quieten_libraries() -> None:

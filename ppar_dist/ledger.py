@@ -26,6 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from ppar_dist.checkpoint import is_complete, list_candidates, read_state
 from ppar_dist.config import ConfigError
 from ppar_dist.trainstate import TrainState
 
@@ -167,6 +168,8 @@ class _Attempt:
 def audit(run: Path) -> Audit:
     """Read the ledger of a run and hold it against the rule: every position once, in order.
 
+    It must reach up to the newest checkpoint: what that one learned from is what is to be proved.
+
     Raises:
         ConfigError: the run has no ledger, or one that cannot be read.
     """
@@ -182,6 +185,7 @@ def audit(run: Path) -> Audit:
         end = min(later) if later else attempt.last()
         if end > attempt.step:
             before = _follow(before, attempt, end, found)
+    _compare_checkpoint(run, before, found)
     return found
 
 
@@ -208,6 +212,22 @@ def _follow(before: _Attempt, attempt: _Attempt, end: int, found: Audit) -> _Att
         found.steps += 1
         found.positions += len(positions)
     return replace(attempt, step=end, position=position)
+
+
+def _compare_checkpoint(run: Path, end: _Attempt, found: Audit) -> None:
+    """The history must hold all that the newest checkpoint was trained on."""
+    newest = next((folder for folder in reversed(list_candidates(run)) if is_complete(folder)), None)
+    if newest is None:
+        return
+    state = TrainState.from_json(read_state(newest))
+    if state.step > end.step:
+        found.problems.append(
+            f"steps {end.step + 1} to {state.step} of {newest.name} are not in the ledger, hence unproved"
+        )
+    elif state.step == end.step and state.samples_seen != end.position:
+        found.problems.append(
+            f"{newest.name} stands at position {state.samples_seen}, the ledger ends at {end.position}"
+        )
 
 
 def _compare_repeats(attempts: Sequence[_Attempt], found: Audit) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,10 +65,11 @@ class Plan:
         return lines
 
     def facts(self) -> dict[str, Any]:
-        """What a checkpoint notes of its origin: hashes of the configuration and of each source."""
+        """What a checkpoint notes of its origin: what determines the result, hashes of text and sources."""
         return {
             "config_sha256": config_hash(self.config),
-            "text_sha256": _content_hash(self.config.text.file),
+            "config": determining(self.config),
+            "text_sha256": content_hash(self.config.text.file),
             "data": {index.name: index.fingerprint for index in self.indexes},
         }
 
@@ -93,7 +95,7 @@ def make_plan(config: Config, world_size: int) -> Plan:
         raise ConfigError(
             f"{world_size} ranks but only {images} training samples; use at most {images} ranks"
         )
-    _content_hash(config.text.file)  # refuses a file that cannot be read
+    content_hash(config.text.file)  # refuses a file that cannot be read
     for name, folder in config.targets.items():
         if DomainIndex.open(folder, config.data.max_bad_ratio).classes != classes.classes:
             raise ConfigError(
@@ -104,13 +106,29 @@ def make_plan(config: Config, world_size: int) -> Plan:
 
 def config_hash(config: Config) -> str:
     """sha256 over what determines the result of a run."""
-    text = json.dumps(_determining(config.model_dump(mode="json")), sort_keys=True)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(json.dumps(determining(config), sort_keys=True).encode()).hexdigest()
+
+
+def determining(config: Config) -> dict[str, Any]:
+    """What determines the result of a run: the configuration without its free keys, as plain values."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for key in _FREE_KEYS:
+        section, _, leaf = key.partition(".")
+        if leaf:
+            tree[section].pop(leaf, None)
+        else:
+            tree.pop(section, None)
+    return tree
 
 
 def config_changes(before: Config, after: Config) -> list[str]:
     """Differences that change what is computed, as ``key: old -> new``."""
-    old, new = (_flatten(_determining(c.model_dump(mode="json"))) for c in (before, after))
+    return changes_since(determining(before), after)
+
+
+def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
+    """Differences of a configuration to what a checkpoint noted with ``determining``."""
+    old, new = _flatten(before), _flatten(determining(after))
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
@@ -121,7 +139,7 @@ def stored_config(run: Path) -> Config | None:
     return load_config(path) if path.exists() else None
 
 
-def _content_hash(path: Path | None) -> str | None:
+def content_hash(path: Path | None) -> str | None:
     """sha256 of a file: it is the same text wherever it lies."""
     if path is None:
         return None
@@ -134,17 +152,7 @@ def _content_hash(path: Path | None) -> str | None:
         ) from None
 
 
-def _determining(tree: dict[str, Any]) -> dict[str, Any]:
-    for key in _FREE_KEYS:
-        section, _, leaf = key.partition(".")
-        if leaf:
-            tree[section].pop(leaf, None)
-        else:
-            tree.pop(section, None)
-    return tree
-
-
-def _flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:

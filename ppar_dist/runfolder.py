@@ -19,7 +19,7 @@ from ppar_dist.config import ConfigError, dump_config
 from ppar_dist.distributed import World
 from ppar_dist.engine import Engine
 from ppar_dist.models.weights import reason
-from ppar_dist.plan import Plan, config_changes, stored_config
+from ppar_dist.plan import Plan, changes_since, config_changes, stored_config
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.teacher import Teacher
 from ppar_dist.runlock import InUse, RunLock
@@ -53,6 +53,7 @@ class RunFolder:
         self.path = plan.config.run.dir
         self.taken_up: Path | None = None  # the checkpoint that the run goes on from
         self.resumed_step: int | None = None  # its step
+        self._is_config_known = False  # config.yaml is there, or what it says does not matter; rank 0 knows
 
     def claim(self, accept_changes: bool = False) -> None:
         """Make the folder and take its lock. Collective.
@@ -87,11 +88,9 @@ class RunFolder:
             self.lock.acquire(log.warning)
             before = None if accept_changes else stored_config(self.path)
             changes = config_changes(before, self.plan.config) if before else []
+            self._is_config_known = accept_changes or before is not None
             if changes and checkpoint.list_checkpoints(self.path):
-                return (
-                    f"{self.path} was started with another configuration: {'; '.join(changes)}. "
-                    "Give another run.dir, or --accept-changes to go on with the new one"
-                )
+                return self._other_config(changes)
         except InUse as error:
             return str(error)
         except ConfigError as error:
@@ -100,11 +99,18 @@ class RunFolder:
             return self._not_writable(error.strerror)
         return None if os.access(self.path, os.W_OK) else self._not_writable("no permission")
 
+    def _other_config(self, changes: list[str]) -> str:
+        return (
+            f"{self.path} was started with another configuration: {'; '.join(changes)}. "
+            "Give another run.dir, or --accept-changes to go on with the new one"
+        )
+
     def _write_config(self) -> str | None:
         try:
             checkpoint.write_atomically(self.path / "config.yaml", dump_config(self.plan.config))
         except OSError as error:
             return self._not_writable(error.strerror)
+        self._is_config_known = True
         return None
 
     def _not_writable(self, why: str | None) -> str:
@@ -212,6 +218,7 @@ class RunFolder:
             return None
         with checkpoint.reading(found):
             manifest = checkpoint.read_manifest(found)
+            self.refuse_together(self._unknown_change(manifest) if self.world.is_main else None)
             self._check_origin(manifest)
             try:
                 self._restore(training, found)
@@ -270,6 +277,11 @@ class RunFolder:
                 f"{state.samples_seen} samples in {state.step} steps are no global batches of "
                 f"{self.plan.config.train.global_batch}; keep train.global_batch"
             )
+
+    def _unknown_change(self, manifest: dict[str, Any]) -> str | None:
+        """A run that has lost its config.yaml is held against what its checkpoint noted."""
+        changes = [] if self._is_config_known else changes_since(manifest["config"], self.plan.config)
+        return self._other_config(changes) if changes else None
 
     def _check_origin(self, manifest: dict[str, Any]) -> None:
         if manifest.get("text_sha256") != self.plan.facts()["text_sha256"]:

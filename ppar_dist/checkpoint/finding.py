@@ -14,6 +14,7 @@ from ppar_dist.checkpoint.layout import (
     MANIFEST,
     STATE,
     checkpoint_name,
+    is_sealed,
     list_candidates,
     own_name,
     read_state,
@@ -126,6 +127,8 @@ def _problems(folder: Path, by_content: bool) -> list[str]:
         written = manifest["format"]
         if written != FORMAT:
             return [_other_format(written)]
+        if not is_sealed(manifest):
+            return [f"{MANIFEST} differs from what was written (its own sha256)"]
         files = manifest["files"].items()
         listed = [(name, int(entry["bytes"]), str(entry["sha256"])) for name, entry in files]
     except FileNotFoundError:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST = "manifest.json"
 STATE = "state.json"
 LATEST = "latest"
@@ -15,6 +17,7 @@ WRITING = ".writing-"
 REPLACED = ".replaced-"
 DELETING = ".deleting-"
 
+_SEAL = "manifest_sha256"
 _NAME = re.compile(r"step-([0-9]+)")
 _REPLACED_NAME = re.compile(re.escape(REPLACED) + r"(step-[0-9]+)\.([0-9]+)")
 
@@ -67,6 +70,17 @@ def read_state(folder: Path) -> dict[str, Any]:
     """``state.json`` of a checkpoint."""
     state: dict[str, Any] = json.loads((folder / STATE).read_text(encoding="utf-8"))
     return state
+
+
+def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with the hash of all its other entries, by which damage to itself is found."""
+    entries = {name: value for name, value in manifest.items() if name != _SEAL}
+    return entries | {_SEAL: hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()}
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Whether a manifest is the one that was written."""
+    return manifest.get(_SEAL) == sealed(manifest)[_SEAL]
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

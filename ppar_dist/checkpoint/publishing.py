@@ -24,6 +24,7 @@ from ppar_dist.checkpoint.layout import (
     CheckpointError,
     checkpoint_name,
     checkpoints_dir,
+    sealed,
 )
 from ppar_dist.checkpoint.retention import clear_leftovers, discard, remove
 
@@ -97,7 +98,7 @@ def _fill(folder: Path, snapshot: Snapshot, began: float) -> None:
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "files": files,
     }
-    durable.write_text(folder / MANIFEST, json.dumps(manifest, indent=1))
+    durable.write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1))
     durable.sync_folder(folder)
 
 

@@ -147,7 +147,7 @@ def grace(case: ConfigCase) -> Finding:
     longer = seconds + 30  # the launcher and the node need some of it
     return ok(
         f"faults.grace_s={seconds:g}: the scheduler must wait longer between its signal and the end (SLURM: "
-        f"--signal=TERM@{longer:.0f}; Kubernetes: terminationGracePeriodSeconds: {longer:.0f})",
+        f"--signal=B:USR1@{longer:.0f}; Kubernetes: terminationGracePeriodSeconds: {longer:.0f})",
         grace_s=seconds,
     )
 

@@ -8,7 +8,7 @@ from ppar_dist import runlock
 from ppar_dist.config import ConfigError
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, listing, ok, warning
-from ppar_dist.plan import config_changes, stored_config
+from ppar_dist.plan import changes_since, config_changes, content_hash, stored_config
 from ppar_dist.runfacts import CheckpointFacts
 
 
@@ -48,16 +48,18 @@ def configuration(case: ConfigCase) -> Finding | None:
         before = stored_config(run)
     except ConfigError as error:
         return failure(str(error), "give another run.dir, or `train --accept-changes` to replace it")
-    if before is None:
+    noted = case.newest.manifest.get("config") if case.newest is not None else None
+    if before is not None:
+        changes, origin = config_changes(before, case.config), str(run / "config.yaml")
+    elif case.newest is not None and isinstance(noted, dict):
+        changes, origin = changes_since(noted, case.config), case.newest.path.name
+    else:
         return None
-    changes = config_changes(before, case.config)
     if not changes:
-        return ok(f"computes the same as {run / 'config.yaml'}", changes=[])
+        return ok(f"computes the same as {origin}", changes=[])
     text = "\n".join(changes)
     if case.newest is None and not case.passed_over:
-        return ok(
-            f"differs from {run / 'config.yaml'}, which has no checkpoint yet:\n{text}", changes=changes
-        )
+        return ok(f"differs from {origin}, which has no checkpoint yet:\n{text}", changes=changes)
     remedy = "give another run.dir, or `train --accept-changes` to go on with the new one"
     return failure(f"the run was started with another configuration:\n{text}", remedy, changes=changes)
 
@@ -80,16 +82,34 @@ def data(case: ConfigCase) -> Finding | None:
     return ok(f"{counted(len(now), 'source')} as {case.newest.path.name} was trained on", changed=[])
 
 
+def text(case: ConfigCase) -> Finding | None:
+    """The text embeddings are those that the checkpoint was trained with."""
+    if case.newest is None or "text_sha256" not in case.newest.manifest:
+        return None
+    try:
+        now = content_hash(case.config.text.file)
+    except ConfigError:
+        return None  # the check of the text file says so
+    if now != case.newest.manifest["text_sha256"]:
+        return failure(
+            f"text.file={case.config.text.file} does not hold what {case.newest.path.name} was trained with",
+            "restore the file, or give another run.dir",
+        )
+    return ok(f"text embeddings as {case.newest.path.name} was trained with")
+
+
 def position(case: ConfigCase) -> Finding | None:
     """The checkpoint stands at a whole number of this configuration's global batches."""
     if case.newest is None or "samples_seen" not in case.newest.state:
         return None
     step, seen = case.newest.step() or 0, case.newest.state["samples_seen"]
     batch = case.config.train.global_batch
-    facts = {"step": step, "samples_seen": seen}
-    if seen != step * batch:
+    over = case.newest.state.get("stepped_over", 0)  # by rollbacks
+    facts = {"step": step, "samples_seen": seen, "stepped_over": over}
+    taken = f"{seen} samples, {over} of them stepped over, in {counted(step, 'step')}"
+    if seen - over != step * batch:
         return failure(
-            f"{seen} samples in {counted(step, 'step')} are no global batches of {batch}",
+            f"{taken} are no global batches of {batch}",
             "keep train.global_batch",
             **facts,
         )
@@ -125,6 +145,7 @@ CHECKS = (
     Check("start", start),
     Check("same settings", configuration),
     Check("same data", data),
+    Check("same text", text),
     Check("position", position),
     Check("other job", other_job),
 )

@@ -80,8 +80,9 @@ def checkpoints(case: RunCase) -> Finding:
     why = "\n".join(f"{item.path.name} is damaged: {listing(item.problems, 3)}" for item in damaged)
     if len(damaged) == len(case.checkpoints):
         return failure(
-            f"none of {counted(len(damaged), 'checkpoint')} can be used, a job would begin at step 0\n{why}",
-            "restore one from a copy; `ppar-dist inspect` says what each file is",
+            f"none of {counted(len(damaged), 'checkpoint')} can be used, "
+            f"and a job refuses to begin at step 0 again\n{why}",
+            "restore one from a copy, or give another run.dir; `ppar-dist inspect` says what each file is",
             **facts,
         )
     if damaged:

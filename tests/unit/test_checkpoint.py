@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from ppar_dist import checkpoint
 from ppar_dist.checkpoint import CheckpointError, CheckpointGone, Snapshot
+from ppar_dist.checkpoint.layout import sealed
 from ppar_dist.config import ConfigError
 
 WEIGHTS = "model.safetensors"
@@ -43,7 +44,24 @@ def relist(folder: Path, **files: object) -> None:
     """Write other entries into the manifest."""
     manifest = checkpoint.read_manifest(folder)
     manifest["files"] |= files
+    write_manifest(folder, manifest)
+
+
+def write_manifest(folder: Path, manifest: dict[str, object]) -> None:
+    """One that says of itself that nobody changed it."""
+    (folder / "manifest.json").write_text(json.dumps(sealed(manifest)))
+
+
+def change_a_fact(folder: Path) -> None:
+    manifest = checkpoint.read_manifest(folder)
+    (folder / "manifest.json").write_text(json.dumps(manifest | {"world_size": 4}))
+
+
+def leave_a_file_out(folder: Path) -> None:
+    manifest = checkpoint.read_manifest(folder)
+    del manifest["files"][WEIGHTS]
     (folder / "manifest.json").write_text(json.dumps(manifest))
+    (folder / WEIGHTS).unlink()
 
 
 def test_what_was_published_verifies_and_is_the_latest(tmp_path: Path) -> None:
@@ -58,7 +76,7 @@ def test_the_manifest_tells_what_lies_on_disk(tmp_path: Path) -> None:
     folder = publish(tmp_path, 10)
     manifest = checkpoint.read_manifest(folder)
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
-    assert (manifest["format"], manifest["world_size"]) == (2, 1)
+    assert (manifest["format"], manifest["world_size"]) == (3, 1)
     assert manifest["bytes"] == sum(map(len, found.values()))
     assert 0 <= manifest["seconds"] < 60
     assert manifest["files"] == {
@@ -96,9 +114,11 @@ def swap_for_fifo(folder: Path) -> None:
         (lambda f: (f / "manifest.json").write_text("{"), "manifest.json is unreadable"),
         (lambda f: (f / "manifest.json").write_text("[]"), "manifest.json is unreadable"),
         (lambda f: (f / "manifest.json").write_text("[" * 100_000), "manifest.json is unreadable"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 2, "files": {}}'), "lists no files"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 3}'), "format 3 is not 2"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 1}'), "by an earlier version of ppar_dist"),
+        (lambda f: write_manifest(f, {"format": 3, "files": {}}), "lists no files"),
+        (change_a_fact, "manifest.json differs from what was written"),
+        (leave_a_file_out, "manifest.json differs from what was written"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 4}'), "format 4 is not 3"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "by an earlier version of ppar_dist"),
         (lambda f: relist(f, **{"../x": {"bytes": 0, "sha256": ""}}), "'../x' leads out of the checkpoint"),
         (lambda f: relist(f, **{"/etc/hosts": {"bytes": 0, "sha256": ""}}), "'/etc/hosts' leads out"),
         (lambda f: relist(f, **{"a\0b": {"bytes": 0, "sha256": ""}}), "leads out of the checkpoint"),

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from ppar_dist import checkpoint
 from ppar_dist.config import ConfigError
 from ppar_dist.ledger import Ledger, audit, next_attempt
 from ppar_dist.trainstate import TrainState
@@ -68,6 +69,25 @@ def test_data_that_was_stepped_over(tmp_path: Path) -> None:
     found = audit(tmp_path)
     assert (found.problems, found.steps, found.stepped_over) == ([], 7, 30)
     assert found.changed_repeats == 3
+
+
+@pytest.mark.parametrize(
+    ("step", "seen", "problem"),
+    [
+        (4, 24, None),
+        (2, 12, None),  # killed after its last checkpoint
+        (8, 48, "steps 5 to 8 of step-00000008 are not in the ledger"),
+        (4, 30, "step-00000004 stands at position 30, the ledger ends at 24"),
+    ],
+)
+def test_a_ledger_proves_what_the_newest_checkpoint_holds(
+    tmp_path: Path, step: int, seen: int, problem: str | None
+) -> None:
+    attempt(tmp_path, 2, 0, 4)
+    state = json.dumps(TrainState(step=step, samples_seen=seen).to_json())
+    checkpoint.publish(tmp_path, checkpoint.Snapshot(step, {}, {"state.json": state}, {}))
+    found = audit(tmp_path)
+    assert [problem is not None and problem in said for said in found.problems] == [True] * bool(problem)
 
 
 def test_other_samples_at_the_same_positions_are_noticed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from ppar_dist import checkpoint
 from ppar_dist.config import ConfigError, load_config, parse_config
 from ppar_dist.distributed import World
-from ppar_dist.plan import Plan
+from ppar_dist.plan import Plan, determining
 from ppar_dist.runfolder import RunFolder
 from ppar_dist.runlock import RunLock
 from ppar_dist.schedule import batching
@@ -60,6 +60,17 @@ def test_a_change_is_recorded_only_when_the_checkpoint_was_taken_up(tmp_path: Pa
     assert load_config(path / "config.yaml").optim.lr == 0.001
     changed.record()
     assert load_config(path / "config.yaml").optim.lr == 0.5
+
+
+def test_a_run_that_lost_its_configuration_is_held_against_its_checkpoint(tmp_path: Path) -> None:
+    run = folder(tmp_path, World())
+    run.claim()
+    facts = {"config": determining(run.plan.config)}
+    checkpoint.publish(run.path, checkpoint.Snapshot(4, {}, {"state.json": "{}"}, facts))
+    changed = folder(tmp_path, World(), optim={"lr": 0.5})
+    changed.claim()
+    with pytest.raises(ConfigError, match=r"another configuration: optim\.lr: 0\.001 -> 0\.5"):
+        changed.resume(None)  # type: ignore[arg-type]  # refused before anything is restored
 
 
 def test_an_unreadable_configuration_of_the_run_is_told_to_all_ranks(tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
+from ppar_dist.config import load_config
 from ppar_dist.data.index import DomainIndex
-from tests.unit.doctor.worlds import Doctor, begun, flip, last_manifest
+from ppar_dist.plan import content_hash, determining
+from tests.unit.doctor.worlds import Doctor, begun, flip, note, note_state
 
 
 def test_a_damaged_newest_checkpoint_is_passed_over(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
@@ -32,14 +33,42 @@ def test_a_changed_configuration_is_shown(doctor: Doctor, blocks: Path, tmp_path
     assert "optim.lr: 0.001 -> 0.5" in checks["same settings"]["found"]
 
 
+def test_a_run_that_lost_its_configuration_is_held_against_its_checkpoint(
+    doctor: Doctor, blocks: Path, tmp_path: Path
+) -> None:
+    run = begun(blocks, tmp_path)
+    note(run, config=determining(load_config(run / "config.yaml")))
+    (run / "config.yaml").unlink()
+    checks = doctor("train.log_every=3")
+    assert checks["same settings"]["found"] == "computes the same as step-00000006"
+    assert "optim.lr: 0.001 -> 0.5" in doctor("optim.lr=0.5")["same settings"]["found"]
+
+
+def test_positions_that_were_stepped_over_are_no_fault(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
+    run = begun(blocks, tmp_path)
+    note_state(run, samples_seen=6 * 6 + 12, stepped_over=12)
+    assert doctor()["position"]["status"] == "ok"
+    note_state(run, samples_seen=6 * 6 + 12, stepped_over=6)
+    checks = doctor()
+    assert checks["position"]["status"] == "failure"
+    assert "48 samples, 6 of them stepped over, in 6 steps" in checks["position"]["found"]
+
+
+def test_text_that_changed_since_the_checkpoint(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
+    run = begun(blocks, tmp_path)
+    note(run, text_sha256=content_hash(load_config(run / "config.yaml").text.file))
+    assert doctor()["same text"]["status"] == "ok"
+    note(run, text_sha256="other")
+    assert "does not hold what step-00000006 was trained with" in doctor()["same text"]["found"]
+
+
 def test_data_that_changed_since_the_checkpoint(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
 
     run = begun(blocks, tmp_path)
-    path = last_manifest(run)
     noted = {name: DomainIndex.open(blocks / name).fingerprint for name in ("left", "right")}
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": noted}))
+    note(run, data=noted)
     assert doctor()["same data"]["status"] == "ok"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"data": noted | {"right": "other"}}))
+    note(run, data=noted | {"right": "other"})
     checks = doctor()
     assert checks["same data"]["status"] == "failure"
     assert checks["same data"]["facts"]["changed"] == ["right"]

@@ -77,7 +77,7 @@ def test_one_damaged_checkpoint_warns_and_all_of_them_fail(doctor: Examine, run:
     (run / "checkpoints" / "step-00000004" / "state.json").unlink()
     checks = doctor()
     assert checks["checkpoints"]["status"] == "failure"
-    assert "a job would begin at step 0" in checks["checkpoints"]["found"]
+    assert "a job refuses to begin at step 0 again" in checks["checkpoints"]["found"]
     assert "step-00000004 is damaged: state.json is missing" in checks["checkpoints"]["found"]
 
 
@@ -128,16 +128,16 @@ def test_work_that_a_restart_repeats(doctor: Examine, run: Path) -> None:
 
 def test_events_and_bad_samples_are_counted(doctor: Examine, run: Path) -> None:
     events = [
-        {"kind": "rollback", "step": 5},
-        {"kind": "preempted", "step": 7},
-        {"kind": "rollback", "step": 6},
+        {"kind": "rolled back", "step": 5},
+        {"kind": "stopped", "step": 7},
+        {"kind": "rolled back", "step": 6},
     ]
     (run / "metrics" / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     (run / "quarantine").mkdir()
     bad = [{"domain": "left", "reason": "truncated", "key": "s1"}] * 2
     (run / "quarantine" / "left.jsonl").write_text("".join(json.dumps(e) + "\n" for e in bad))
     checks = doctor()
-    assert checks["events"]["found"] == "rollback 2, preempted 1; the last at step 6"
+    assert checks["events"]["found"] == "rolled back 2, stopped 1; the last at step 6"
     assert checks["bad samples"]["found"] == "2 bad samples replaced (truncated 2; left 2) of 48 seen"
 
 

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.unit.doctor.worlds import Doctor, begun, last_manifest
+from tests.unit.doctor.worlds import Doctor, begun, last_manifest, note
 
 
 def test_a_run_dir_below_a_file(doctor: Doctor, tmp_path: Path) -> None:
@@ -35,11 +35,10 @@ def test_the_newest_checkpoint_gives_size_and_time_of_a_save(
     doctor: Doctor, blocks: Path, tmp_path: Path
 ) -> None:
     run = begun(blocks, tmp_path)
-    path = last_manifest(run)
-    manifest = json.loads(path.read_text())
-    path.write_text(json.dumps(manifest | {"seconds": 100.0}))
+    note(run, seconds=100.0)
     checks = doctor()
-    written = sum(entry["bytes"] for entry in manifest["files"].values())
+    files = json.loads(last_manifest(run).read_text())["files"]
+    written = sum(entry["bytes"] for entry in files.values())
     assert checks["space"]["facts"]["checkpoint_bytes"] == written
     assert checks["save time"]["status"] == "warning"
     assert "the newest took 100 s" in checks["save time"]["found"]

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from ppar_dist.checkpoint.layout import sealed
 from ppar_dist.config import dump_config, parse_config
+from ppar_dist.durable import fingerprint
 from tests.ranks import tiny_config
 from tests.unit.tiny_run import make_config, publish
 
@@ -30,6 +33,21 @@ def begun(blocks: Path, tmp_path: Path, steps: tuple[int, ...] = (4, 6), **secti
     for step in steps:
         publish(config.model_copy(update={"model": smaller}), step)
     return config.run.dir
+
+
+def note(run: Path, **facts: Any) -> None:
+    """Have the newest checkpoint note other facts of its origin."""
+    path = last_manifest(run)
+    path.write_text(json.dumps(sealed(json.loads(path.read_text()) | facts)))
+
+
+def note_state(run: Path, **entries: Any) -> None:
+    """Have the newest checkpoint stand elsewhere."""
+    path = last_manifest(run).with_name("state.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+    size, sha256 = fingerprint(path)
+    files = json.loads(last_manifest(run).read_text())["files"]
+    note(run, files=files | {path.name: {"bytes": size, "sha256": sha256}})
 
 
 def last_manifest(run: Path) -> Path:
