@@ -57,6 +57,7 @@ class Monitor:
         Raises:
             ConfigError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
         """
+        self.rank.follow(lambda: report().seconds)
         if self._world.is_main:
             ranks = self._world.world_size
             self.run = RunMetrics(self._registry, self._config, domains, classes, ranks)

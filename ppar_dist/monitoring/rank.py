@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ppar_dist.monitoring.registry import Registry
 
@@ -19,6 +20,10 @@ class RankMetrics:
         self.last_step = registry.gauge(
             "last_step_timestamp_seconds", "When the last step ended; 0 before the first."
         )
+        self._progress = registry.gauge(
+            "last_progress_timestamp_seconds",
+            "When this rank last began a phase of a step, a save or the like, or got further in an evaluation.",
+        )
         self.data_wait = registry.counter("data_wait_seconds", "Time that this rank spent waiting for data.")
         self.checksum = registry.gauge(
             "prototype_checksum", "CRC-32 of this rank's prototype bank at the last logged step."
@@ -27,6 +32,10 @@ class RankMetrics:
             "prototype_checksum_mismatches",
             "Comparisons within a step in which the ranks' prototypes were not the same.",
         )
+
+    def follow(self, seconds: Callable[[], float]) -> None:
+        """Publish when this rank last got any further; ``seconds()`` tells how long ago that is."""
+        self._progress.set_function(lambda: round(time.time() - seconds(), 2))
 
     def publish_step(self, data_wait: float) -> None:
         """Publish that a step has ended, for which this rank waited ``data_wait`` seconds for data."""

@@ -26,6 +26,7 @@ RANKS = 3
 EVERY_RANK = {
     "ppar_rank_info": {"rank", "host"},
     "ppar_last_step_timestamp_seconds": set(),
+    "ppar_last_progress_timestamp_seconds": set(),
     "ppar_data_wait_seconds_total": set(),
     "ppar_prototype_checksum": set(),
     "ppar_prototype_checksum_mismatches_total": set(),
@@ -152,8 +153,9 @@ def test_the_others_serve_themselves_alone(live: Live, rank: int) -> None:
     assert names_of(samples) == EVERY_RANK
     info = next(s.labels for s in samples if s.name == "ppar_rank_info")
     assert info == {"rank": str(rank), "host": socket.gethostname()}
-    last = next(s.value for s in samples if s.name == "ppar_last_step_timestamp_seconds")
-    assert 0 <= time.time() - last < TIMEOUT_S
+    for name in ("ppar_last_step_timestamp_seconds", "ppar_last_progress_timestamp_seconds"):
+        last = next(s.value for s in samples if s.name == name)
+        assert 0 <= time.time() - last < TIMEOUT_S
     assert any(s.name == "process_resident_memory_bytes" for s in samples)
 
 

@@ -5,32 +5,38 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import socket
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ppar_dist import distributed
 from ppar_dist.config import ConfigError
 from ppar_dist.distributed import World
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.monitoring.targets import reachable_address
-from ppar_dist.watchdog import Report
+from ppar_dist.watchdog import Report, Watchdog
+from tests.ranks import TIMEOUT_S
 from tests.unit.tiny_run import make_config
 
 REPORT = Report(0, "node-a", "10.0.0.1", 1, "", 0)
+ROUNDED_S = 0.01
 
 
 @contextmanager
-def opened(folder: Path, rank: int = 0, **monitoring: Any) -> Iterator[Monitor]:
+def opened(
+    folder: Path, rank: int = 0, report: Callable[[], Report] = lambda: REPORT, **monitoring: Any
+) -> Iterator[Monitor]:
     config = make_config(folder, folder / "run", monitoring={"port": 0, **monitoring})
     with Monitor(config, World(local_rank=rank)) as monitor:
-        monitor.open(("a", "b"), ("road", "sky"), lambda: REPORT)
+        monitor.open(("a", "b"), ("road", "sky"), report)
         yield monitor
 
 
@@ -38,11 +44,35 @@ def fetch(monitor: Monitor) -> str:
     assert monitor.url is not None
     with urllib.request.urlopen(monitor.url, timeout=60) as answer:
         text: str = answer.read().decode()
-        return text
+    assert monitor._endpoint is not None
+    while monitor._endpoint.served == float("-inf"):  # noted when all is sent: a client may be faster
+        time.sleep(0.01)
+    return text
+
+
+def progress(monitor: Monitor) -> float:
+    (line,) = re.findall(r"^ppar_last_progress_timestamp_seconds (\S+)$", fetch(monitor), re.MULTILINE)
+    return float(line)
 
 
 def never() -> bool:
     raise AssertionError("it waits")
+
+
+def test_an_evaluation_is_progress_image_by_image(tmp_path: Path) -> None:
+    """By the watchdog's own report, though no step ends."""
+    watch = Watchdog(World(), distributed.open_board(World()), 600, 60, tmp_path)
+    watch.phase("evaluate", 7)
+    began = time.time()
+    with opened(tmp_path, report=watch.report) as monitor:
+        time.sleep(0.1)
+        assert progress(monitor) <= began + ROUNDED_S
+        again = time.time()
+        watch.alive()
+        deadline = time.monotonic() + TIMEOUT_S
+        while progress(monitor) < again - ROUNDED_S:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)  # a page is served again for a moment
 
 
 def test_a_run_that_nobody_watches_does_not_linger(tmp_path: Path) -> None:
@@ -64,7 +94,7 @@ def test_a_watched_run_lingers_until_its_last_figures_are_fetched(tmp_path: Path
         waits, over, pages = threading.Event(), threading.Event(), [""]
 
         def scraper() -> None:
-            waits.wait()
+            assert waits.wait(TIMEOUT_S), "nobody lingers"
             while not over.wait(0.05):  # the first may still get the page before
                 pages.append(fetch(monitor))
 
