@@ -18,13 +18,14 @@ from ppar_dist.fields import (
     Momentum,
     NonNegative,
     Number,
+    Patience,
     PlainValues,
     Positive,
     Ratio,
     Seed,
     Whole,
 )
-from ppar_dist.messages import one_line, printable, shown
+from ppar_dist.messages import one_line, printable, problem, shown
 from ppar_dist.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 
 MAX_SOURCES = 1024  # each has at least one of the 1024 slots that share out positions (``data.order``)
@@ -270,9 +271,9 @@ class CheckpointConfig(Section):
 class FaultsConfig(Section):
     """How long a job waits, and how often it tries again, before it gives up."""
 
-    grace_s: Positive = 120.0  # seconds from a preemption signal to a forced exit; less than the scheduler's
-    stall_s: Positive = 600.0  # seconds in one phase of a step after which a rank counts as hung
-    peer_s: Positive = 60.0  # seconds of silence after which a rank counts as dead
+    grace_s: Patience = 120.0  # seconds from a preemption signal to a forced exit; less than the scheduler's
+    stall_s: Patience = 600.0  # seconds in one phase of a step after which a rank counts as hung
+    peer_s: Patience = 60.0  # seconds of silence after which a rank counts as dead
     max_non_finite: Count = 5  # steps in a row without a finite result before the run rolls back
     max_rollbacks: Annotated[Whole, Field(ge=0)] = 3  # in a run; the next one ends it
 
@@ -285,7 +286,9 @@ class MonitoringConfig(Section):
     port: Annotated[Whole, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
     targets_file: Location | None = None  # JSON of all ranks' endpoints for Prometheus, while the job runs
     text_file: Location | None = None  # .prom file of rank 0's metrics for a node exporter, every 15 seconds
-    linger_s: NonNegative = 20.0  # seconds that the last figures wait for a scrape, where there were scrapes
+    linger_s: Annotated[NonNegative, Field(le=86400)] = (
+        20.0  # seconds that the last figures wait for a scrape, where there were scrapes
+    )
 
 
 class Config(Section):
@@ -343,7 +346,7 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         items = error.errors(include_url=False)
-        problems = [_problem(item) for item in items[:_PROBLEMS]]
+        problems = [problem(item) for item in items[:_PROBLEMS]]
         if len(items) > _PROBLEMS:
             problems.append(f"and {len(items) - _PROBLEMS} more problems")
         raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
@@ -385,14 +388,3 @@ def _apply_override(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {shown(override)}: {printable(part)} is a value, not a section")
         node[part] = node = dict(child)  # a copy: an alias may have put the same section elsewhere too
     node[parts[-1]] = value
-
-
-def _problem(item: Any) -> str:
-    key = printable(".".join(str(part) for part in item["loc"]))
-    message = printable(str(item["msg"]).removeprefix("Value error, "))
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key}; see ppar_dist/config.py for the keys there are"
-    if item["type"] == "missing":
-        return f"{key} is required; add it"
-    value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
-    return f"{key}: {message}{value}" if key else message

@@ -44,6 +44,8 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Ratio = Annotated[Number, Field(ge=0, le=1)]
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
+# Seconds that a watch may wait: 30 days, which every clock and timer of the system can count to.
+Patience = Annotated[Number, Field(gt=0, le=30 * 86400)]
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_no_boolean)]
 Location = Annotated[Path, AfterValidator(_no_null_byte)]

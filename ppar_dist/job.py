@@ -51,7 +51,8 @@ def run(
         end_with_launchers(unless=lambda: preemption.requested)
     preemption.limit(faults.grace_s)
     try:
-        world, board = distributed.meet(_TIMEOUT_FACTOR * faults.stall_s + _TIMEOUT_S)
+        longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
+        world, board = distributed.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
     except distributed.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exitcodes.RESUME)
     folder = config.run.dir / "logs"

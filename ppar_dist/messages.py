@@ -37,3 +37,15 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def problem(item: Any) -> str:
+    """An error of a pydantic model as one line: the key, the rule and the value."""
+    key = printable(".".join(str(part) for part in item["loc"]))
+    message = printable(str(item["msg"]).removeprefix("Value error, "))
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}; see ppar_dist/config.py for the keys there are"
+    if item["type"] == "missing":
+        return f"{key} is required; add it"
+    value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
+    return f"{key}: {message}{value}" if key else message

@@ -55,14 +55,16 @@ class RunFolder:
         self.resumed_step: int | None = None  # its step
         self._is_config_known = False  # config.yaml is there, or what it says does not matter; rank 0 knows
 
-    def claim(self, accept_changes: bool = False) -> None:
+    def claim(self, accept_changes: bool = False, alive: Callable[[], object] = lambda: None) -> None:
         """Make the folder and take its lock. Collective.
+
+        ``alive`` is called while rank 0 waits for another job to end.
 
         Raises:
             ConfigError: another job works in it, it holds checkpoints of a configuration that computes
                 something else, or it cannot be written.
         """
-        self.refuse_together(self._claim_problem(accept_changes) if self.world.is_main else None)
+        self.refuse_together(self._claim_problem(accept_changes, alive) if self.world.is_main else None)
 
     def record(self) -> None:
         """Write the resolved configuration, once nothing speaks against going on with it. Collective.
@@ -82,10 +84,10 @@ class RunFolder:
         if problem:
             raise ConfigError(problem)
 
-    def _claim_problem(self, accept_changes: bool) -> str | None:
+    def _claim_problem(self, accept_changes: bool, alive: Callable[[], object]) -> str | None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.lock.acquire(log.warning)
+            self.lock.acquire(log.warning, alive)
             before = None if accept_changes else stored_config(self.path)
             changes = config_changes(before, self.plan.config) if before else []
             self._is_config_known = accept_changes or before is not None

@@ -61,7 +61,7 @@ class Trainer:
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
         self.folder = RunFolder(plan, world, lock)
-        self.folder.claim(accept_changes)
+        self.folder.claim(accept_changes, watch.alive)
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.training = build_training(plan, world)
         taken_up = self.folder.resume(self.training)

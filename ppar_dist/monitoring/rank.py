@@ -22,7 +22,7 @@ class RankMetrics:
         )
         self._progress = registry.gauge(
             "last_progress_timestamp_seconds",
-            "When this rank last began a phase of a step, a save or the like, or got further in an evaluation.",
+            "When this rank last began a phase of a step or a save, or got further in an evaluation.",
         )
         self.data_wait = registry.counter("data_wait_seconds", "Time that this rank spent waiting for data.")
         self.checksum = registry.gauge(

@@ -66,6 +66,7 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
         ("augment.scale=[2, 1]", r"scale is \(low, high\)"),
         ("model.backbone.embed_dim=null", "needs embed_dim"),
         ("optim.lr=.nan", "optim.lr"),
+        ("faults.stall_s=1e12", r"faults\.stall_s: Input should be less than or equal to 2592000, got"),
     ],
 )
 def test_a_wrong_override_says_what_to_change(

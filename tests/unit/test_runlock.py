@@ -144,6 +144,15 @@ def test_a_dead_job_on_another_machine_is_taken_over_when_it_stays_silent(
         assert time.monotonic() - began >= SILENT_S
 
 
+def test_who_waits_for_a_holder_shows_that_it_lives(tmp_path: Path, start: Start) -> None:
+    """Or a watchdog whose limit is shorter than the wait would end it."""
+    start("another machine").kill()
+    calls: list[float] = []
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire(alive=lambda: calls.append(time.monotonic()))
+    assert len(calls) > 1
+
+
 def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, start: Start) -> None:
     holder = start("another machine")
     holder.send_signal(signal.SIGSTOP)
