@@ -24,6 +24,7 @@ from ppar_dist.fields import (
     Ratio,
     Seed,
     Whole,
+    url_keys,
 )
 from ppar_dist.messages import one_line, printable, problem, shown
 from ppar_dist.strict_yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
@@ -342,6 +343,12 @@ def load_config(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Conf
 
 def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     """Validate a tree of plain values; raises ConfigError naming every wrong key at once."""
+    keys = url_keys(tree)
+    if keys:
+        raise ConfigError(
+            f"{origin}: no key takes a URL, got one in {printable(', '.join(keys))}; mount the storage and "
+            "give a path (config.yaml would keep the URL, with any credentials in it)"
+        )
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:

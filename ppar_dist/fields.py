@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -50,3 +51,22 @@ Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_no_boolean)]
 Location = Annotated[Path, AfterValidator(_no_null_byte)]
 PlainValues = Annotated[dict[str, Any], AfterValidator(_can_be_written)]
+
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def url_keys(tree: Any) -> list[str]:
+    """The dotted keys of a tree of plain values under which a URL stands, or that hold one themselves."""
+    found, left = [], [("", tree)]
+    while left:
+        key, value = left.pop()
+        if isinstance(value, dict):
+            named = [(str(name), item) for name, item in value.items()]
+            found += [key or "the top level" for name, _ in named if _URL.match(name)]
+            left += [(f"{key}.{name}".lstrip("."), item) for name, item in named if not _URL.match(name)]
+        elif isinstance(value, (list, tuple)):
+            left += [(key, item) for item in value]
+        elif isinstance(value, str) and _URL.match(value.strip()):
+            found.append(key)
+    return sorted(set(found))

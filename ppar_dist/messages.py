@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _LONGEST = 400  # characters of one value
+# What follows a scheme up to an @ (a path has lost one slash), and values of a query that sign it.
+_USER = re.compile(r"(?<=:/)(/?)[^\s/@'\"]+@")
+_SIGNED = re.compile(r"(?i)\b([\w-]*(?:signature|credential|token|secret|password|api_?key)|sig)=[^\s&'\"]+")
 
 
 def shown(value: Any) -> str:
@@ -22,14 +26,20 @@ def one_line(error: Exception) -> str:
 
 def printable(text: str) -> str:
     """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
+    text = masked(text)
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
     return visible(text)
 
 
 def visible_lines(text: str) -> str:
-    """``visible`` for text of several lines."""
-    return "\n".join(visible(line) for line in text.split("\n"))
+    """``visible`` for text of several lines, without the credentials of URLs."""
+    return "\n".join(visible(line) for line in masked(text).split("\n"))
+
+
+def masked(text: str) -> str:
+    """``text`` without the user, password and signature of URLs in it."""
+    return _SIGNED.sub(r"\1=***", _USER.sub(r"\1***@", text))
 
 
 def visible(text: str) -> str:

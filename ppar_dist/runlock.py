@@ -4,7 +4,7 @@ The holder rewrites the file every beat. Another job believes what changes befor
 scheduler: a lock that stays the same for ``silent_s`` is a dead job's, and is taken over. On one machine the
 process itself tells, without waiting. A holder that lives is given as long, since it may be saving its last
 checkpoint. One that dies in the first half of that wait is taken for dead ``silent_s`` after its last beat,
-so that the wait may last half as long again: to believe a shorter silence would rob jobs whose storage stalls.
+so that the wait may last half as long again: a shorter one would rob jobs whose storage stalls.
 It needs no locks of the file system, which shared storage often lacks; only that a link or an exclusive
 create succeeds once.
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import yaml
 
 from ppar_dist.config import Config, ConfigError, dump_config, load_config, parse_config
+from ppar_dist.messages import visible_lines
 from tests.ranks import tiny_config, write_config
 
 
@@ -89,6 +91,40 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
         load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "run.dir=s3://key:hidden@bucket/run",
+        "data.root=https://user:hidden@host/shards",
+        "text.file=https://host/a.npz?X-Amz-Signature=hidden",
+        "run.name=https://host/?token=hidden",
+        "data.sources=[a, 'https://user:hidden@host/b']",
+        "targets.night=gs://hidden@bucket/night",
+        "model.backbone.options={pretrained_cfg: {url: 'https://user:hidden@host/w'}}",
+        "model.backbone.options={'https://user:hidden@host/w': 1}",
+        "run.dir:https://user:hidden@host/x",
+        "run.dir=[https://user:hidden@host/x",
+    ],
+)
+def test_a_url_is_refused_and_its_credentials_are_not_repeated(
+    tree: dict[str, Any], tmp_path: Path, override: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(_write(tmp_path, tree), [override])
+    assert "hidden" not in str(caught.value)
+    assert re.split("[=:]", override)[0] in str(caught.value)
+
+
+def test_credentials_of_any_message_are_masked() -> None:
+    text = (
+        "cannot read config https:/user:hidden@host/c.yaml?sig=hidden&X-Amz-Security-Token=hidden&part=2: no"
+    )
+    assert visible_lines(text) == (
+        "cannot read config https:/***@host/c.yaml?sig=***&X-Amz-Security-Token=***&part=2: no"
+    )
+    assert visible_lines("a@b /data/token=1/x") == "a@b /data/token=***"
 
 
 def test_a_configuration_cannot_be_changed_in_flight(tree: dict[str, Any]) -> None:
