@@ -21,7 +21,8 @@ from tests.unit.street_shards import overwrite
 
 BATCH = 6
 SLOW_S = 1.0  # per step, while something is awaited
-NOT_FINITE = 80  # steps in a row: several seconds, so that a scrape falls among them
+STEADY_S = 0.2  # per step, where shares of time and of steps count
+FIRST_NOT_FINITE, NOT_FINITE = 20, 30  # step, and steps in a row: what a scrape must fall among
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,10 @@ class Faulty:
             except psutil.Error:
                 continue
         raise AssertionError(f"no rank {number}:\n{self._job.output}")
+
+    def go_on(self) -> None:
+        """Do steps at a steady pace again."""
+        set_pace(self._run.parent / "pace", STEADY_S)
 
     def lose_storage(self) -> None:
         """A file where the folder of checkpoints was: from now on every save fails."""
@@ -91,17 +96,20 @@ def _is_seen(server: Prometheus, run: str, step: int) -> bool:
 
 @contextmanager
 def faulty_job(server: Prometheus, run: str, folder: Path) -> Iterator[Faulty]:
-    """A job on two ranks with a changed sample, poisoned from its 100th step on for a while.
+    """A job on two ranks with a changed sample, poisoned from its 20th step on for a while.
 
-    It would train for hours; leaving the context kills it, as a lost machine would.
+    It slows down there until it is told to go on. It would train for hours; leaving the context kills it, as
+    a lost machine would.
     """
-    config = _config(server, run, folder, data={"max_bad_ratio": 1.0}, steps=100_000, every=20)
+    config = _config(server, run, folder, data={"max_bad_ratio": 1.0}, steps=100_000, every=10)
+    pace = folder / "pace"
+    set_pace(pace, SLOW_S, FIRST_NOT_FINITE)
     overwrite(DomainIndex.open(folder / "shards" / "left"), 4, "image", b"spoiled")
-    first = 100 * BATCH
-    poisoned = ["tests.faults.poisoned", "loss", str(first), str(first + NOT_FINITE * BATCH)]
+    first, stop = (str(BATCH * step) for step in (FIRST_NOT_FINITE, FIRST_NOT_FINITE + NOT_FINITE))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "--module", *poisoned, "train", config]
-    with job(command, folder / "log") as running:
+    command += ["--master-port", str(free_port()), "--module"]
+    command += ["tests.cluster.paced_poison", first, stop, "train", config]
+    with job(command, folder / "log", **{FILE: str(pace)}) as running:
         yield Faulty(running, folder / run)
 
 
@@ -124,7 +132,8 @@ def _config(
         data=data,
         train={"steps": steps, "global_batch": BATCH, "log_every": 1, "eval_every": evaluations},
         checkpoint={"every": every},
-        faults={"max_non_finite": NOT_FINITE},
+        # Nothing but the test ends it: a stopped rank is left to the alerts.
+        faults={"max_non_finite": NOT_FINITE, "stall_s": 3600.0, "peer_s": 3600.0},
         monitoring=monitoring,
     )
     return str(write_config(folder / "config.yaml", tree))
