@@ -28,7 +28,7 @@ from ppar_dist.process import Process
 _NOTES = "PPAR_EXIT_NOTES"
 _LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
 _LOOK_S = 1.0
-_MARGIN_S = 35.0  # beyond the grace time: DeepSpeed's launcher gives its ranks 30 s after a SIGTERM
+_MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
 # Which code a job has when its ranks differ: what no retry cures before what one may cure.
 _SEVERITY = (exitcodes.CONFIG, exitcodes.INTERNAL, exitcodes.INTERRUPTED, exitcodes.RESUME)
 
@@ -56,7 +56,9 @@ def launch(
     they end alike, but for ranks that were killed.
 
     SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
-    after the other, or die of them; so this process passes them on itself, as SIGUSR1, to the ranks.
+    after the other, kill ranks that have not ended 30 s later, or die of them; so this process passes them on
+    itself, as SIGUSR1, to the ranks. The launcher hears neither SIGTERM nor SIGUSR1, also where a scheduler
+    sends them to every process of a job: what may be asked to end is this process, and the ranks.
 
     Args:
         arguments: of ``ppar-dist``.
@@ -89,6 +91,9 @@ def launch(
 
 def note_start() -> None:
     """Called by a rank that listens to signals from now on."""
+    if _NOTES in os.environ:  # what it started with, see _hear_nothing
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _note("started", f"{os.getpid()} {process.born(os.getpid())}")
 
 
@@ -153,7 +158,7 @@ class _Group:
         before = {number: signal.signal(number, self._receive) for number in SIGNALS}
         try:
             self._launcher = subprocess.Popen(
-                command, env=environment, start_new_session=True, preexec_fn=_ignore_usr1
+                command, env=environment, start_new_session=True, preexec_fn=_hear_nothing
             )
             if self._received:  # it came while the process was being made
                 self._pass_on()
@@ -175,7 +180,9 @@ class _Group:
         for pid, _ in ranks:
             _signal(os.kill, pid, signal.SIGUSR1)
         if len(ranks) < len(self._ranks):
-            # Ranks that do not listen yet have nothing to save; perhaps the launcher has not started them.
+            # The others have nothing to save; perhaps the launcher has not even started them. Torchrun passes
+            # SIGHUP on to its ranks, which are not in its group. SIGTERM is for one that could leave no note.
+            _signal(os.killpg, self._launcher.pid, signal.SIGHUP)
             _signal(os.killpg, self._launcher.pid, signal.SIGTERM)
 
     def _drain(self, group: int) -> None:
@@ -222,8 +229,14 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _ignore_usr1() -> None:
+def _hear_nothing() -> None:
+    """What the launcher starts with, and each rank until `note_start`: only SIGHUP ends them.
+
+    Launchers set a handler for SIGTERM but leave the mask as they find it: blocked, it does not reach that.
+    """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
 
 
 def _signal(how: Callable[[int, int], None], whom: int, number: int) -> None:
