@@ -125,7 +125,10 @@ def test_the_demo_runs_as_the_image_user(image: Image, tmp_path: Path) -> None:
 @pytest.fixture
 def volumes(image: Image, blocks: Path, tmp_path: Path) -> list[Volume]:
     """What a tiny job of 2 ranks reads and writes."""
-    sections = {"train": {"steps": 2000, "global_batch": 6, "log_every": 1}, "checkpoint": {"every": 1000}}
+    sections = {
+        "train": {"steps": 1_000_000, "global_batch": 6, "log_every": 1},
+        "checkpoint": {"every": 1000},
+    }
     sources = pods_data.lay_out(tmp_path / "volumes", blocks, image.user, **sections)
     return [Volume(path, f"/{name}", name == "runs") for name, path in sources.items()]
 

@@ -28,9 +28,9 @@ from tests.faults.hosts import Host, leftovers, network
 from tests.faults.jobs import last_step
 from tests.ranks import read_lines
 
-STEPS, PEER_S, WAIT_S = 45, 5.0, 300.0
+ENDLESS, REST, PEER_S, WAIT_S = 1_000_000, 10, 15.0, 300.0
 SECTIONS = {
-    "train": {"steps": STEPS, "global_batch": 6, "log_every": 1},
+    "train": {"steps": ENDLESS, "global_batch": 6, "log_every": 1},
     "checkpoint": {"every": 5},
     "faults": {"peer_s": PEER_S, "stall_s": 60.0},
 }
@@ -43,6 +43,7 @@ class Cluster:
     def __init__(self, image: Image, hosts: list[Host], sources: dict[str, Path], folder: Path) -> None:
         (self.job,) = jobs(copy.deepcopy(overlay("cpu")))
         container(self.job)["resources"]["limits"]["cpu"] = "1"  # test machines have two cores, for both pods
+        self.changes: list[str] = []  # further arguments of train
         self._image, self._hosts, self._sources, self._folder = image, hosts, sources, folder
         self._starts = 0
         self.run = sources["runs"] / Path(pods_data.RUN).name
@@ -65,7 +66,7 @@ class Cluster:
         return pods.running(
             self._image,
             self._folder / f"start-{self._starts}-pod-{index}",
-            pods.arguments(self.job, index),
+            [*pods.arguments(self.job, index), *self.changes],
             volumes=pods.mounts(self.job, self._sources),
             environment=pods.variables(self.job, index),
             hostname=pods.hostname(self.job, index),
@@ -119,7 +120,7 @@ def a_pod_is_killed(cluster: Cluster, jobset: Manifest) -> None:
         both[0].send(signal.SIGKILL)
         code = both[1].wait(PEER_S + 60)
         print(f"a pod killed: the other ended with {code} after {time.monotonic() - began:.1f} s")
-        assert both[0].wait(10) != 0
+        assert both[0].wait(60) != 0
         assert code == exitcodes.RESUME, both[1].output
         assert "Traceback" not in both[1].output
     assert {jobset_decision(jobset, each) for each in (code, KILLED)} == {"RestartJobSet"}
@@ -144,15 +145,17 @@ def a_pod_is_evicted(cluster: Cluster, jobset: Manifest, hosts: list[Host]) -> N
 
 
 def the_rest_is_done(cluster: Cluster) -> None:
-    before = cluster.newest()
+    """The run, which would go on for ever until now, ends some steps later."""
+    before, steps = cluster.newest(), last_step(cluster.run) + REST
+    cluster.changes = ["--accept-changes", f"train.steps={steps}"]
     with cluster.start() as both:
         codes = ends(cluster, both, WAIT_S)
     assert codes == [0, 0], both[0].output + both[1].output
     assert f"resumed from {pods_data.RUN}/checkpoints/{before.name}" in both[0].output
-    steps = [record["step"] for record in read_lines(cluster.run / "metrics" / "train.jsonl")]
-    assert steps == list(range(1, STEPS + 1))
-    state = checkpoint.read_state(cluster.run / "checkpoints" / checkpoint.checkpoint_name(STEPS))
-    assert state["samples_seen"] == 6 * STEPS
+    done = [record["step"] for record in read_lines(cluster.run / "metrics" / "train.jsonl")]
+    assert done == list(range(1, steps + 1))
+    state = checkpoint.read_state(cluster.run / "checkpoints" / checkpoint.checkpoint_name(steps))
+    assert state["samples_seen"] == 6 * steps
 
 
 @pytest.mark.parametrize("index", [0, 1])
