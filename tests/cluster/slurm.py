@@ -63,7 +63,7 @@ SchedulerParameters=sched_interval=1
 GresTypes=gpu
 NodeName=DEFAULT CPUs=4 RealMemory=4000 State=UNKNOWN
 {{nodes}}
-PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE GraceTime=60
+PartitionName=DEFAULT Nodes=ALL State=UP MaxTime=INFINITE GraceTime=120
 PartitionName=work Default=YES PriorityTier=1
 PartitionName=urgent PriorityTier=2
 """

@@ -22,12 +22,13 @@ from tests.faults.hosts import leftovers, why_not
 from tests.faults.jobs import last_step, tiny_run
 from tests.ranks import run_command
 
-STEPS, EVERY = 150, 5
-STEP_S = 1.0  # while something is awaited
+STEPS, EVERY = 150, 2
+STEP_S = 3.0  # while something is awaited: 150 of them last longer than all that is
+LAUNCHER_S = 30.0  # that launchers leave their ranks after a SIGTERM, if they hear it
 SECTIONS = {
     "train": {"steps": STEPS, "global_batch": 6, "log_every": 1, "ledger": True},
     "checkpoint": {"every": EVERY},
-    "faults": {"peer_s": 10.0, "stall_s": 120.0, "grace_s": 60.0},
+    "faults": {"peer_s": 10.0, "stall_s": 120.0, "grace_s": 110.0},
     "monitoring": {"enabled": True},
 }
 
@@ -155,9 +156,20 @@ def a_node_is_lost(run: Run, job: Job) -> None:
 
 
 def preempted(run: Run, job: Job) -> None:
-    with timed("preempted (PreemptMode=REQUEUE, GraceTime 60): checkpoint, queued again"):
+    """Slurm signals all processes, launchers as well, in a step that lasts longer than those would wait."""
+    with timed("preempted (PreemptMode=REQUEUE, GraceTime 120) in a step of 35 s: checkpoint, queued again"):
+        set_pace(run.pace, 600.0)
+        before = last_step(run.path)
         urgent = run.slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
+        job.wait_for(lambda: job.facts()["PreemptTime"] != "None", "preemption")
+        time.sleep(LAUNCHER_S + 5.0)
+        assert job.restarts == 2, job.log
+        set_pace(run.pace, STEP_S)
         run.queued_again(job, 3)
+    newest = checkpoint.find_checkpoint(run.path)
+    assert newest is not None
+    assert checkpoint.read_state(newest)["step"] > before, job.log
+    assert "ends now" not in job.log
     urgent.wait_for_end()
     run.trains(job, 4)
 
