@@ -31,7 +31,7 @@ from tests.ranks import TIMEOUT_S, rank_environment
 SCRIPT = Path(__file__).parents[2] / "jobs" / "slurm_ppar.sh"
 LOGIN = "alpha"
 REQUEUE_DELAY_S = 5
-KILL_WAIT_S = 5
+KILL_WAIT_S = 60  # more than two slow steps and a checkpoint: what is cancelled ends by itself
 _POLL_S = 0.2
 _CONFIG = f"""
 ClusterName=ppar
