@@ -10,7 +10,8 @@ import socket
 import tarfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -104,31 +105,38 @@ def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) 
     assert json.loads(done.stdout)
 
 
-@pytest.mark.parametrize(
-    ("extra", "message"),
-    [
-        (["train.stepz=3"], "unknown key train.stepz"),
-        (["data.root=nowhere"], "nowhere"),
-        (["data.classes=cityscapes19"], "has class set roads6"),
-        (["data.classes=roads7"], "roads6"),
-        (["data.sources=[left, missing]"], "missing"),
-        (["text.file=none.npz"], "none.npz"),
-        (["train.global_batch=2", "--nproc", "3"], "every rank needs a sample per step"),
-        (["train.global_batch=14", "--nproc", "14"], "14 ranks"),
-        (["--nproc", "0"], "--nproc is at least 1, got 0"),
-        (["--nproc", "1", "train.stepz=3"], "unknown key train.stepz"),
-        (["--nprok", "1", "train.steps=3"], "unrecognized arguments: --nprok"),
-        (["model.backbone.name=resnet18", "model.backbone.batch_norm=sync"], "batch_norm=sync works on GPUs"),
-        (["targets.x=nowhere"], "nowhere"),
-        (["model.backbone.name=resnet1"], "resnet1"),
-    ],
-    ids=lambda value: value[0] if isinstance(value, list) else None,
-)
-def test_a_wrong_configuration_is_one_line(
-    blocks: Path, tmp_path: Path, extra: list[str], message: str
-) -> None:
-    text = refused(["train", config_file(blocks, tmp_path), *extra])
-    assert message in text
+WRONG_CONFIGURATIONS = [
+    (["train.stepz=3"], "unknown key train.stepz"),
+    (["data.root=nowhere"], "nowhere"),
+    (["data.classes=cityscapes19"], "has class set roads6"),
+    (["data.classes=roads7"], "roads6"),
+    (["data.sources=[left, missing]"], "missing"),
+    (["text.file=none.npz"], "none.npz"),
+    (["train.global_batch=2", "--nproc", "3"], "every rank needs a sample per step"),
+    (["train.global_batch=14", "--nproc", "14"], "14 ranks"),
+    (["--nproc", "0"], "--nproc is at least 1, got 0"),
+    (["--nproc", "1", "train.stepz=3"], "unknown key train.stepz"),
+    (["--nprok", "1", "train.steps=3"], "unrecognized arguments: --nprok"),
+    (["model.backbone.name=resnet18", "model.backbone.batch_norm=sync"], "batch_norm=sync works on GPUs"),
+    (["targets.x=nowhere"], "nowhere"),
+    (["model.backbone.name=resnet1"], "resnet1"),
+]
+
+
+@pytest.fixture(scope="module")
+def refusals(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[str]]]:
+    """What is said to each, two commands at a time: they mostly load libraries."""
+    with ThreadPoolExecutor(2) as pool:
+        folders = [tmp_path_factory.mktemp("wrong") for _ in WRONG_CONFIGURATIONS]
+        yield [
+            pool.submit(refused, ["train", config_file(blocks, folder), *extra])
+            for folder, (extra, _) in zip(folders, WRONG_CONFIGURATIONS, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("number", range(len(WRONG_CONFIGURATIONS)))
+def test_a_wrong_configuration_is_one_line(refusals: list[Future[str]], number: int) -> None:
+    assert WRONG_CONFIGURATIONS[number][1] in refusals[number].result()
 
 
 def test_a_source_without_any_class_is_refused(blocks: Path, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ LABELS = {
     Mode.FAIL_ON: "fails from then on",
     Mode.SHORT: "writes half",
 }
-_CHILD_S = 30
+_CHILD_S = 120
 _ALL_S = 900
 
 
