@@ -51,7 +51,7 @@ def cut(
     """
     newest = checkpoint.find_checkpoint(run)
     before = step_of(newest)
-    hold = Hold(run.with_name("hold"), step=before + EVERY, seconds=1)  # far from its end when it is cut
+    hold = Hold(run.with_name("hold"), step=before + EVERY, seconds=2)  # far from its end when it is cut
     command = ("-m", "tests.faults.held", "train", config)
     with ranks_on(hosts, logs, *command, **hold.environment) as ranks:
         ranks.wait_for(lambda: step_of(checkpoint.find_checkpoint(run)) > before, "a further checkpoint")
