@@ -77,10 +77,10 @@ def train(options: argparse.Namespace) -> int | None:
     from ppar_dist.launch import is_rank, note_start
     from ppar_dist.preemption import Preemption, leave_on_signals
 
-    preemption = Preemption()
+    preemption, launcher = Preemption(), None
     if is_rank():  # before anything slow: a signal must not find this process deaf
         preemption.watch()
-        note_start()
+        launcher = note_start()
         ranklog.redirect()
     else:
         leave_on_signals()
@@ -94,7 +94,7 @@ def train(options: argparse.Namespace) -> int | None:
         preemption.watch()
     from ppar_dist import job
 
-    return job.run(config, preemption, options.accept_changes, _count)
+    return job.run(config, preemption, options.accept_changes, _count, launcher)
 
 
 def _launch(options: argparse.Namespace, config: Config) -> int | None:

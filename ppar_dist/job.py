@@ -37,17 +37,19 @@ def run(
     preemption: Preemption,
     accept_changes: bool = False,
     progress: Callable[[str, int, int], None] | None = None,
+    launcher: int | None = None,
 ) -> int:
     """Run this rank's job to its end; returns the exit code.
 
-    ``progress`` is called with (target, images done, images in all) while targets are scored.
+    ``progress`` is called with (target, images done, images in all) while targets are scored. ``launcher`` is
+    the process id that started this rank: it may have died since.
 
     Raises:
         ConfigError: the configuration or the data cannot work; a retry would fail alike.
     """
     faults = config.faults
     if is_rank():
-        die_with_parent(signal.SIGTERM)  # a launcher that is killed leaves no rank behind
+        die_with_parent(signal.SIGTERM, launcher)  # a launcher that is killed leaves no rank behind
         end_with_launchers(unless=lambda: preemption.requested)
     preemption.limit(faults.grace_s)
     try:

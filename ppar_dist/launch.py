@@ -26,6 +26,7 @@ from ppar_dist.preemption import SIGNALS, exit_code
 from ppar_dist.process import Process
 
 _NOTES = "PPAR_EXIT_NOTES"
+_FRONT = "PPAR_FRONT"  # process id of the command that started the launcher
 _LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
 _LOOK_S = 1.0
 _MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
@@ -83,18 +84,20 @@ def launch(
     numbers = range(nodes.rank * ranks, (nodes.rank + 1) * ranks)
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[_NOTES] = notes
+        environment[_FRONT] = str(os.getpid())
         try:
             return _Group(Path(notes), numbers, grace_s).run(command, environment)
         finally:
             terminal.give_back(sys.stderr)  # rank 0 may have been killed
 
 
-def note_start() -> None:
-    """Called by a rank that listens to signals from now on."""
+def note_start() -> int:
+    """Called by a rank that listens to signals from now on; returns the process id of its launcher."""
     if _NOTES in os.environ:  # what it started with, see _hear_nothing
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _note("started", f"{os.getpid()} {process.born(os.getpid())}")
+    return os.getppid()
 
 
 def note_exit(code: int) -> None:
@@ -109,21 +112,25 @@ def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
     Not if ``unless`` holds then: a rank that was asked to end already must not be asked twice.
 
     The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
-    its own child, which has started the ranks, lives on.
+    its own child, which has started the ranks, lives on. What was killed before this call is no ancestor any
+    more: then the command that the environment names is none, either.
     """
+    ancestors = process.ancestors(os.getpid())
     above = [
         (pid, process.born(pid))
-        for pid, command in process.ancestors(os.getpid())
+        for pid, command in ancestors
         if any(name in command for name in _LAUNCHER_NAMES)
     ]
+    front = os.environ.get(_FRONT)
+    is_cut_off = front is not None and int(front) not in [pid for pid, _ in ancestors]
 
     def watch() -> None:
-        while all(process.look(pid, born) is not Process.GONE for pid, born in above):
+        while not is_cut_off and all(process.look(pid, born) is not Process.GONE for pid, born in above):
             time.sleep(_LOOK_S)
         if not unless():
             os.kill(os.getpid(), signal.SIGTERM)
 
-    if above:
+    if above or is_cut_off:
         threading.Thread(target=watch, name="launchers", daemon=True).start()
 
 

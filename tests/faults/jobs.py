@@ -49,6 +49,15 @@ class Job:
         except psutil.NoSuchProcess:
             return []
 
+    def alive(self) -> list[psutil.Process]:
+        """All processes that came of the job and live, also those that have lost their parent."""
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
     def ranks(self) -> dict[int, psutil.Process]:
         """The trainer process of each rank."""
         found = {}
@@ -95,10 +104,9 @@ def job(command: Sequence[str], log: Path, **environment: str) -> Iterator[Job]:
     try:
         yield started
     finally:
-        for process in psutil.process_iter():
+        for process in started.alive():
             with suppress(psutil.Error):
-                if process.environ().get(_MARK) == started.mark:
-                    process.kill()
+                process.kill()
         started.process.wait()
 
 

@@ -27,7 +27,7 @@ from tests.faults.jobs import (
     tiny_run,
     torchrun,
 )
-from tests.ranks import read_lines, tiny_config
+from tests.ranks import TIMEOUT_S, read_lines, tiny_config
 
 APART_S = SAME_REQUEST_S + 0.5
 LONG = {"train": {"steps": 100_000, "global_batch": 6, "log_every": 1}}
@@ -117,6 +117,19 @@ def test_a_killed_launcher_leaves_no_rank_behind(blocks: Path, tmp_path: Path) -
         send(ranks[0].ppid(), signal.SIGKILL)
         assert started.wait() == 75, started.output
         assert_stopped_whole(started, run, pids)
+
+
+@pytest.mark.parametrize("victim", [0, 1], ids=["command", "launcher"])
+def test_a_kill_before_ranks_listen_leaves_nothing_behind(blocks: Path, tmp_path: Path, victim: int) -> None:
+    """They find out later, when what was above them is no ancestor any more."""
+    _, config = tiny_run(blocks, tmp_path, **LONG)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+        started.wait_for(lambda: len(started.family()) > 1 + 2 * victim, "launcher, or ranks")
+        send(started.family()[victim].pid, signal.SIGKILL)
+        deadline = time.monotonic() + TIMEOUT_S
+        while started.alive():
+            assert time.monotonic() < deadline, started.output
+            time.sleep(0.2)
 
 
 def test_a_signal_while_ranks_are_being_started_ends_the_job(blocks: Path, tmp_path: Path) -> None:
