@@ -8,6 +8,7 @@
 #   touch RUN/STOP                    saves, ends, and is not queued again; remove the file to go on
 #   scancel JOBID                     ends for good; the newest checkpoint stays
 #   sbatch …same again…               goes on from it; with --nodes=1-4 on as many nodes as there are
+#                                     (train.global_batch must divide by the ranks of each such number)
 #   sbatch --job-name=roads --dependency=singleton …      several times: one after the other
 #
 # Relative paths start at the folder of submission; RUN (run.dir) must be on storage that all nodes share. Options

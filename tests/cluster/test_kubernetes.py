@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -263,7 +264,7 @@ def test_only_prometheus_reaches_the_metrics_and_only_the_job_the_ranks(name: st
     prometheus = {"app.kubernetes.io/name": "prometheus"}
     for port in metrics:
         assert admitted(policy, prometheus, "monitoring", port)
-        assert admitted(policy, own, "ppar", port)
+        assert not admitted(policy, own, "ppar", port)
         assert not admitted(policy, prometheus, "elsewhere", port)
         assert not admitted(policy, {"app": "stranger"}, "ppar", port)
     for port in (29500, 40000):
@@ -324,6 +325,18 @@ def test_the_operator_gives_the_labels_that_rules_and_dashboards_go_by() -> None
 
 def snake(name: str) -> str:
     return re.sub("([A-Z])", r"_\1", name).lower()
+
+
+def test_the_readme_runs_the_image_that_it_pushes(tmp_path: Path) -> None:
+    """The demo's line as it stands, with the manifests where kubectl would take them."""
+    text = (K8S.parent / "README.md").read_text()
+    pushed = re.findall(r"docker push (\S+)", text)
+    (line,) = [line for line in text.splitlines() if line.startswith("kubectl kustomize jobs/k8s/demo")]
+    (program,) = re.findall(r"sed '([^']+)'", line)
+    manifests = yaml.safe_dump_all(render(K8S / "demo"), sort_keys=False)
+    changed = subprocess.run(["sed", program], input=manifests, capture_output=True, text=True, check=True)
+    (job,) = jobs(list(yaml.safe_load_all(changed.stdout)))
+    assert [container(job)["image"]] == pushed
 
 
 def test_an_overlay_of_a_users_own_sets_image_and_configuration(tmp_path: Path) -> None:
