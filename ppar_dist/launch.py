@@ -121,8 +121,11 @@ def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
         for pid, command in ancestors
         if any(name in command for name in _LAUNCHER_NAMES)
     ]
-    front = os.environ.get(_FRONT)
-    is_cut_off = front is not None and int(front) not in [pid for pid, _ in ancestors]
+    is_ours = Path(os.environ.get(_NOTES, os.devnull)).is_dir()  # not of a job that has ended long ago
+    front = os.environ.get(_FRONT) if is_ours else None
+    # Of a launcher that has been killed the kernel may make the command itself the heir, as process 1 of a
+    # container; it is never a rank's parent otherwise.
+    is_cut_off = bool(ancestors) and front is not None and int(front) not in [pid for pid, _ in ancestors[1:]]
 
     def watch() -> None:
         while not is_cut_off and all(process.look(pid, born) is not Process.GONE for pid, born in above):

@@ -26,7 +26,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.checkpoint import is_complete, list_candidates, read_state
+from ppar_dist.checkpoint import checkpoint_name, is_complete, list_candidates, read_state
 from ppar_dist.config import ConfigError
 from ppar_dist.trainstate import TrainState
 
@@ -173,6 +173,7 @@ def audit(run: Path) -> Audit:
     Raises:
         ConfigError: the run has no ledger, or one that cannot be read.
     """
+    saved = _newest(run)  # before the ledger, to which a job may be adding
     read = [_read(number, folder) for number, folder in _attempts(run)]
     attempts = [attempt for attempt in read if attempt is not None]
     if not attempts:
@@ -183,9 +184,10 @@ def audit(run: Path) -> Audit:
     for number, attempt in enumerate(attempts):
         later = [other.step for other in attempts[number + 1 :]]
         end = min(later) if later else attempt.last()
-        if end > attempt.step:
+        if end > attempt.step or not later:
             before = _follow(before, attempt, end, found)
-    _compare_checkpoint(run, before, found)
+    if saved is not None:
+        _compare_checkpoint(saved, before, found)
     return found
 
 
@@ -214,19 +216,26 @@ def _follow(before: _Attempt, attempt: _Attempt, end: int, found: Audit) -> _Att
     return replace(attempt, step=end, position=position)
 
 
-def _compare_checkpoint(run: Path, end: _Attempt, found: Audit) -> None:
+def _newest(run: Path) -> TrainState | None:
+    """The state of the newest checkpoint that is there in full size and can be read."""
+    for folder in reversed(list_candidates(run)):
+        if is_complete(folder):
+            # Damaged, or deleted by a job at this moment: a resume would pass it over, too.
+            with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+                return TrainState.from_json(read_state(folder))
+    return None
+
+
+def _compare_checkpoint(saved: TrainState, end: _Attempt, found: Audit) -> None:
     """The history must hold all that the newest checkpoint was trained on."""
-    newest = next((folder for folder in reversed(list_candidates(run)) if is_complete(folder)), None)
-    if newest is None:
-        return
-    state = TrainState.from_json(read_state(newest))
-    if state.step > end.step:
+    name = checkpoint_name(saved.step)
+    if saved.step > end.step:
         found.problems.append(
-            f"steps {end.step + 1} to {state.step} of {newest.name} are not in the ledger, hence unproved"
+            f"steps {end.step + 1} to {saved.step} of {name} are not in the ledger, hence unproved"
         )
-    elif state.step == end.step and state.samples_seen != end.position:
+    elif saved.step == end.step and saved.samples_seen != end.position:
         found.problems.append(
-            f"{newest.name} stands at position {state.samples_seen}, the ledger ends at {end.position}"
+            f"{name} stands at position {saved.samples_seen}, the ledger ends at {end.position}"
         )
 
 

@@ -6,7 +6,8 @@ or the end of the grace time, ends the process at once; the newest published che
 restart finds.
 
 Launchers send one signal more than once: to the whole process group, and again to each rank. What comes
-within a moment of the first is the same request.
+within a moment of the first is the same request. So is the first of another number for longer: a scheduler
+signals every process, and the command passes it on to the ranks as SIGUSR1, when it gets the time.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from ppar_dist.ranklog import to_job_log
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_S = 2.0
+_PASSED_ON_S = 30.0
 
 
 class Preempted(Exception):  # not an error: the run ends as it was asked to
@@ -56,6 +58,7 @@ class Preemption:
         self._timer: threading.Timer | None = None
         self._parent = os.getppid()
         self._obeyed = False
+        self._heard_twice = False  # under another number as well
 
     @property
     def requested(self) -> bool:
@@ -102,12 +105,18 @@ class Preemption:
                 self._start_timer()
         elif self._parent != os.getppid():
             self._parent = os.getppid()  # the kernel's word that the launcher has ended, too
-        elif time.monotonic() - self._since > SAME_REQUEST_S:
+        elif number != self.signal and not self._heard_twice and self._age() < _PASSED_ON_S:
+            self._heard_twice = True
+        elif self._age() > SAME_REQUEST_S:
             self._end(f"a second signal, {number.name}")
+
+    def _age(self) -> float:
+        """Seconds since the first signal."""
+        return time.monotonic() - self._since
 
     def _start_timer(self) -> None:
         assert self._deadline is not None
-        left = self._deadline - (time.monotonic() - self._since)
+        left = self._deadline - self._age()
         text = f"no whole step and checkpoint within faults.grace_s={self._deadline:g} seconds"
         self._timer = threading.Timer(max(0.0, left), self._end, [text])
         self._timer.daemon = True

@@ -90,7 +90,7 @@ class RunFolder:
             self.lock.acquire(log.warning, alive)
             before = None if accept_changes else stored_config(self.path)
             changes = config_changes(before, self.plan.config) if before else []
-            self._is_config_known = accept_changes or before is not None
+            self._is_config_known = accept_changes or (before is not None and not changes)
             if changes and checkpoint.list_checkpoints(self.path):
                 return self._other_config(changes)
         except InUse as error:

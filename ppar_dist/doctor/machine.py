@@ -144,10 +144,11 @@ def open_files(case: ConfigCase) -> Finding:
 def grace(case: ConfigCase) -> Finding:
     """What the scheduler must grant; it cannot be asked from here."""
     seconds = case.config.faults.grace_s
-    longer = seconds + 30  # the launcher and the node need some of it
+    longer = seconds + 60  # the launcher and the node need some of it
     return ok(
         f"faults.grace_s={seconds:g}: the scheduler must wait longer between its signal and the end (SLURM: "
-        f"--signal=B:USR1@{longer:.0f}; Kubernetes: terminationGracePeriodSeconds: {longer:.0f})",
+        f"--signal=B:USR1@{longer:.0f} with jobs/slurm_ppar.sh, TERM@{longer:.0f} with srun alone; "
+        f"Kubernetes: terminationGracePeriodSeconds: {longer:.0f})",
         grace_s=seconds,
     )
 

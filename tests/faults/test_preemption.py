@@ -122,7 +122,8 @@ def test_a_killed_launcher_leaves_no_rank_behind(blocks: Path, tmp_path: Path) -
 @pytest.mark.parametrize("victim", [0, 1], ids=["command", "launcher"])
 def test_a_kill_before_ranks_listen_leaves_nothing_behind(blocks: Path, tmp_path: Path, victim: int) -> None:
     """They find out later, when what was above them is no ancestor any more."""
-    _, config = tiny_run(blocks, tmp_path, **LONG)
+    patient = {"grace_s": 10 * TIMEOUT_S}  # our command would else end them all in time
+    _, config = tiny_run(blocks, tmp_path, **LONG, faults=patient)
     with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
         started.wait_for(lambda: len(started.family()) > 1 + 2 * victim, "launcher, or ranks")
         send(started.family()[victim].pid, signal.SIGKILL)

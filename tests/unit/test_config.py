@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from ppar_dist.config import Config, ConfigError, dump_config, load_config, parse_config
-from ppar_dist.messages import visible_lines
+from ppar_dist.messages import printable, visible_lines
 from tests.ranks import tiny_config, write_config
 
 
@@ -125,6 +125,8 @@ def test_credentials_of_any_message_are_masked() -> None:
         "cannot read config https:/***@host/c.yaml?sig=***&X-Amz-Security-Token=***&part=2: no"
     )
     assert visible_lines("a@b /data/token=1/x") == "a@b /data/token=***"
+    assert printable("s3://KEY:SE/CR@ET@bucket/c.yaml") == "s3://***@bucket/c.yaml"
+    assert len(printable("a-" * 200_000)) < 500  # in no time: hours, were every letter a new attempt
 
 
 def test_a_configuration_cannot_be_changed_in_flight(tree: dict[str, Any]) -> None:

@@ -43,6 +43,12 @@ def attempt(
         ledger.close()
 
 
+def publish(run: Path, state: TrainState) -> Path:
+    """A checkpoint of nothing but where the run stands."""
+    texts = {"state.json": json.dumps(state.to_json())}
+    return checkpoint.publish(run, checkpoint.Snapshot(state.step, {}, texts, {}))
+
+
 def test_an_undisturbed_run(tmp_path: Path) -> None:
     attempt(tmp_path, 2, 0, 5)
     found = audit(tmp_path)
@@ -71,6 +77,24 @@ def test_data_that_was_stepped_over(tmp_path: Path) -> None:
     assert found.changed_repeats == 3
 
 
+def test_a_rollback_after_which_nothing_was_done_yet(tmp_path: Path) -> None:
+    """The checkpoint that it went back to stands behind the data stepped over, at once."""
+    attempt(tmp_path, 2, 0, 9)
+    attempt(tmp_path, 2, 4, 0, over=5 * BATCH)
+    publish(tmp_path, TrainState(step=4, samples_seen=9 * BATCH, stepped_over=5 * BATCH))
+    found = audit(tmp_path)
+    assert (found.problems, found.steps, found.stepped_over) == ([], 4, 30)
+
+
+def test_a_damaged_checkpoint_is_no_measure_of_the_ledger(tmp_path: Path) -> None:
+    attempt(tmp_path, 2, 0, 4)
+    publish(tmp_path, TrainState(step=4, samples_seen=24))
+    folder = publish(tmp_path, TrainState(step=8, samples_seen=48))
+    size = (folder / "state.json").stat().st_size
+    (folder / "state.json").write_bytes(b"x" * size)
+    assert audit(tmp_path).problems == []
+
+
 @pytest.mark.parametrize(
     ("step", "seen", "problem"),
     [
@@ -84,8 +108,7 @@ def test_a_ledger_proves_what_the_newest_checkpoint_holds(
     tmp_path: Path, step: int, seen: int, problem: str | None
 ) -> None:
     attempt(tmp_path, 2, 0, 4)
-    state = json.dumps(TrainState(step=step, samples_seen=seen).to_json())
-    checkpoint.publish(tmp_path, checkpoint.Snapshot(step, {}, {"state.json": state}, {}))
+    publish(tmp_path, TrainState(step=step, samples_seen=seen))
     found = audit(tmp_path)
     assert [problem is not None and problem in said for said in found.problems] == [True] * bool(problem)
 

@@ -45,7 +45,9 @@ def fetch(monitor: Monitor) -> str:
     with urllib.request.urlopen(monitor.url, timeout=60) as answer:
         text: str = answer.read().decode()
     assert monitor._endpoint is not None
+    deadline = time.monotonic() + 60
     while monitor._endpoint.served == float("-inf"):  # noted when all is sent: a client may be faster
+        assert time.monotonic() < deadline, "the endpoint never noted that it had been asked"
         time.sleep(0.01)
     return text
 

@@ -211,7 +211,7 @@ def test_of_two_that_wait_for_a_job_to_die_one_gets_its_folder(tmp_path: Path, s
         folder.mkdir()
     holders = [start(folder=folder) for folder in folders]
     with ExitStack() as stack:
-        pairs = [stack.enter_context(takers(folder, 2, LONG_S, go)) for folder in folders]
+        pairs = [stack.enter_context(takers(folder, 2, 2.5 * LONG_S, go)) for folder in folders]
         go.touch()
         for words in pairs:
             assert [said.readline() for said in words] == ["waiting\n"] * 2
