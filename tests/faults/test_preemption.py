@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -29,7 +30,13 @@ from tests.faults.jobs import (
 )
 from tests.ranks import TIMEOUT_S, read_lines, tiny_config
 
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 APART_S = SAME_REQUEST_S + 0.5
+INHERITING = f"""
+import ctypes, runpy
+ctypes.CDLL(None).prctl({PR_SET_CHILD_SUBREAPER}, 1, 0, 0, 0)
+runpy.run_module("ppar_dist", run_name="__main__")
+"""
 LONG = {"train": {"steps": 100_000, "global_batch": 6, "log_every": 1}}
 
 
@@ -121,10 +128,14 @@ def test_a_killed_launcher_leaves_no_rank_behind(blocks: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize("victim", [0, 1], ids=["command", "launcher"])
 def test_a_kill_before_ranks_listen_leaves_nothing_behind(blocks: Path, tmp_path: Path, victim: int) -> None:
-    """They find out later, when what was above them is no ancestor any more."""
+    """They find out later, when what was above them is no ancestor any more.
+
+    The command inherits the ranks of a launcher that was killed, as process 1 of a container would.
+    """
     patient = {"grace_s": 10 * TIMEOUT_S}  # our command would else end them all in time
     _, config = tiny_run(blocks, tmp_path, **LONG, faults=patient)
-    with job(ours("train", config, "--nproc", "2"), tmp_path / "log") as started:
+    command = [sys.executable, "-c", INHERITING, "train", config, "--nproc", "2"]
+    with job(command, tmp_path / "log") as started:
         started.wait_for(lambda: len(started.family()) > 1 + 2 * victim, "launcher, or ranks")
         send(started.family()[victim].pid, signal.SIGKILL)
         deadline = time.monotonic() + TIMEOUT_S
