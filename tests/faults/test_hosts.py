@@ -137,7 +137,7 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_job_that_is_started_while_the_link_is_still_cut_ends_to_be_started_again(
     blocks: Path, tmp_path: Path
 ) -> None:
-    _, config = tiny_run(blocks, tmp_path, **SECTIONS | {"faults": {"stall_s": 1.0}})
+    _, config = tiny_run(blocks, tmp_path, **SECTIONS | {"faults": {"stall_s": 1.0, "peer_s": 1.0}})
     with network(2) as hosts:
         hosts[1].swallow()
         with ranks_on(hosts, tmp_path / "logs", "-c", IMPATIENT, "train", config) as ranks:
