@@ -176,7 +176,7 @@ class RunLock:
             try:
                 os.link(own, self._path)
             except FileExistsError:
-                if not os.path.samefile(own, self._path):  # network storage may answer a repeated request
+                if not _is_same(own, self._path):  # network storage may answer a repeated request
                     raise
             except OSError:  # storage without links
                 file.close()
@@ -276,6 +276,14 @@ def _write(file: IO[str], holder: Holder) -> None:
     file.write(holder.to_text())
     file.flush()
     os.fsync(file.fileno())
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two names are of one file; not where one has just been removed, as a dead job's lock is."""
+    try:
+        return os.path.samefile(one, other)
+    except FileNotFoundError:
+        return False
 
 
 def _read(path: Path) -> str | None:

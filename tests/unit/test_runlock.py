@@ -189,7 +189,7 @@ def takers(folder: Path, number: int, silent_s: float, go: Path) -> Iterator[lis
 
 
 def last_word(said: IO[str]) -> str:
-    return next(line for line in iter(said.readline, "") if line != "waiting\n")
+    return next((line for line in iter(said.readline, "") if line != "waiting\n"), "nothing")
 
 
 @pytest.mark.parametrize("attempt", range(3))
