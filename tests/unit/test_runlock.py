@@ -204,6 +204,20 @@ def test_of_many_that_want_a_dead_jobs_folder_one_gets_it(tmp_path: Path, start:
         assert sorted(map(last_word, words)) == ["refused\n"] * 5 + ["taken\n"]
 
 
+def test_a_lock_may_go_while_it_is_being_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    link, there = os.link, [True]
+
+    def link_beside_one_that_goes(one: Path, other: Path) -> None:
+        if there:
+            raise FileExistsError(there.pop())
+        link(one, other)
+
+    monkeypatch.setattr(os, "link", link_beside_one_that_goes)
+    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+        lock.acquire()
+        assert read_holder(tmp_path) is not None
+
+
 def test_of_two_that_wait_for_a_job_to_die_one_gets_its_folder(tmp_path: Path, start: Start) -> None:
     """In several folders at once, as it takes its time."""
     go, folders = tmp_path / "go", [tmp_path / f"run-{number}" for number in range(3)]
