@@ -21,6 +21,7 @@ from ppar_dist.parent import die_with_parent
 from ppar_dist.preemption import SAME_REQUEST_S
 
 PREFETCH = 2  # micro-batches that each worker holds ready
+_DYING_S = 5.0  # between a process's sockets and its end lies the freeing of its memory
 
 
 class WorkerDied(RuntimeError):
@@ -55,7 +56,9 @@ class LoaderWorkers:
                 item = next(items)
             except StopIteration:
                 return
-            except (RuntimeError, OSError, EOFError):
+            except (RuntimeError, OSError, EOFError) as error:
+                if not isinstance(error, RuntimeError):
+                    self._wait_for_a_death()
                 death = self._death()
                 if death is None:
                     raise
@@ -87,6 +90,16 @@ class LoaderWorkers:
         started = [child for child in multiprocessing.active_children() if child not in before]
         self._children = sorted(started, key=lambda child: int(re.split("[-:]", child.name)[-1]))
         return items
+
+    def _wait_for_a_death(self) -> None:
+        """Wait a moment for a worker to be dead.
+
+        The kernel closes the sockets of a killed process before its parent can learn of the end: a batch that
+        is being fetched from it fails with a reset connection while the worker still counts as alive.
+        """
+        end = time.monotonic() + _DYING_S
+        while all(child.is_alive() for child in self._children) and time.monotonic() < end:
+            time.sleep(0.01)
 
     def _death(self) -> str | None:
         """What a user should know of the workers that have died; None when all live."""

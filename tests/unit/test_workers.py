@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from torch.utils.data import IterableDataset
 
+from ppar_dist.data import workers as loader_workers
 from ppar_dist.data.pipeline import WorkerDied, open_sources, train_loader
+from ppar_dist.data.workers import LoaderWorkers
 from tests.unit.street_shards import config, write_domains
 
 LIMIT = 60.0  # seconds for what takes a moment
@@ -59,6 +63,42 @@ def test_a_dead_worker_is_named(root: Path, number: int, deadly: signal.Signals)
     assert "/dev/shm" in str(error.value)
     assert "lower data.workers=2" in str(error.value)
     assert not any(is_alive(worker.pid or 0) for worker in workers)
+
+
+class Severed:
+    """Something whose other half is fetched from the worker that sent it, which has closed its sockets."""
+
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
+        return _reset, ()
+
+
+def _reset() -> None:
+    raise ConnectionResetError(errno.ECONNRESET, os.strerror(errno.ECONNRESET))
+
+
+class Severing(IterableDataset[Severed]):
+    """Its worker ends by SIGKILL ``dies_after_s`` after its connection has gone, or lives on."""
+
+    def __init__(self, dies_after_s: float | None) -> None:
+        self.dies_after_s = dies_after_s
+
+    def __iter__(self) -> Iterator[Severed]:
+        yield Severed()
+        if self.dies_after_s is not None:
+            time.sleep(self.dies_after_s)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_is_named_whose_connection_goes_before_it_does() -> None:
+    """The kernel closes the sockets of a killed process first; then its parent learns of the end."""
+    with pytest.raises(WorkerDied, match=r"rank 3: loader worker 0 \(pid \d+\) was killed by SIGKILL\. "):
+        next(LoaderWorkers(1, 3).iterate(Severing(1.0)))
+
+
+def test_a_lost_connection_of_a_worker_that_lives_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_workers, "_DYING_S", 0.3)
+    with pytest.raises(ConnectionResetError):
+        next(LoaderWorkers(1, 3).iterate(Severing(None)))
 
 
 def test_the_handler_of_the_program_stays(root: Path) -> None:
