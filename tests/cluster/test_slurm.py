@@ -109,6 +109,7 @@ def test_a_run_goes_through_all_that_happens_to_jobs_and_loses_nothing(
     a_second_job_on_the_run_is_refused(run, first)
     out_of_time(run, first)
     a_node_is_lost(run, first)
+    a_node_is_set_down(run, first)
     preempted(run, first)
     cancelled(run, first)
     stopped_by_file(run, second, third)
@@ -155,6 +156,23 @@ def a_node_is_lost(run: Run, job: Job) -> None:
     run.slurm.power_on("beta")
 
 
+def a_node_is_set_down(run: Run, job: Job) -> None:
+    """By its administrator, while it works: Slurm ends the job on all nodes."""
+    with timed("a node set down: signal, checkpoint, queued again"):
+        before = last_step(run.path)
+        run.slurm.run("scontrol", "update", "NodeName=gamma", "State=DOWN", "Reason=maintenance")
+        run.queued_again(job, 3)
+        job.wait_for_state("PENDING", "RUNNING")  # no longer COMPLETING: its processes have ended
+    saved_beyond(run, job, before)
+    run.trains(job, 4)
+
+
+def saved_beyond(run: Run, job: Job, step: int) -> None:
+    newest = checkpoint.find_checkpoint(run.path)
+    assert newest is not None
+    assert checkpoint.read_state(newest)["step"] > step, job.log
+
+
 def preempted(run: Run, job: Job) -> None:
     """Slurm signals all processes, launchers as well, in a step that lasts longer than those would wait."""
     with timed("preempted (PreemptMode=REQUEUE, GraceTime 120) in a step of 35 s: checkpoint, queued again"):
@@ -163,15 +181,13 @@ def preempted(run: Run, job: Job) -> None:
         urgent = run.slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
         job.wait_for(lambda: job.facts()["PreemptTime"] != "None", "preemption")
         time.sleep(LAUNCHER_S + 5.0)
-        assert job.restarts == 2, job.log
+        assert job.restarts == 3, job.log
         set_pace(run.pace, STEP_S)
-        run.queued_again(job, 3)
-    newest = checkpoint.find_checkpoint(run.path)
-    assert newest is not None
-    assert checkpoint.read_state(newest)["step"] > before, job.log
+        run.queued_again(job, 4)
+    saved_beyond(run, job, before)
     assert "ends now" not in job.log
     urgent.wait_for_end()
-    run.trains(job, 4)
+    run.trains(job, 5)
 
 
 def cancelled(run: Run, job: Job) -> None:
@@ -182,7 +198,7 @@ def cancelled(run: Run, job: Job) -> None:
         state, _ = job.wait_for_end()
         job.wait_for(lambda: theirs.isdisjoint(run.slurm.processes("paced")), "end of all processes")
     assert state == "CANCELLED"
-    assert job.restarts == 3
+    assert job.restarts == 4
 
 
 def stopped_by_file(run: Run, second: Job, third: Job) -> None:
