@@ -14,7 +14,7 @@ from ppar_dist import distributed, exitcodes
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.config import Config, ConfigError
 from ppar_dist.data.pipeline import WorkerDied
-from ppar_dist.distributed import World
+from ppar_dist.distributed import Board, World
 from ppar_dist.evaluate import score
 from ppar_dist.launch import end_with_launchers, is_rank, note_exit
 from ppar_dist.messages import visible_lines
@@ -48,15 +48,7 @@ def run(
         ConfigError: the configuration or the data cannot work; a retry would fail alike.
     """
     faults = config.faults
-    if is_rank():
-        die_with_parent(signal.SIGTERM, launcher)  # a launcher that is killed leaves no rank behind
-        end_with_launchers(unless=lambda: preemption.requested)
-    preemption.limit(faults.grace_s)
-    try:
-        longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
-        world, board = distributed.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
-    except distributed.NotMet as error:  # the next start may find all hosts and a whole network
-        _leave_at_once(str(error), exitcodes.RESUME)
+    world, board = _joined(config, preemption, launcher)
     folder = config.run.dir / "logs"
     job = distributed.scheduler_job()
     lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
@@ -95,6 +87,20 @@ def run(
             _leave_at_once(str(error), exitcodes.RESUME)
     distributed.leave()
     return code
+
+
+def _joined(config: Config, preemption: Preemption, launcher: int | None) -> tuple[World, Board]:
+    """The other ranks, and the board on which they leave word; from here on a rank can be asked to end."""
+    faults = config.faults
+    if is_rank():
+        die_with_parent(signal.SIGTERM, launcher)  # a launcher that is killed leaves no rank behind
+        end_with_launchers(unless=lambda: preemption.requested)
+    preemption.limit(faults.grace_s)
+    longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
+    try:
+        return distributed.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
+    except distributed.NotMet as error:  # the next start may find all hosts and a whole network
+        _leave_at_once(str(error), exitcodes.RESUME)
 
 
 def _finish(
