@@ -98,7 +98,7 @@ class LoaderWorkers:
         is being fetched from it fails with a reset connection while the worker still counts as alive.
         """
         end = time.monotonic() + _DYING_S
-        while all(child.is_alive() for child in self._children) and time.monotonic() < end:
+        while self._children and self._death() is None and time.monotonic() < end:
             time.sleep(0.01)
 
     def _death(self) -> str | None:

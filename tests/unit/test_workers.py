@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import math
 import multiprocessing
 import os
 import signal
@@ -99,6 +100,19 @@ def test_a_lost_connection_of_a_worker_that_lives_is_what_it_is(monkeypatch: pyt
     monkeypatch.setattr(loader_workers, "_DYING_S", 0.3)
     with pytest.raises(ConnectionResetError):
         next(LoaderWorkers(1, 3).iterate(Severing(None)))
+
+
+class Resetting(IterableDataset[None]):
+    """Its reading fails, as from shared storage that is reset."""
+
+    def __iter__(self) -> Iterator[None]:
+        yield _reset()
+
+
+def test_without_workers_a_lost_connection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader_workers, "_DYING_S", math.inf)
+    with pytest.raises(ConnectionResetError):
+        next(LoaderWorkers(0, 3).iterate(Resetting()))
 
 
 def test_the_handler_of_the_program_stays(root: Path) -> None:
