@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.ranks import write_blocks_domain
+
+# The same examples each time, and no limit of time but for what hangs: neither the luck of the draw nor a
+# machine that stands still for a moment turns a test red. tests/fuzz/budget.py draws new ones when told to.
+settings.register_profile(
+    "steady",
+    derandomize=True,
+    database=None,
+    deadline=timedelta(seconds=30),  # of one example
+    suppress_health_check=[HealthCheck.too_slow],
+)
+settings.load_profile("steady")
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,4 @@
-"""Mutated tars and indexes: nothing but ConfigError comes out, in bounded time and memory.
-
-PPAR_FUZZ_EXAMPLES sets the number of examples per test; the default suits continuous integration.
-"""
+"""Mutated tars and indexes: nothing but ConfigError comes out, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from ppar_dist.config import ConfigError
@@ -32,17 +29,14 @@ from ppar_dist.data.samples import DataError
 from ppar_dist.data.scan import Fault, ScannedSample, scan_shard
 from ppar_dist.data.shards import write_domain
 from ppar_dist.data.tar import members
+from tests.fuzz.budget import fuzzed
 from tests.unit.street_shards import scene, scenes
 
 EXAMPLES = int(os.environ.get("PPAR_FUZZ_EXAMPLES", "25"))
 MEMORY = 8 << 20  # bytes that Python may hold while it walks a shard of some kilobytes
 BLOCK = 512
 FORMATS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
-fuzz = settings(
-    max_examples=EXAMPLES,
-    deadline=30_000,  # milliseconds for each example
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
-)
+fuzz = settings(fuzzed, max_examples=EXAMPLES)
 
 
 @cache

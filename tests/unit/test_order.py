@@ -26,7 +26,7 @@ PINNED = [(0, 0, 132), (0, 0, 249), (1, 0, 86), (0, 2, 33), (0, 339249, 47)]
 ORDERS = st.builds(Order, SHARES, st.integers(-5, 2**63), st.integers(1, 20), st.integers(1, 9))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     order=ORDERS,
     world=st.integers(1, 6),
@@ -60,7 +60,7 @@ def test_one_global_sequence(
     assert [order.locate(p) for p in seen] == [fresh.locate(p) for p in seen]  # no state, no history
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(order=ORDERS, epochs=st.integers(1, 3))
 def test_every_sample_once_per_epoch_and_domain(order: Order, epochs: int) -> None:
     sequence: list[list[tuple[int, int]]] = [[] for _ in order.shares]
@@ -76,7 +76,7 @@ def test_every_sample_once_per_epoch_and_domain(order: Order, epochs: int) -> No
             assert sorted(s for _, s in part) == list(range(share.size))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(order=ORDERS, position=st.integers(0, 3000), attempt=st.integers(0, 20))
 def test_a_replacement_is_what_comes_later_of_the_same_domain(
     order: Order, position: int, attempt: int
@@ -89,7 +89,7 @@ def test_a_replacement_is_what_comes_later_of_the_same_domain(
     assert order.locate(position, attempt) == order.locate(later)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(SHARES, st.integers(0, 1000))
 def test_domains_follow_their_weights(shares: list[DomainShare], seed: int) -> None:
     order = Order(shares, seed, 4, 4)
@@ -110,7 +110,7 @@ def test_short_stretches_hold_the_domains_in_proportion() -> None:
         assert abs(share - 0.75) <= 0.1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(1, 400), st.integers(0, 2**64 - 1))
 def test_permutation_is_a_bijection_with_its_inverse(n: int, key: int) -> None:
     permutation = Permutation(n, key)
