@@ -129,7 +129,7 @@ def test_a_process_that_was_killed_here_does_not_block_for_a_moment(tmp_path: Pa
 
 
 def test_a_living_job_on_another_machine_keeps_its_folder(tmp_path: Path, start: Start) -> None:
-    start("another machine", LONG_S)
+    start("another machine")
     with pytest.raises(InUse, match="in use by Slurm job 17"):
         RunLock(tmp_path, LONG_S).acquire()
 
@@ -247,7 +247,7 @@ def test_a_job_that_dies_after_a_beat_was_seen_is_taken_over_all_the_same(
             time.sleep(0.01)
         holder.kill()
 
-    with closing(RunLock(tmp_path, SILENT_S)) as lock:
+    with closing(RunLock(tmp_path, LONG_S)) as lock:  # in the first half of which it dies
         lock.acquire(watch_it_die)
         now = read_holder(tmp_path)
         assert now is not None
