@@ -11,7 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +102,11 @@ def running(
     try:
         yield started
     finally:
-        process.kill()  # its child is killed with it, and with that, process 1, the whole namespace
+        # The kernel forgets to kill process 1 with its parent once that has given up root.
+        if process.poll() is None and (first := started.first) is not None:
+            with suppress(psutil.NoSuchProcess):
+                psutil.Process(first).kill()  # and with it all processes of its namespace
+        process.kill()
         process.wait(60)
 
 
