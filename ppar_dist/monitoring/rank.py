@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 
@@ -35,7 +36,8 @@ class RankMetrics:
 
     def follow(self, seconds: Callable[[], float]) -> None:
         """Publish when this rank last got any further; ``seconds()`` tells how long ago that is."""
-        self._progress.set_function(lambda: round(time.time() - seconds(), 2))
+        # Rounded down, or it would lie in the future when it has just happened.
+        self._progress.set_function(lambda: math.floor(100 * (time.time() - seconds())) / 100)
 
     def publish_step(self, data_wait: float) -> None:
         """Publish that a step has ended, for which this rank waited ``data_wait`` seconds for data."""

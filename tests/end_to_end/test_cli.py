@@ -10,8 +10,9 @@ import socket
 import tarfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -268,32 +269,40 @@ def test_a_running_job_serves_its_metrics(blocks: Path, tmp_path: Path) -> None:
     config = config_file(blocks, tmp_path, train=train, monitoring={"enabled": True, "port": port})
     processes = start_ranks(["train", config], 2)
     try:
-        page = scrape_until(f"http://127.0.0.1:{port}/metrics", "ppar_steps_total", 20)
+        samples = scrape_until(f"http://127.0.0.1:{port}/metrics", is_of_one_moment)
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    samples = {(s.name, s.labels.get("domain", s.labels.get("term", ""))): s.value for s in page}
-    assert samples["ppar_samples_total", "left"] + samples["ppar_samples_total", "right"] >= 6 * 20
     assert samples["ppar_loss", "total"] > 0
     assert samples["ppar_alignment_stage", ""] == 0
     assert samples["ppar_effective_sample_size_ratio", ""] == pytest.approx(1.0)
-    assert samples["ppar_sample_weight_count", "left"] == samples["ppar_samples_total", "left"]
 
 
-def scrape_until(url: str, counter: str, least: float) -> list[Any]:
-    """All samples of an endpoint once ``counter`` has reached ``least``."""
-    deadline = time.monotonic() + TIMEOUT_S
+def is_of_one_moment(samples: dict[tuple[str, str], float]) -> bool:
+    """Whether a page tells of 20 steps or more with all their samples; one made within a step does not."""
+    steps = samples.get(("ppar_steps_total", ""), 0.0)
+    if steps < 20:
+        return False
+    names = ("ppar_samples_total", "ppar_sample_weight_count")
+    taken, weighted = ([samples[name, domain] for domain in ("left", "right")] for name in names)
+    return sum(taken) == 6 * steps and taken == weighted
+
+
+def scrape_until(
+    url: str, condition: Callable[[dict[tuple[str, str], float]], bool]
+) -> dict[tuple[str, str], float]:
+    """The samples of an endpoint by name and domain or term, once ``condition`` holds for a page."""
+    deadline, samples = time.monotonic() + TIMEOUT_S, {}
     while time.monotonic() < deadline:
-        try:
+        with suppress(OSError):
             text = urllib.request.urlopen(url, timeout=60).read().decode()
-        except OSError:
-            text = ""
-        samples = [s for family in text_string_to_metric_families(text) for s in family.samples]
-        if any(s.name == counter and s.value >= least for s in samples):
-            return samples
+            page = [s for family in text_string_to_metric_families(text) for s in family.samples]
+            samples = {(s.name, s.labels.get("domain", s.labels.get("term", ""))): s.value for s in page}
+            if condition(samples):
+                return samples
         time.sleep(0.05)
-    raise AssertionError(f"{counter} did not reach {least}")
+    raise AssertionError(f"no page of one moment, the last of all: {samples}")
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:

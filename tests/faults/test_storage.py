@@ -157,8 +157,9 @@ def test_the_last_checkpoint_cannot_be_written(blocks: Path, small: Path, tmp_pa
     whole = newest(run)
     assert 0 < whole < steps
     hold.set(whole)
+    hold.forget()
     with job(held("train", config, "--nproc", "2"), tmp_path / "log2", **hold.environment) as started:
-        started.wait_for(lambda: "resumed" in started.output, "resume")
+        started.wait_for(hold.standing, "a rank before its first step")  # its files are open: no refusal
         fill(small)
         hold.release()
         assert started.wait() == 75, started.output
