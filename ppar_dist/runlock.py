@@ -145,9 +145,9 @@ class RunLock:
         while not self._create():
             text = _read(self._path)
             if text is not None:
-                text = self._outlast(text, say, alive)
+                text = self._outlast(self._path, text, say, alive)
             if text is not None:
-                self._remove(text)
+                self._take_over(text, alive)
         self._thread = threading.Thread(target=self._beat_loop, name="run-lock", daemon=True)
         self._thread.start()
 
@@ -169,33 +169,43 @@ class RunLock:
 
     def _create(self) -> bool:
         """Put the file there, whole, unless there is one."""
+        file = self._put(self._path)
+        if file is None:
+            return False
+        self._file = file
+        return True
+
+    def _put(self, path: Path) -> IO[str] | None:
+        """A new file that says who this job is, whole from the start; None where there is one."""
         own = self._path.with_name(f".{NAME}.{self._self.id}")
         file = own.open("w", encoding="utf-8")
         try:
             _write(file, self._self)
             try:
-                os.link(own, self._path)
+                os.link(own, path)
             except FileExistsError:
-                if not _is_same(own, self._path):  # network storage may answer a repeated request
+                if not _is_same(own, path):  # network storage may answer a repeated request
                     raise
             except OSError:  # storage without links
                 file.close()
-                file = self._path.open("x", encoding="utf-8")
+                file = path.open("x", encoding="utf-8")
                 _write(file, self._self)
         except FileExistsError:
             file.close()
-            return False
+            return None
         finally:
             own.unlink()
-        self._file = file
-        return True
+        return file
 
-    def _outlast(self, text: str, say: Callable[[str], object], alive: Callable[[], object]) -> str | None:
-        """Wait until whoever holds the folder has gone; returns what it wrote last, None for nothing.
+    def _outlast(
+        self, path: Path, text: str, say: Callable[[str], object], alive: Callable[[], object]
+    ) -> str | None:
+        """Wait until whoever wrote ``path`` has gone; returns what it wrote last, None for nothing.
 
         The holder may change meanwhile: another job that waits, too, may get the folder first.
 
         Args:
+            path: the lock, or the right to take it over.
             text: what the holder wrote.
             say: called with a sentence before waiting.
             alive: called at every look.
@@ -216,10 +226,10 @@ class RunLock:
             if not told:
                 told = True
                 who = "another job" if holder is None else holder.describe()
-                say(f"{self._path} is held by {who}; waiting {self._silent_s:.0f} s for its end")
+                say(f"{path} is held by {who}; waiting {self._silent_s:.0f} s for its end")
             time.sleep(_LOOK_S)
             alive()
-            newer = _read(self._path)
+            newer = _read(path)
             if newer is None:
                 return None
             if newer != text:
@@ -231,8 +241,25 @@ class RunLock:
         who = "another job" if holder is None else holder.describe()
         return f"{self._path.parent} is in use by {who}; end that job, or give another run.dir"
 
+    def _take_over(self, text: str, alive: Callable[[], object]) -> None:
+        """Take away a dead job's lock, if nobody else does: one that was slower to do so would take away the
+        lock of the job that was faster."""
+        right = self._path.with_name(f".{NAME}.takeover")
+        file = self._put(right)
+        if file is None:
+            other = _read(right)
+            if other is not None and self._outlast(right, other, lambda text: None, alive) is not None:
+                right.unlink(missing_ok=True)  # its holder died at it
+            return
+        try:
+            if _read(self._path) == text:
+                self._remove(text)
+        finally:
+            file.close()
+            right.unlink(missing_ok=True)
+
     def _remove(self, text: str) -> None:
-        """Take away a dead job's lock, unless another one has done so and put its own there."""
+        """Take away a dead job's lock; if that job lived after all, another's may be there by now."""
         aside = self._path.with_name(f".{NAME}.dead.{self._self.id}")
         try:
             self._path.rename(aside)

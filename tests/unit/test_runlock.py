@@ -8,9 +8,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -202,6 +203,54 @@ def test_of_many_that_want_a_dead_jobs_folder_one_gets_it(tmp_path: Path, start:
     with takers(folder, 6, SILENT_S, go) as words:
         go.touch()
         assert sorted(map(last_word, words)) == ["refused\n"] * 5 + ["taken\n"]
+
+
+def test_the_lock_of_a_faster_one_is_left_alone(
+    tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken away by one that had seen the dead job's, it would leave a moment for a third."""
+    dead = start()
+    dead.kill()
+    dead.wait()
+    slower, faster, third = (RunLock(tmp_path, SILENT_S) for _ in range(3))
+    held: list[RunLock] = []
+
+    def want(lock: RunLock) -> None:
+        with suppress(InUse):
+            lock.acquire()
+            held.append(lock)
+
+    rename, link = Path.rename, os.link
+    other = threading.Thread(target=want, args=(faster,))
+
+    def rename_late(path: Path, target: Path) -> None:
+        monkeypatch.setattr(Path, "rename", rename)
+        other.start()
+        other.join(SILENT_S / 2)
+        rename(path, target)
+
+    def link_late(path: Path, target: Path) -> None:
+        if ".dead." in path.name:  # the lock of the faster one, taken away and about to be put back
+            want(third)
+        link(path, target)
+
+    monkeypatch.setattr(Path, "rename", rename_late)
+    monkeypatch.setattr(os, "link", link_late)
+    want(slower)
+    other.join()
+    assert len(held) == 1
+    held[0].close()
+    assert not list(tmp_path.iterdir())
+
+
+def test_one_that_dies_while_it_takes_a_folder_over_is_in_nobodys_way(tmp_path: Path, start: Start) -> None:
+    dead = start()
+    dead.kill()
+    dead.wait()
+    (tmp_path / ".run.lock.takeover").write_bytes((tmp_path / NAME).read_bytes())
+    with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
+        lock.acquire()
+        assert os.listdir(tmp_path) == [NAME]
 
 
 def test_a_lock_may_go_while_it_is_being_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
