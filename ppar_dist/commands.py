@@ -74,10 +74,10 @@ def index(options: argparse.Namespace) -> None:
 
 def train(options: argparse.Namespace) -> int | None:
     """This rank's job, or a launcher and its ranks; returns the job's exit code."""
-    from ppar_dist.launch import is_rank, note_start
+    from ppar_dist.launch import is_rank, note_exit, note_start
     from ppar_dist.preemption import Preemption, leave_on_signals
 
-    preemption, launcher = Preemption(), None
+    preemption, launcher = Preemption(note_exit), None
     if is_rank():  # before anything slow: a signal must not find this process deaf
         preemption.watch()
         launcher = note_start()

@@ -95,12 +95,13 @@ def _joined(config: Config, preemption: Preemption, launcher: int | None) -> tup
     if is_rank():
         die_with_parent(signal.SIGTERM, launcher)  # a launcher that is killed leaves no rank behind
         end_with_launchers(unless=lambda: preemption.requested)
-    preemption.limit(faults.grace_s)
     longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
     try:
-        return distributed.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
+        met = distributed.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
     except distributed.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exitcodes.RESUME)
+    preemption.limit(faults.grace_s)
+    return met
 
 
 def _finish(

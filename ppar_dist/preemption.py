@@ -3,11 +3,13 @@
 SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
 step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,
 or the end of the grace time, ends the process at once; the newest published checkpoint is then what a
-restart finds.
+restart finds. A signal before the ranks have met gives them seconds to do so: one of them may have been
+killed, and would be waited for.
 
 Launchers send one signal more than once: to the whole process group, and again to each rank. What comes
 within a moment of the first is the same request. So is the first of another number for longer: a scheduler
-signals every process, and the command passes it on to the ranks as SIGUSR1, when it gets the time.
+signals every process, and the command passes it on to the ranks as SIGUSR1, when it gets the time. So is one
+more when the request was obeyed: launchers signal the other ranks when the first has ended.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 from ppar_dist import exitcodes
 from ppar_dist.ranklog import to_job_log
@@ -24,6 +27,7 @@ from ppar_dist.ranklog import to_job_log
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 SAME_REQUEST_S = 2.0
 _PASSED_ON_S = 30.0
+_MEET_S = 15.0  # launchers kill ranks 30 s after they have signalled them
 
 
 class Preempted(Exception):  # not an error: the run ends as it was asked to
@@ -51,14 +55,18 @@ def leave_on_signals() -> None:
 class Preemption:
     """The request that this process's signals make, from ``watch`` on."""
 
-    def __init__(self) -> None:
+    def __init__(self, note_exit: Callable[[int], object] = lambda code: None) -> None:
+        """``note_exit`` is called with the exit code before this process is ended; it must not wait."""
         self.signal: signal.Signals | None = None
+        self._note_exit = note_exit
         self._since = 0.0
-        self._deadline: float | None = None  # seconds after the first signal
+        self._grace_s: float | None = None  # None before the ranks have met
         self._timer: threading.Timer | None = None
+        self._timer_lock = threading.Lock()
         self._parent = os.getppid()
         self._obeyed = False
         self._heard_twice = False  # under another number as well
+        self._heard_after = False  # once more, when it was obeyed
 
     @property
     def requested(self) -> bool:
@@ -80,8 +88,8 @@ class Preemption:
         return self
 
     def limit(self, grace_s: float) -> None:
-        """Force the exit ``grace_s`` seconds after the first signal, be it past or to come."""
-        self._deadline = grace_s
+        """The ranks have met: force the exit ``grace_s`` seconds after the first signal, past or to come."""
+        self._grace_s = grace_s
         if self.requested:
             self._start_timer()
 
@@ -101,12 +109,13 @@ class Preemption:
         if self.signal is None:
             self._since = time.monotonic()
             self.signal = number
-            if self._deadline is not None:
-                self._start_timer()
+            self._start_timer()
         elif self._parent != os.getppid():
             self._parent = os.getppid()  # the kernel's word that the launcher has ended, too
         elif number != self.signal and not self._heard_twice and self._age() < _PASSED_ON_S:
             self._heard_twice = True
+        elif self._obeyed and not self._heard_after:
+            self._heard_after = True
         elif self._age() > SAME_REQUEST_S:
             self._end(f"a second signal, {number.name}")
 
@@ -115,17 +124,23 @@ class Preemption:
         return time.monotonic() - self._since
 
     def _start_timer(self) -> None:
-        assert self._deadline is not None
-        left = self._deadline - self._age()
-        text = f"no whole step and checkpoint within faults.grace_s={self._deadline:g} seconds"
-        self._timer = threading.Timer(max(0.0, left), self._end, [text])
-        self._timer.daemon = True
-        self._timer.start()
+        with self._timer_lock:  # the ranks may meet while a signal comes
+            if self._timer is not None:
+                self._timer.cancel()
+            limit_s, text = _MEET_S, f"the ranks have not met within {_MEET_S:g} seconds of a signal"
+            if self._grace_s is not None:
+                limit_s = self._grace_s
+                text = f"no whole step and checkpoint within faults.grace_s={limit_s:g} seconds"
+            self._timer = threading.Timer(max(0.0, limit_s - self._age()), self._end, [text])
+            self._timer.daemon = True
+            self._timer.start()
 
-    def _end(self, why: str) -> None:
+    def _end(self, why: str) -> NoReturn:
         # os.write and _exit: the main thread may hold any lock, and may hang where no exception reaches it.
         what = "the checkpoint is saved" if self._obeyed else "without a checkpoint of this step"
         text = f"ppar-dist: {why}: ends now, {what}"
         os.write(2, f"{text}\n".encode())
         to_job_log(text)
-        os._exit(exit_code([self.signal]))
+        code = exit_code([self.signal])
+        self._note_exit(code)
+        os._exit(code)
