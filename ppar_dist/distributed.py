@@ -24,11 +24,19 @@ _LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")
 _OUTSIDE = "192.0.2.1"  # reserved for documentation
 _LOOK_S = 1.0
 
-# What gloo and the store say, in a RuntimeError, when a peer has died, hangs, or cannot be reached.
+# What gloo and the store say, in a RuntimeError, when a peer has died, hangs, or cannot be reached. Behind
+# those of reading and writing stand the kernel's words, such as "No route to host".
 _PEER_FAILURES = (
     "Connection closed by peer",
     "Connection reset by peer",
     "Broken pipe",
+    "Read error [",
+    "writev [",
+    "Socket closed [",
+    "Socket unexpectedly closed [",
+    "Read timeout [",
+    "Write timeout [",
+    "Connect timeout [",
     "Timed out waiting",
     "Application timeout caused pair closure",
     "connectFullMesh failed",

@@ -242,10 +242,11 @@ def test_a_board_whose_store_has_gone_says_so() -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [  # as gloo and the store said them when ranks were killed, stopped, or left
+    [  # as gloo and the store said them when ranks were killed, stopped, or left; the last is gloo's wording
         "[/gloo/transport/tcp/pair.cc:561] Connection closed by peer [127.0.0.1]:204",
         "[/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 6000ms for recv",
         "[/gloo/transport/tcp/pair.cc:547] Read error [10.0.0.2]:9: Connection reset by peer",
+        "[/gloo/transport/tcp/pair.cc:547] Read error [10.0.0.2]:9: No route to host",
     ],
 )
 def test_errors_that_a_dead_peer_causes_are_known(message: str) -> None:
