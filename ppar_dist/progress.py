@@ -106,7 +106,7 @@ class Progress:
     def say(self, text: str) -> None:
         """A line of its own."""
         try:
-            print(visible(text), flush=True)
+            print(f"{visible(text)}\n", end="", flush=True)  # one write, also where nothing is buffered
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return  # a line is lost; there may be room for the next

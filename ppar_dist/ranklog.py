@@ -50,7 +50,8 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
 
 def last_words(text: str) -> None:
     """Print why this process ends: to its own log, and to the job's."""
-    print(text, file=sys.stderr, flush=True)
+    # One write: launchers start ranks unbuffered, and another rank may be saying the same at this moment.
+    print(f"{text}\n", end="", file=sys.stderr, flush=True)
     to_job_log(text)
 
 
