@@ -274,20 +274,23 @@ class RunLock:
         beat = 0
         while not self._end.wait(self._beat_s):
             beat += 1
-            try:
-                if not self._path.exists():  # somebody deleted it
+            # Storage fails, or the folder was deleted: the job sees to that. A closed file is a ValueError:
+            # `close` waits for this thread no longer than a beat, and storage may hold it for longer.
+            with contextlib.suppress(OSError, ValueError):
+                is_there = self._path.exists()
+                if self._end.is_set():
+                    return
+                if not is_there:  # somebody deleted it
                     self._create()
                 elif not self._is_mine():
-                    self.on_lost(self._refusal(read_holder(self._path.parent)))
+                    if not self._end.is_set():
+                        self.on_lost(self._refusal(read_holder(self._path.parent)))
                     return
-                assert self._file is not None, "it is held while it beats"
-                _write(self._file, replace(self._self, beat=beat))
-            except OSError:  # storage fails, or the folder was deleted: the job sees to that
-                continue
+                if self._file is not None:
+                    _write(self._file, replace(self._self, beat=beat))
 
     def _is_mine(self) -> bool:
-        assert self._file is not None, "only what is held can be asked for"
-        return os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
+        return self._file is not None and os.path.samestat(os.fstat(self._file.fileno()), self._path.stat())
 
 
 def _look(holder: Holder | None) -> Process:

@@ -17,8 +17,8 @@ from typing import IO
 
 import pytest
 
-from ppar_dist import process
-from ppar_dist.runlock import NAME, InUse, RunLock, read_holder
+from ppar_dist import process, runlock
+from ppar_dist.runlock import NAME, Holder, InUse, RunLock, read_holder
 from tests.ranks import TIMEOUT_S, rank_environment
 
 SILENT_S = 1.5
@@ -342,6 +342,31 @@ def test_a_lock_that_somebody_deletes_comes_back(tmp_path: Path) -> None:
         while read_holder(tmp_path) is None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
+
+
+def test_a_lock_is_given_back_while_storage_holds_its_beat(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The beat comes to an end later: it complains of nothing, and the lock does not come back."""
+    write, held, go, said = runlock._write, threading.Event(), threading.Event(), []
+
+    def slow(file: IO[str], holder: Holder) -> None:
+        if holder.beat:
+            held.set()
+            assert go.wait(TIMEOUT_S)
+        write(file, holder)
+
+    monkeypatch.setattr(runlock, "_write", slow)
+    monkeypatch.setattr(threading, "excepthook", said.append)
+    lock = RunLock(tmp_path, 0.6)
+    lock.acquire()
+    assert held.wait(TIMEOUT_S)
+    lock.close()
+    go.set()
+    assert lock._thread is not None
+    lock._thread.join(TIMEOUT_S)
+    assert not lock._thread.is_alive()
+    assert (said, list(tmp_path.iterdir())) == ([], [])
 
 
 def test_storage_without_links_will_do(tmp_path: Path, start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
