@@ -65,6 +65,7 @@ class Watchdog:
         self._blamed: str | None = None
         self._beat = 0
         self._trouble = ""  # why the board cannot be reached
+        self._asking = False  # the beat thread is waiting for the board
         self._peers: dict[int, tuple[Report, float]] = {}  # and when this report was new here
         self._gone: dict[int, float] = {}  # when the process of a rank was first missed
         self._read_began = self._contact = self._began = self._floor = time.monotonic()
@@ -174,8 +175,12 @@ class Watchdog:
             self._announced.wait(_ANNOUNCE_S)
 
     def _has_contact(self) -> bool:
-        """Whether the board answered at the last beat, so that it is worth waiting for."""
-        return not self._trouble and time.monotonic() - self._contact <= 2 * self._limits.beat_s
+        """Whether the board answered at the last beat, so that it is worth waiting for.
+
+        That may be long ago where this process stood still, and does not wait for the board since.
+        """
+        is_late = time.monotonic() - self._contact > 2 * self._limits.beat_s
+        return not self._trouble and not (is_late and self._asking)
 
     def _let_others_hear(self) -> None:
         """Wait, for a bounded time, until every other rank ends too, or knows that the board does."""
@@ -208,6 +213,7 @@ class Watchdog:
     def _exchange(self) -> None:
         """One beat: hear the others, then speak, so that what was heard is acknowledged at once."""
         began = time.monotonic()
+        self._asking = True
         try:
             self._hear(self._board.read())
             self._read_began = began
@@ -219,6 +225,8 @@ class Watchdog:
             self._trouble = ""
         except BoardUnreachable as error:  # how long ago the last contact was is for the judge
             self._trouble = str(error)
+        finally:
+            self._asking = False
 
     def _hear(self, texts: dict[int, str]) -> None:
         now, peers = time.monotonic(), dict(self._peers)

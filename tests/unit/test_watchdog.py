@@ -273,6 +273,18 @@ def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_process_that_stood_still_says_its_last_words_all_the_same(tmp_path: Path) -> None:
+    """The others would else take it for dead, because it is gone and has not said that it leaves."""
+    board = distributed.open_board(World())
+    with Watchdog(World(), board, 600, 60, tmp_path) as watchdog:
+        deadline = time.monotonic() + 60
+        while not board.read():
+            assert time.monotonic() < deadline, "no first word"
+            time.sleep(0.01)
+        watchdog._contact -= 100.0  # as if it went on after a SIGSTOP, and this thread were the first
+    assert Report.from_text(board.read()[0]).state == LEFT
+
+
 LAST_WORK = """
 import sys, time
 from pathlib import Path
