@@ -7,6 +7,7 @@ Each rank does so before it reads its data of that step, so that all see the cha
 
 from __future__ import annotations
 
+import fcntl
 import sys
 from pathlib import Path
 
@@ -24,6 +25,7 @@ def change(step: int, gone: Path, rewritten: Path) -> None:
         if name == "data" and number == step:
             gone.unlink(missing_ok=True)
             with rewritten.open("r+b", buffering=0) as shard:
+                fcntl.flock(shard, fcntl.LOCK_EX)  # ranks come here at the same moment
                 if shard.read(1) != b"\0":  # else another rank did, and writing again would be a later change
                     shard.seek(0)
                     shard.write(b"\0" * rewritten.stat().st_size)
