@@ -44,9 +44,9 @@ class TextFile:
         write_to_textfile(str(self._path), self._registry)
 
     def _loop(self) -> None:
-        failed = False
-        while not self._over.is_set():
-            self._over.wait(self._every_s)
+        failed = over = False
+        while not over:
+            over = self._over.wait(self._every_s)  # known before the write: figures may come during one
             try:
                 self._write()
                 failed = False

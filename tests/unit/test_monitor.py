@@ -20,7 +20,9 @@ import pytest
 from ppar_dist import distributed
 from ppar_dist.config import ConfigError
 from ppar_dist.distributed import World
+from ppar_dist.monitoring import textfile
 from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.monitoring.registry import Registry
 from ppar_dist.monitoring.targets import reachable_address
 from ppar_dist.watchdog import Report, Watchdog
 from tests.ranks import TIMEOUT_S
@@ -161,6 +163,28 @@ def test_the_text_file_holds_the_last_figures(tmp_path: Path) -> None:
         opened(tmp_path, text_file=str(path / "below.prom")),
     ):
         pass
+
+
+def test_the_last_figures_are_written_when_the_end_comes_during_a_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    registry, reached, ended = Registry(), threading.Event(), threading.Event()
+    figure, write = registry.gauge("figure", "A figure."), textfile.write_to_textfile
+
+    def held_up(path: str, registry: Registry) -> None:
+        write(path, registry)
+        if threading.current_thread() is not threading.main_thread() and not reached.is_set():
+            reached.set()
+            assert ended.wait(TIMEOUT_S)
+
+    monkeypatch.setattr(textfile, "write_to_textfile", held_up)
+    monkeypatch.setattr(textfile, "_LAST_S", TIMEOUT_S)
+    text = textfile.TextFile(tmp_path / "run.prom", registry, every_s=0.01)
+    assert reached.wait(TIMEOUT_S)
+    figure.set(7)
+    threading.Timer(0.3, ended.set).start()  # when `stop` waits
+    text.stop()
+    assert "ppar_figure 7.0" in (tmp_path / "run.prom").read_text()
 
 
 def test_others_are_told_an_address_they_can_reach() -> None:
