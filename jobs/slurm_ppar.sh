@@ -252,7 +252,8 @@ end_with_slurm() {
     state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && break
     sleep $CONTROLLER_WAIT_S
   done
-  [[ $state == RUNNING ]] || fail $RESUME "Slurm is ending the job (${state:-unknown}); $(newest_checkpoint)"
+  # SIGNALING: RUNNING, with a signal of Slurm on its way to the nodes.
+  [[ $state == RUNNING || $state == SIGNALING ]] || fail $RESUME "Slurm is ending the job (${state:-unknown}); $(newest_checkpoint)"
 }
 
 count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoint
