@@ -253,7 +253,8 @@ end_with_slurm() {
     sleep $CONTROLLER_WAIT_S
   done
   # SIGNALING: RUNNING, with a signal of Slurm on its way to the nodes.
-  [[ $state == RUNNING || $state == SIGNALING ]] || fail $RESUME "Slurm is ending the job (${state:-unknown}); $(newest_checkpoint)"
+  [[ $state == RUNNING || $state == SIGNALING ]] ||
+    fail $RESUME "Slurm is ending the job (${state:-unknown}); $(newest_checkpoint)"
 }
 
 count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoint
