@@ -173,7 +173,7 @@ class _Group:
             if self._received:  # it came while the process was being made
                 self._pass_on()
             code = self._launcher.wait()
-            self._drain(self._launcher.pid)
+            self._drain(self._launcher.pid, was_killed=code < 0)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -195,18 +195,22 @@ class _Group:
             _signal(os.killpg, self._launcher.pid, signal.SIGHUP)
             _signal(os.killpg, self._launcher.pid, signal.SIGTERM)
 
-    def _drain(self, group: int) -> None:
+    def _drain(self, group: int, was_killed: bool) -> None:
         """Wait for ranks that outlive their launcher, as they do to save when it was killed."""
         deadline = time.monotonic() + self._grace_s + _MARGIN_S
-        while self._left(group) and time.monotonic() < deadline:
+        while self._left(group, was_killed) and time.monotonic() < deadline:
             time.sleep(0.05)
-        for pid in self._left(group):
+        for pid in self._left(group, was_killed):
             _signal(os.kill, pid, signal.SIGKILL)
 
-    def _left(self, group: int) -> list[int]:
-        """Those of the group and the ranks that run; a zombie may stay for ever, where nobody asks for it."""
+    def _left(self, group: int, was_killed: bool) -> list[int]:
+        """Those of the group and the ranks that run; a zombie may stay for ever, where nobody asks for it.
+
+        Of a launcher that was killed also ranks that have yet to listen: torchrun's are not in its group.
+        """
         ranks = [pid for pid, born in self._listening() if process.look(pid, born) is not Process.GONE]
-        return ranks + process.members(group)
+        deaf = process.with_variable(_NOTES, str(self._notes)) if was_killed else []
+        return ranks + process.members(group) + deaf
 
     def _listening(self) -> list[tuple[int, int]]:
         """Process id and time of birth of the ranks that listen to signals."""

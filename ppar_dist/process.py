@@ -97,6 +97,19 @@ def members(group: int) -> list[int]:
     return found
 
 
+def with_variable(name: str, value: str) -> list[int]:
+    """Process ids of this user's that were started with an environment variable set so; without zombies."""
+    found = []
+    for entry in _PROC.glob("[0-9]*"):
+        try:
+            variables = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue  # another user's, or it has just ended
+        if os.fsencode(f"{name}={value}") in variables:
+            found.append(int(entry.name))
+    return found
+
+
 def _status(pid: int) -> list[str]:
     """Fields of /proc/PID/stat from the state on, then the command's name; empty if it is not there."""
     try:

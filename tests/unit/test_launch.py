@@ -34,6 +34,14 @@ note_start()
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(600)
 """
+# Like torchrun's agent, killed before its ranks listen: each has a session of its own.
+_KILLED = """
+import os, signal, subprocess, sys
+late = [sys.executable, "-c", "import time; time.sleep(2)"]
+child = subprocess.Popen(late, start_new_session=True)
+open(sys.argv[1], "w").write(str(child.pid))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
 _PARENT = """
 import os, sys, tempfile
 from pathlib import Path
@@ -70,6 +78,12 @@ def test_a_signal_ends_the_whole_group(
     parent.send_signal(number)
     assert parent.wait(60) == code
     assert not _alive(child)
+
+
+def test_ranks_of_a_killed_launcher_are_waited_for_wherever_they_are(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    assert start(_KILLED, str(note)).wait(60) == 75
+    assert not _alive(pid_in(note))
 
 
 @pytest.mark.parametrize("code", [0, 70, 75, 78])
