@@ -30,6 +30,7 @@ _FRONT = "PPAR_FRONT"  # process id of the command that started the launcher
 _LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
 _LOOK_S = 1.0
 _MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
+_BY_SIGNAL = 128  # codes from here on are of what a signal has ended
 # Which code a job has when its ranks differ: what no retry cures before what one may cure.
 _SEVERITY = (exitcodes.CONFIG, exitcodes.INTERNAL, exitcodes.INTERRUPTED, exitcodes.RESUME)
 
@@ -137,15 +138,19 @@ def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
         threading.Thread(target=watch, name="launchers", daemon=True).start()
 
 
-def job_code(codes: Sequence[int | None], launcher_code: int) -> int:
+def job_code(codes: Sequence[int | None], launcher_code: int, listened: bool = False) -> int:
     """The exit code of a job.
 
     Args:
         codes: of its ranks; None for one that was killed, which a retry may cure.
         launcher_code: the launcher's own, which counts when no rank left a code.
+        listened: whether any rank got so far that it would have left a code, had it not been killed.
     """
     if all(code is None for code in codes):
-        return exitcodes.INTERNAL if launcher_code > 0 else exitcodes.RESUME
+        if launcher_code in _SEVERITY:  # a rank's, which could leave no note
+            return launcher_code
+        # Of a rank that was killed torchrun makes 1, and DeepSpeed's launcher what is left of -9: 247.
+        return exitcodes.INTERNAL if 0 < launcher_code < _BY_SIGNAL and not listened else exitcodes.RESUME
     known = {exitcodes.RESUME if code is None else code for code in codes}
     return next((code for code in _SEVERITY if code in known), max(known))
 
@@ -222,7 +227,7 @@ class _Group:
         codes = [self._read_code(rank) for rank in self._ranks]
         if self._received and all(code in (None, exitcodes.RESUME) for code in codes):
             return exit_code([signal.Signals(number) for number in self._received])
-        return job_code(codes, launcher_code)
+        return job_code(codes, launcher_code, bool(self._listening()))
 
     def _read_code(self, rank: int) -> int | None:
         path = self._notes / f"rank-{rank}.exit"

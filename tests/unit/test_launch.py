@@ -106,12 +106,19 @@ def test_a_launcher_that_fails_by_itself_is_an_internal_error() -> None:
         ([78, 70], 70, 78),
         ([0, 75], 75, 75),
         ([None, None], -9, 75),
+        ([None, None], 247, 75),  # DeepSpeed's launcher of ranks that were killed
+        ([None, None], 78, 78),  # a note could not be written
+        ([None, None], 1, 70),
     ],
 )
 def test_a_job_ends_with_the_code_that_no_retry_cures(
     codes: list[int | None], launcher: int, job: int
 ) -> None:
     assert job_code(codes, launcher) == job
+
+
+def test_ranks_that_had_come_so_far_as_to_listen_were_killed_whatever_the_launcher_says() -> None:
+    assert job_code([None, None], 1, listened=True) == 75
 
 
 def test_the_demo_takes_as_many_ranks_as_share_the_batch_evenly() -> None:
