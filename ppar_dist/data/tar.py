@@ -56,6 +56,7 @@ class _Walk:
         self.stream, self.end, self.where, self.at = stream, end, where, 0
 
     def members(self) -> Iterator[Member]:
+        """The files of the tar, in order; raises what the module's ``members`` does."""
         extended: dict[str, bytes] = {}  # what pax and GNU headers say of the member to come
         announced = (
             False  # a member must come: such headers, of a wrong size, may have swallowed all there were

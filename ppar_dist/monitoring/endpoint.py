@@ -49,6 +49,7 @@ class _Page:
         self.served = float("-inf")  # when the newest page that a client has got was made
 
     def send(self, send: Callable[[bytes], None]) -> None:
+        """Give the page to ``send``; it counts as served only if that does not fail."""
         with self._lock:
             now = time.monotonic()
             if now - self._made > _PAGE_S:
@@ -104,6 +105,7 @@ class _Server(ThreadingHTTPServer):
         self.server_name = str(host)
 
     def process_request(self, request: Any, client_address: Any) -> None:
+        """Answer in a thread of its own; one client too many costs the oldest its connection."""
         with self._lock:
             self._clients[request] = None
             if len(self._clients) > _CLIENTS:
@@ -114,6 +116,7 @@ class _Server(ThreadingHTTPServer):
         super().process_request(request, client_address)
 
     def shutdown_request(self, request: Any) -> None:
+        """The client is served, or has failed: its place is free."""
         with self._lock:
             self._clients.pop(request, None)
         super().shutdown_request(request)

@@ -112,6 +112,7 @@ class _UnitProducts(torch.autograd.Function):
     def forward(  # type: ignore[override]
         ctx: Any, features: Tensor, one_hot: Tensor, prototypes: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
+        """Sums (B, K, D) over the N cells of each class, and cosines (B, K, N) if there are prototypes."""
         inverse = inverse_norm(features, 1)  # (B, 1, N)
         sums = (one_hot * inverse) @ features.transpose(1, 2)  # (B, K, D)
         dots = None if prototypes is None else prototypes @ features  # (B, K, N)
@@ -124,6 +125,7 @@ class _UnitProducts(torch.autograd.Function):
     def backward(  # type: ignore[override]
         ctx: Any, d_sums: Tensor | None, d_cosines: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
+        """Gradient of the features (B, D, N); the others have none."""
         features, one_hot, prototypes, inverse, dots = ctx.saved_tensors
         left, right, radial = [], [], torch.zeros_like(inverse)  # radial: f·A, (B, 1, N)
         if d_sums is not None:

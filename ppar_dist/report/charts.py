@@ -164,6 +164,7 @@ class _Frame:
         reference: float | None,
         size: tuple[int, int],
     ) -> _Frame:
+        """The frame that holds all series and spans, with some room where ``y_range`` sets no end."""
         xs = [x for item in series for x in item.x] + [
             edge for span in spans for edge in (span.start, span.end)
         ]

@@ -114,6 +114,7 @@ class _Sources:
         self._opened: dict[str, DomainIndex | None] = {}
 
     def show(self, item: dict[str, Any]) -> dict[str, Any]:
+        """A sample as the page shows it: figures as text, and pictures where its shard is still there."""
         pictures = self._pictures(item["domain"], item["sample"])
         figures = {"weight": f"{item['weight']:.2f}", "reliability": signed(item["mean"])}
         return {**item, **figures, **pictures}

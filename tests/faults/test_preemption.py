@@ -166,17 +166,21 @@ def test_a_signal_while_ranks_are_being_started_ends_the_job(blocks: Path, tmp_p
         assert all_gone(pids)
 
 
-def test_a_rank_alone_and_the_run_that_follows(blocks: Path, tmp_path: Path) -> None:
-    """The last steps of a stopped run are done by the next: it ends as one that was never stopped."""
-    sections = {"train": {"steps": 20, "global_batch": 6, "log_every": 1}}
-    run, config = tiny_run(blocks, tmp_path, **sections)
-    hold = Hold(tmp_path / "hold", step=3)
+def stop_after_three_steps(run: Path, config: str, folder: Path) -> None:
+    hold = Hold(folder / "hold", step=3)
     command = held("train", config, "--nproc", "1")
-    with job(command, tmp_path / "log", **hold.environment) as started:
+    with job(command, folder / "log", **hold.environment) as started:
         started.wait_for_step(run, 3)
         started.process.send_signal(signal.SIGTERM)
         assert started.wait() == 75, started.output
         assert_stopped_whole(started, run, [started.process.pid])
+
+
+def test_a_rank_alone_and_the_run_that_follows(blocks: Path, tmp_path: Path) -> None:
+    """The last steps of a stopped run are done by the next: it ends as one that was never stopped."""
+    sections = {"train": {"steps": 20, "global_batch": 6, "log_every": 1}}
+    run, config = tiny_run(blocks, tmp_path, **sections)
+    stop_after_three_steps(run, config, tmp_path)
     with job(ours("train", config, "--nproc", "1"), tmp_path / "log2") as started:
         assert started.wait() == 0, started.output
     assert [record["step"] for record in read_lines(run / "metrics" / "train.jsonl")] == list(range(1, 21))
@@ -189,12 +193,7 @@ def test_an_evaluation_that_a_signal_prevented_is_made_up_for(blocks: Path, tmp_
     data = {**tiny_config(blocks, tmp_path)["data"], "holdout": 0.25}
     sections = {"train": {"steps": 12, "global_batch": 6, "log_every": 1, "eval_every": 1}, "data": data}
     run, config = tiny_run(blocks, tmp_path, **sections)
-    hold = Hold(tmp_path / "hold", step=3)
-    command = held("train", config, "--nproc", "1")
-    with job(command, tmp_path / "log", **hold.environment) as started:
-        started.wait_for_step(run, 3)
-        started.process.send_signal(signal.SIGTERM)
-        assert started.wait() == 75, started.output
+    stop_after_three_steps(run, config, tmp_path)
     with job(ours("train", config, "--nproc", "1"), tmp_path / "log2") as started:
         assert started.wait() == 0, started.output
     assert [record["step"] for record in read_lines(run / "metrics" / "eval.jsonl")] == list(range(1, 13))
