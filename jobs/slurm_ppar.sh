@@ -28,7 +28,8 @@
 #   PPAR_TARGETS_DIR=FOLDER    a list of the ranks' metric endpoints for Prometheus (file_sd), while it runs
 #
 # Exit codes: 0 done; 75 not done, submit again to go on; 78 configuration, data or set-up wrong; 70 internal
-# error; 130 stopped by RUN/STOP. Only 75 is queued again.
+# error; 130 stopped by RUN/STOP. Only 75 is queued again, and what was killed (137, often memory), as often as
+# PPAR_MAX_REQUEUES allows.
 #
 #SBATCH --job-name=ppar
 #SBATCH --nodes=1
@@ -171,13 +172,13 @@ train() { # CONFIG key=value…; sets code
 }
 
 # What each node runs. Signals reach all its processes; bash has to outlive them to pass the code on. Who dies
-# of one (USR1 138, TERM 143) was not listening yet and had nothing to save.
+# of one (USR1 138, TERM 143) was not listening yet and had nothing to save; who was killed (137) could not.
 readonly ON_A_NODE='
   trap : USR1 TERM
   "$@" --node-rank "$SLURM_NODEID"
   code=$?
   case $code in
-    138 | 143) exit '$RESUME' ;;
+    137 | 138 | 143) exit '$RESUME' ;;
     0 | '$RESUME' | '$WRONG') exit $code ;;
     *) exit $((code > '$RESUME' ? code : '$INTERNAL_ON_A_NODE')) ;;
   esac'
@@ -220,12 +221,13 @@ await_step() {
 judge() { # CODE STEP-BEFORE
   case $1 in
     "$DONE") say 'done' ;;
-    "$RESUME" | 1 | 138 | 143) requeue "$2" ;; # 1 is srun's own, never a rank's
+    # 1 is srun's own, never a rank's, also for what Slurm killed because of its memory; 137: bash itself was killed
+    "$RESUME" | 1 | 137 | 138 | 143) requeue "$2" ;;
     "$INTERNAL" | "$INTERNAL_ON_A_NODE") fail $INTERNAL 'internal error, see above; not queued again' ;;
     "$WRONG") fail $WRONG 'configuration or data wrong, see above; not queued again' ;;
     *)
       end_with_slurm
-      fail "$1" "ended with code $1 (128 + n: signal n; 137 is often memory), see above; not queued again"
+      fail "$1" "ended with code $1 (128 + n: signal n), see above; not queued again"
       ;;
   esac
   exit $DONE

@@ -54,7 +54,7 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
-ReturnToService=2
+ReturnToService=1
 SlurmdTimeout=10
 KillWait={KILL_WAIT_S}
 MinJobAge=3600
@@ -144,10 +144,13 @@ class Slurm:
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """Processes of the hosts whose command line holds all ``words``."""
+        return [process for name in self._daemons for process in self.processes_of(name, *words)]
+
+    def processes_of(self, name: str, *words: str) -> list[psutil.Process]:
+        """Those of one host."""
         found = []
-        for daemon in self._daemons.values():
-            with suppress(psutil.NoSuchProcess):
-                found += psutil.Process(daemon.pid).children(recursive=True)
+        with suppress(psutil.NoSuchProcess):
+            found = psutil.Process(self._daemons[name].pid).children(recursive=True)
         return [process for process in found if all(word in _command(process) for word in words)]
 
     def describe(self) -> str:

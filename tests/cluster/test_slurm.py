@@ -167,6 +167,11 @@ def a_node_is_set_down(run: Run, job: Job) -> None:
         job.wait_for_state("PENDING", "RUNNING")  # no longer COMPLETING: its processes have ended
     saved_beyond(run, job, before)
     run.trains(job, 4)
+    assert job.facts()["NodeList"] == "alpha,beta"
+    # Not sooner: Slurm waits for no node that is down, and gamma, which kills what is left of the job after
+    # KillWait, looks every 10 s whether any is. It would take the next start for the one that it is to end.
+    job.wait_for(lambda: not run.slurm.processes_of("gamma", "paced"), "end of what gamma ran")
+    run.slurm.run("scontrol", "update", "NodeName=gamma", "State=RESUME")
 
 
 def saved_beyond(run: Run, job: Job, step: int) -> None:
@@ -267,10 +272,14 @@ def test_what_a_retry_cannot_cure_is_not_queued_again(
 def test_a_job_that_gets_nowhere_is_not_queued_again_for_ever(
     slurm: Slurm, blocks: Path, tmp_path: Path
 ) -> None:
-    """The program comes from a module here, which a site's own set-up makes known."""
+    """Killed, as by memory: first with the shell that would tell its code, then alone.
+
+    The program comes from a module here, which a site's own set-up makes known.
+    """
     needs("modulecmd")
     run, config = tiny_run(blocks, tmp_path)
-    program(tmp_path, '[[ $1 == train ]] || exec $REAL "$@"\nexit 75')
+    killed = "kill -KILL $((SLURM_RESTART_COUNT ? $$ : PPID)); sleep 1"
+    program(tmp_path, f'[[ $1 == train ]] || exec $REAL "$@"\n{killed}')
     (tmp_path / "streets").write_text(f"#%Module\nprepend-path PATH {tmp_path / 'bin'}\n")
     setup = tmp_path / "setup.sh"
     setup.write_text(f"export MODULEPATH=$UNSET{tmp_path}\nfalse\n")
