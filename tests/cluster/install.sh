@@ -20,6 +20,9 @@ if ((${#missing[@]})); then
     chmod +x /usr/sbin/policy-rc.d
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   fi
-  apt-get update -qq
-  DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends fonts-dejavu-core "${missing[@]}"
+  # A timer of the machine may be installing something, and a download may fail once.
+  patiently=(-o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
+  apt-get "${patiently[@]}" update -qq
+  DEBIAN_FRONTEND=noninteractive apt-get "${patiently[@]}" install -y -qq --no-install-recommends \
+    fonts-dejavu-core "${missing[@]}"
 fi
