@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from tests.ranks import read_lines, run_ranks, tiny_config, write_config
 
 # fp32 sums in another order, carried through 8 steps of AdamW.
-_RELATIVE, _ABSOLUTE = 2e-3, 2e-4
+_RELATIVE, _ABSOLUTE = 2e-3, 1e-4
+_OF_GRADIENT = 1e-2  # a pixel on the edge of a threshold has one or none
 _HISTOGRAM = "alignment.difficulty"
 
 
@@ -42,23 +43,28 @@ def one_rank(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def assert_same(a: Run, b: Run) -> None:
     """Losses, weights, prototypes and parameters agree."""
     for key in a.parameters:
-        torch.testing.assert_close(
-            a.parameters[key], b.parameters[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key
-        )
+        assert_near(a.parameters[key], b.parameters[key], key)
     assert_near_histogram(a.method[_HISTOGRAM], b.method[_HISTOGRAM])
     for key in a.method.keys() - {_HISTOGRAM}:
-        torch.testing.assert_close(a.method[key], b.method[key], rtol=_RELATIVE, atol=_ABSOLUTE, msg=key)
+        assert_near(a.method[key], b.method[key], key)
     for left, right in zip(a.steps, b.steps, strict=True):
         compared = {
             k for k in left if k.startswith(("loss/", "risk/", "weight/", "ess", "prototype", "grad_norm"))
         }
         assert {"loss/total", "grad_norm"} <= compared
         for key in compared:
-            assert left[key] == pytest.approx(right[key], rel=_RELATIVE, abs=_ABSOLUTE), (left["step"], key)
+            relative = _OF_GRADIENT if key == "grad_norm" else _RELATIVE
+            assert left[key] == pytest.approx(right[key], rel=relative, abs=_ABSOLUTE), (left["step"], key)
     for left, right in zip(a.samples, b.samples, strict=True):
         for x, y in zip(left["samples"], right["samples"], strict=True):
             assert (x["domain"], x["key"], x["position"]) == (y["domain"], y["key"], y["position"])
             assert x["weight"] == pytest.approx(y["weight"], rel=_RELATIVE)
+
+
+def assert_near(a: torch.Tensor, b: torch.Tensor, name: str) -> None:
+    """Apart by at most 0.2 % of the largest value: what is rounded is sums; elements may come near 0."""
+    scale = float(a.double().abs().max())
+    assert float((a.double() - b.double()).abs().max()) <= _RELATIVE * scale + _ABSOLUTE, name
 
 
 def assert_near_histogram(a: torch.Tensor, b: torch.Tensor) -> None:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from ppar_dist import checkpoint
 from ppar_dist.ledger import audit
-from tests.distributed.test_equivalence import Run, assert_near_histogram
+from tests.distributed.test_equivalence import Run, assert_near, assert_near_histogram
 from tests.faults.held import Hold
 from tests.faults.jobs import last_step, tiny_run
 from tests.ranks import TIMEOUT_S, Rank, start_ranks
@@ -70,12 +70,6 @@ def assert_equal_up_to_rounding(a: Run, b: Run) -> None:
     for left, right in zip(a.samples, b.samples, strict=True):
         places = [[(s["position"], s["domain"], s["key"]) for s in side["samples"]] for side in (left, right)]
         assert places[0] == places[1]
-
-
-def assert_near(a: torch.Tensor, b: torch.Tensor, name: str) -> None:
-    """Apart by at most 0.2 % of the largest value."""
-    scale = float(a.double().abs().max())
-    assert float((a.double() - b.double()).abs().max()) <= 2e-3 * scale + 1e-4, name
 
 
 @pytest.fixture(scope="module")
