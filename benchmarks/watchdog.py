@@ -41,6 +41,7 @@ class Case:
     fault: str
     rank: int = 1
     ends: bool = True  # the faulty rank ends by itself, or its watchdog ends it
+    says: str = ""  # what one that does not end writes all the same, before a launcher would kill it
 
 
 CASES = {
@@ -49,7 +50,7 @@ CASES = {
     "hang-loader": Case("a loader worker hangs", "hang-loader"),
     "hang-step": Case("a rank hangs in step", "hang-step"),
     "hang-save": Case("a rank hangs in save, others in its barrier", "hang-save"),
-    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock", ends=False),
+    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock", ends=False, says="Timeout"),
     "stop": Case("SIGSTOP in backward", "stop", ends=False),
     "stop-0": Case("SIGSTOP of rank 0, which holds the store", "stop", rank=0, ends=False),
     "kill": Case("SIGKILL in backward", "kill"),
@@ -89,6 +90,7 @@ def run_case(
     processes = _start(arguments, files)
     try:
         ended = _wait(processes, case, _START_S + stall_s + peer_s + _END_S)
+        _wait_for_words(files[case.rank], case.says)
         codes = {rank: process.poll() for rank, process in enumerate(processes)}
     finally:
         left = tuple(rank for rank, process in enumerate(processes) if _kill_group(process))
@@ -133,6 +135,12 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], case: Case, timeout_s: f
                 ended[rank] = time.monotonic()
         time.sleep(0.01)
     return ended
+
+
+def _wait_for_words(file: Path, words: str) -> None:
+    deadline = time.monotonic() + _END_S
+    while words not in file.read_text(errors="replace") and time.monotonic() < deadline:
+        time.sleep(0.01)
 
 
 def _kill_group(process: subprocess.Popen[bytes]) -> bool:

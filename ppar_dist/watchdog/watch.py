@@ -26,6 +26,7 @@ from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, WAITI
 _ANNOUNCE_S = 1.0  # for the board to take this rank's last words
 _POLL_S = 0.02
 _LAST_WORK_S = 20.0  # less than what launchers give a rank after a SIGTERM
+_STACKS_AT = 0.7  # of peer_s: the others give a silent rank up after peer_s less a beat, 0.8 or more of it
 
 
 class Watchdog:
@@ -209,6 +210,8 @@ class Watchdog:
             everybody = len(self._peers) == self._world.world_size - 1
             self._wake.wait(self._limits.beat_s if everybody else self._limits.beat_s / 10)
             self._wake.clear()
+        if self._last_words[0] != RUNNING and not self._announced.is_set():
+            self._exchange()  # this process stood still just now
 
     def _exchange(self) -> None:
         """One beat: hear the others, then speak, so that what was heard is acknowledged at once."""
@@ -276,7 +279,7 @@ class Watchdog:
                 self._floor = now
             last = now
             # Where the lock is held for good, no thread of ours runs: let the stacks be written without it.
-            faulthandler.dump_traceback_later(0.9 * self._limits.peer_s, file=2)
+            faulthandler.dump_traceback_later(_STACKS_AT * self._limits.peer_s, file=2)
             self._act(now)
 
     def _act(self, now: float) -> None:
