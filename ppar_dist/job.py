@@ -136,7 +136,8 @@ def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
 def _leave_at_once(sentence: str, code: int) -> NoReturn:
     """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
     last_words(f"ppar-dist: {visible_lines(sentence)}")
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):  # as in last_words
+        sys.stdout.flush()
     logging.shutdown()
     note_exit(code)
     os._exit(code)

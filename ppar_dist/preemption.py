@@ -14,6 +14,7 @@ more when the request was obeyed: launchers signal the other ranks when the firs
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -114,9 +115,11 @@ class Preemption:
             self._parent = os.getppid()  # the kernel's word that the launcher has ended, too
         elif number != self.signal and not self._heard_twice and self._age() < _PASSED_ON_S:
             self._heard_twice = True
+        elif self._age() <= SAME_REQUEST_S:
+            pass
         elif self._obeyed and not self._heard_after:
             self._heard_after = True
-        elif self._age() > SAME_REQUEST_S:
+        else:
             self._end(f"a second signal, {number.name}")
 
     def _age(self) -> float:
@@ -139,8 +142,11 @@ class Preemption:
         # os.write and _exit: the main thread may hold any lock, and may hang where no exception reaches it.
         what = "the checkpoint is saved" if self._obeyed else "without a checkpoint of this step"
         text = f"ppar-dist: {why}: ends now, {what}"
-        os.write(2, f"{text}\n".encode())
-        to_job_log(text)
         code = exit_code([self.signal])
-        self._note_exit(code)
-        os._exit(code)
+        try:
+            with contextlib.suppress(OSError):  # the terminal may have gone, or the launcher's pipe
+                os.write(2, f"{text}\n".encode())
+            to_job_log(text)
+            self._note_exit(code)
+        finally:
+            os._exit(code)

@@ -6,6 +6,7 @@ the last words of every rank.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -51,11 +52,13 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
 def last_words(text: str) -> None:
     """Print why this process ends: to its own log, and to the job's."""
     # One write: launchers start ranks unbuffered, and another rank may be saying the same at this moment.
-    print(f"{text}\n", end="", file=sys.stderr, flush=True)
+    with contextlib.suppress(OSError):  # the terminal may have gone, or the launcher's pipe
+        print(f"{text}\n", end="", file=sys.stderr, flush=True)
     to_job_log(text)
 
 
 def to_job_log(text: str) -> None:
-    """Print to the job's log, where this rank has another."""
+    """Print to the job's log, where this rank has another; that may be closed at the other end."""
     if _job_log is not None:
-        os.write(_job_log, f"{text}\n".encode(errors="replace"))
+        with contextlib.suppress(OSError):
+            os.write(_job_log, f"{text}\n".encode(errors="replace"))

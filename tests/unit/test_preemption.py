@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -11,19 +12,23 @@ from contextlib import contextmanager
 PATIENCE_S = 60.0
 # Seconds are cut short. A signal is told of; a line is answered late enough for a signal to have had its way.
 LISTENING = """
-import signal, sys, time
+import os, signal, sys, time
 from ppar_dist import preemption
+
+def say(text):
+    os.write(1, f"{text}\\n".encode())  # print is not for handlers: it may interrupt itself
+
 preemption._MEET_S, preemption.SAME_REQUEST_S = 0.2, -1.0
-asked = preemption.Preemption(lambda code: print("noted", code, flush=True)).watch()
-signal.signal(signal.SIGTERM, lambda *_: print("heard", flush=True))
-print("listens", flush=True)
+asked = preemption.Preemption(lambda code: say(f"noted {code}")).watch()
+signal.signal(signal.SIGTERM, lambda *_: say("heard"))
+say("listens")
 for line in sys.stdin:
     time.sleep(0.5)
     if line == "met\\n":
         asked.limit(600.0)
     if line == "obeyed\\n":
         asked.done()
-    print("lives", flush=True)
+    say("lives")
 """
 
 
@@ -49,8 +54,8 @@ class Rank(subprocess.Popen[str]):
 
 
 @contextmanager
-def rank() -> Iterator[Rank]:
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+def rank(stderr: int = subprocess.STDOUT) -> Iterator[Rank]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": stderr}
     with Rank([sys.executable, "-c", LISTENING], text=True, **pipes) as process:
         try:
             assert process.said() == "listens"
@@ -63,6 +68,16 @@ def test_a_signal_before_the_ranks_have_met_is_not_waited_out() -> None:
     with rank() as process:
         process.send_signal(signal.SIGTERM)
         assert "the ranks have not met within 0.2 seconds of a signal" in process.end()
+
+
+def test_a_rank_to_whose_words_nobody_listens_any_more_ends_all_the_same() -> None:
+    """As after a terminal has gone."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with rank(writer) as process:
+        os.close(writer)
+        process.send_signal(signal.SIGTERM)
+        assert process.end() == "heard\nnoted 75\n"
 
 
 def test_ranks_that_have_met_are_given_their_grace_time() -> None:
