@@ -248,7 +248,8 @@ class RunLock:
         file = self._put(right)
         if file is None:
             other = _read(right)
-            if other is not None and self._outlast(right, other, lambda text: None, alive) is not None:
+            last = None if other is None else self._outlast(right, other, lambda text: None, alive)
+            if last is not None and _read(right) == last:
                 right.unlink(missing_ok=True)  # its holder died at it
             return
         try:

