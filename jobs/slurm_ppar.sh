@@ -24,12 +24,13 @@
 #   PPAR_NPROC=K               ranks on each node (default: its GPUs in this job, else 1)
 #   PPAR_PORT=N                where the ranks meet on the first node (default: from the job's number)
 #   PPAR_MAX_REQUEUES=3        starts in a row without a new checkpoint after which it is not queued again
+#                              (preempted ones do not count)
 #   PPAR_STOP_FILE=FILE        instead of RUN/STOP
 #   PPAR_TARGETS_DIR=FOLDER    a list of the ranks' metric endpoints for Prometheus (file_sd), while it runs
 #
 # Exit codes: 0 done; 75 not done, submit again to go on; 78 configuration, data or set-up wrong; 70 internal
-# error; 130 stopped by RUN/STOP. Only 75 is queued again, and what was killed (137, often memory), as often as
-# PPAR_MAX_REQUEUES allows.
+# error; 130 stopped by RUN/STOP. Only 75 is queued again, as often as PPAR_MAX_REQUEUES allows; so is what was
+# killed (137, often memory), and a job of which Slurm could not start a part.
 #
 #SBATCH --job-name=ppar
 #SBATCH --nodes=1
@@ -65,12 +66,14 @@ main() {
   trap 'signals=$((signals + 1))' TERM # Slurm signals the ranks as well
   trap clean_up EXIT
   cd "$SLURM_SUBMIT_DIR"
+  unset "${!SQUEUE_@}" # a user's filters
   (($#)) || fail $WRONG 'no configuration: sbatch jobs/slurm_ppar.sh CONFIG [key=value …]'
   set_up
   monitor
   set -- "$1" "${monitoring[@]}" "${@:2}"
   read_configuration "$@"
-  export PPAR_RANK_LOGS=$run/logs/slurm-$SLURM_JOB_ID
+  export PPAR_RANK_LOGS=$run/logs/slurm-$SLURM_JOB_ID PPAR_ASKED=$run/logs/slurm-$SLURM_JOB_ID.asked
+  rm -f "$PPAR_ASKED"
   [[ ! -e $stop ]] || fail $STOPPED "not started: $stop exists; remove it to go on"
   before=$(newest_step)
   end_if_finished "$before"
@@ -133,13 +136,18 @@ monitor() {
 # Every node reads the configuration before any trains: one without the program, the container or the storage
 # would leave the others waiting.
 read_configuration() { # CONFIG key=value…
-  local said code=0 word settings=("$1")
+  local said code word try settings=("$1")
   for word in "${@:2}"; do # without options of train, as --accept-changes
     [[ $word == -* || $word != *=* ]] || settings+=("$word")
   done
-  said=$("${everywhere[@]}" --kill-on-bad-exit=0 --wait=0 "${inside[@]}" \
-    ppar-dist config "${settings[@]}" --get run.dir --get train.steps) || code=$?
-  ((code < 128)) || judge $RESUME '' # Slurm ended it
+  for try in first second; do
+    code=0
+    said=$("${everywhere[@]}" --kill-on-bad-exit=0 --wait=0 "${inside[@]}" \
+      ppar-dist config "${settings[@]}" --get run.dir --get train.steps) || code=$?
+    [[ $code == 1 && $try == first ]] || break # srun's own: the controller may be starting anew
+    job_state >/dev/null
+  done
+  ((code < 128)) || judge $RESUME '' # Slurm ended it, or a node does not answer
   ((code == 0)) ||
     fail $WRONG "a node cannot run ppar-dist with this configuration (code $code, see above); where it is, say" \
       'PPAR_VENV, PPAR_MODULES, PPAR_SETUP or PPAR_CONTAINER. Not queued again'
@@ -148,6 +156,7 @@ read_configuration() { # CONFIG key=value…
   [[ -n $run && $run != *$'\n'* && $steps =~ ^[0-9]+$ ]] ||
     fail $WRONG "the nodes read different configurations: $said"
   stop=${PPAR_STOP_FILE:-$run/STOP}
+  rm -f ".ppar-$SLURM_JOB_ID.stuck"
 }
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -171,16 +180,18 @@ train() { # CONFIG key=value…; sets code
   step=''
 }
 
-# What each node runs. Signals reach all its processes; bash has to outlive them to pass the code on. Who dies
-# of one (USR1 138, TERM 143) was not listening yet and had nothing to save; who was killed (137) could not.
+# What each node runs. Signals reach all its processes; bash has to outlive them to pass the code on. One that
+# came before srun had started this is in the file. Who dies of one (USR1 138, TERM 143) was not listening yet and
+# had nothing to save; who was killed (137) could not. Codes from 128 on but for 130 are left to srun itself.
 readonly ON_A_NODE='
-  trap : USR1 TERM
+  trap asked=1 USR1 TERM
+  [[ ! -e $PPAR_ASKED && -z $asked ]] || exit '$RESUME'
   "$@" --node-rank "$SLURM_NODEID"
   code=$?
   case $code in
     137 | 138 | 143) exit '$RESUME' ;;
-    0 | '$RESUME' | '$WRONG') exit $code ;;
-    *) exit $((code > '$RESUME' ? code : '$INTERNAL_ON_A_NODE')) ;;
+    0 | '$RESUME' | '$WRONG' | '$STOPPED') exit $code ;;
+    *) exit $((code > '$RESUME' && code < 128 ? code : '$INTERNAL_ON_A_NODE')) ;;
   esac'
 
 # By the address that Slurm itself uses: a node's name may be in no directory, or stand for 127.0.1.1.
@@ -198,6 +209,8 @@ on_request() { # once: ranks take a second signal for the wish to end without sa
   signals=$((signals + 1))
   ((signals == 1)) || return 0
   say 'asked to save and end'
+  # srun hears nothing while it starts.
+  [[ -z ${PPAR_ASKED:-} ]] || { mkdir -p "${PPAR_ASKED%/*}" && : >"$PPAR_ASKED"; } 2>/dev/null || :
   [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || : # srun passes it on to all nodes
 }
 
@@ -219,15 +232,18 @@ await_step() {
 # --- how it ended -------------------------------------------------------------------------------------------
 
 judge() { # CODE STEP-BEFORE
-  case $1 in
+  local code=$1
+  # srun's own, never a rank's: 1, also for what Slurm killed because of its memory; 128 and more where bash itself
+  # was killed on a node, or a node did not answer.
+  ((code != 1 && (code < 128 || code == STOPPED))) || code=$RESUME
+  case $code in
     "$DONE") say 'done' ;;
-    # 1 is srun's own, never a rank's, also for what Slurm killed because of its memory; 137: bash itself was killed
-    "$RESUME" | 1 | 137 | 138 | 143) requeue "$2" ;;
+    "$RESUME") requeue "$2" ;;
     "$INTERNAL" | "$INTERNAL_ON_A_NODE") fail $INTERNAL 'internal error, see above; not queued again' ;;
     "$WRONG") fail $WRONG 'configuration or data wrong, see above; not queued again' ;;
     *)
       end_with_slurm
-      fail "$1" "ended with code $1 (128 + n: signal n), see above; not queued again"
+      fail "$code" "ended with code $code, see above; not queued again"
       ;;
   esac
   exit $DONE
@@ -240,8 +256,9 @@ requeue() { # STEP-BEFORE
   count_start "$1"
   ((stuck < ${PPAR_MAX_REQUEUES:-3})) || fail $RESUME "no new checkpoint in $stuck starts in a row" \
     '(PPAR_MAX_REQUEUES); not queued again. Mend what the log names and submit again'
+  clean_up       # what follows the requeue may not be run
+  end_with_slurm # a job that was cancelled meanwhile would be queued again all the same
   say "queued again; $(newest_checkpoint)"
-  clean_up # what follows the next line may not be run
   scontrol requeue "$SLURM_JOB_ID" || fail $RESUME 'Slurm refuses (--no-requeue?); submit it again'
   exit $RESUME
 }
@@ -249,25 +266,38 @@ requeue() { # STEP-BEFORE
 # Where Slurm is ending the job already, there is nothing to decide: it was cancelled or is out of time, or a
 # node was lost or a preemption took too long, after which Slurm itself queues it again.
 end_with_slurm() {
-  local state tries
-  for ((tries = 1; tries <= CONTROLLER_TRIES; tries++)); do # the controller may be starting anew
-    state=$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T) && break
-    sleep $CONTROLLER_WAIT_S
-  done
+  local state
+  state=$(job_state)
   # SIGNALING: RUNNING, with a signal of Slurm on its way to the nodes.
   [[ $state == RUNNING || $state == SIGNALING ]] ||
     fail $RESUME "Slurm is ending the job (${state:-unknown}); $(newest_checkpoint)"
 }
 
-count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoint
-  local file=$run/logs/slurm-$SLURM_JOB_ID.stuck starts=$((${SLURM_RESTART_COUNT:-0} + 1))
-  stuck=$starts # where nothing can be remembered, every start counts
-  [[ -n $run ]] || return 0
-  local new=0
-  (($(newest_step) > $1)) || new=$(($(cat "$file" 2>/dev/null || echo 0) + 1))
-  { mkdir -p "${file%/*}" && echo "$new" >"$file"; } 2>/dev/null || return 0
-  stuck=$new
+job_state() {
+  local tries
+  for ((tries = 1; tries <= CONTROLLER_TRIES; tries++)); do # the controller may be starting anew
+    squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T && return 0
+    sleep $CONTROLLER_WAIT_S
+  done
 }
+
+# Starts that end before RUN is known are counted where the job's log is.
+count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoint
+  local file=.ppar-$SLURM_JOB_ID.stuck new=0 so_far
+  [[ -z $run ]] || file=$run/logs/slurm-$SLURM_JOB_ID.stuck
+  so_far=$(cat "$file" 2>/dev/null || echo 0)
+  if [[ -z $run ]] || (($(newest_step) <= $1)); then
+    new=$((so_far + 1))
+    ! is_preempted || new=$so_far
+  fi
+  if { mkdir -p "$(dirname "$file")" && echo "$new" >"$file"; } 2>/dev/null; then
+    stuck=$new
+  else
+    stuck=$((${SLURM_RESTART_COUNT:-0} + 1)) # nothing can be remembered: every start counts
+  fi
+}
+
+is_preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") =~ \ PreemptTime=[0-9] ]]; }
 
 newest_checkpoint() { echo "newest checkpoint: step $(newest_step)"; }
 
@@ -291,6 +321,7 @@ end_if_finished() { # STEP; the report is the last thing that a run writes
 clean_up() {
   [[ -z $watcher ]] || kill "$watcher" 2>/dev/null || :
   [[ -z $targets ]] || rm -f "$targets"
+  [[ -z ${PPAR_ASKED:-} ]] || rm -f "$PPAR_ASKED"
 }
 
 main "$@"

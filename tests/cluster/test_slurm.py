@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -71,6 +72,7 @@ class Run:
         self.pace, self.targets = folder / "pace", folder / "targets"
         set_pace(self.pace, STEP_S)
         self.targets.mkdir()
+        self._has_trained = False
         self.environment = {
             "PATH": program(folder, f'exec {sys.executable} -m tests.cluster.paced "$@"'),
             FILE: str(self.pace),
@@ -83,12 +85,16 @@ class Run:
         return self.slurm.sbatch(*arguments, cwd=self.folder, **self.environment, **environment)
 
     def trains(self, job: Job, starts: int) -> None:
-        """Wait until this start of a job has trained to a further checkpoint."""
-        job.wait_for(lambda: job.log.count(f"job {job.number}: start ") == starts, f"start {starts}")
-        before = checkpoint.find_checkpoint(self.path)
-        job.wait_for(lambda: checkpoint.find_checkpoint(self.path) != before, "a further checkpoint")
-        if before is not None:
-            assert f"resumed from {before}, the newest whole checkpoint" in job.log, job.log
+        """Wait until this start of a job has trained to a checkpoint beyond the one from which it went on."""
+        mark = f"job {job.number}: start "
+        job.wait_for(lambda: job.log.count(mark) == starts, f"start {starts}")
+        found = (None,)
+        if self._has_trained:
+            text = re.compile(r"resumed from (\S+), the newest whole checkpoint")
+            match = job.wait_for(lambda: text.search(job.log.rpartition(mark)[2]), "resumption")
+            found = (None, Path(match[1]))
+        job.wait_for(lambda: checkpoint.find_checkpoint(self.path) not in found, "a further checkpoint")
+        self._has_trained = True
 
     def queued_again(self, job: Job, times: int) -> None:
         """Wait until a job has been queued again so many times."""
@@ -290,6 +296,48 @@ def test_a_job_that_gets_nowhere_is_not_queued_again_for_ever(
     assert job.restarts == 1
     assert "no new checkpoint in 2 starts in a row (PPAR_MAX_REQUEUES)" in job.log
     assert (run / "logs" / f"slurm-{job.number}.stuck").read_text() == "2\n"
+
+
+def test_what_happens_between_checkpoints_is_not_held_against_a_job(
+    slurm: Slurm, blocks: Path, tmp_path: Path
+) -> None:
+    """Two starts that make a checkpoint, then one interruption after the other before anything trains.
+
+    A signal, a preemption, a node that does not answer, a request while srun starts; never two in a row that
+    count.
+
+    An ``srun`` of ours, found before the real one, does what that does when the controller or a node does not
+    answer; and it is deaf while it starts. The user's squeue shows one partition only.
+    """
+    run, config = tiny_run(blocks, tmp_path)
+    text = f"""case $1-${{SLURM_RESTART_COUNT:-0}} in
+      train-[015]) mkdir -p {run}/checkpoints/step-0000000$((SLURM_RESTART_COUNT + 1)); exit 75 ;;
+      config-2) kill -TERM $$ ;;
+      config-3)
+        ((SLURM_PROCID)) || sbatch --partition=urgent --nodes=3 --exclusive --output=/dev/null --wrap=true
+        sleep 600 ;;
+      train-7) exit 0 ;;
+      train-*) echo "trains although it was asked to end"; exit 70 ;;
+      *) exec $REAL "$@" ;;
+    esac"""
+    path = program(tmp_path, text)
+    srun = tmp_path / "bin" / "srun"
+    srun.write_text(f"""#!/bin/bash
+    case " $* "-${{SLURM_RESTART_COUNT:-0}} in
+      *" --label "*-4) exit 233 ;;
+      *" --label "*-6) trap '' USR1; kill -USR1 $PPID; sleep 0.5 ;;
+      *" config "*-0) [[ -e {tmp_path}/asked ]] || {{ touch {tmp_path}/asked; exit 1; }} ;;
+    esac
+    exec {shutil.which("srun", path=path.replace(str(srun.parent), ""))} "$@"
+    """)
+    srun.chmod(0o755)
+    environment = {"PATH": path, "SQUEUE_PARTITION": "urgent", "PPAR_MAX_REQUEUES": "2"}
+    job = slurm.sbatch("--nodes=2", str(SCRIPT), config, cwd=tmp_path, **environment)
+    with timed("interrupted before it trains by a signal, a preemption, a node that is silent, a request"):
+        assert job.wait_for_end() == ("COMPLETED", "0"), job.log
+    assert job.restarts == 7, job.log
+    assert job.log.count("start ") == 6, job.log  # twice it was ended before
+    assert not list(tmp_path.glob(".ppar-*"))
 
 
 def test_an_internal_error_on_one_node_outweighs_a_wish_to_resume_on_another(
