@@ -73,7 +73,7 @@ main() {
   set -- "$1" "${monitoring[@]}" "${@:2}"
   read_configuration "$@"
   export PPAR_RANK_LOGS=$run/logs/slurm-$SLURM_JOB_ID PPAR_ASKED=$run/logs/slurm-$SLURM_JOB_ID.asked
-  rm -f "$PPAR_ASKED"
+  forget "$PPAR_ASKED"
   [[ ! -e $stop ]] || fail $STOPPED "not started: $stop exists; remove it to go on"
   before=$(newest_step)
   end_if_finished "$before"
@@ -156,7 +156,7 @@ read_configuration() { # CONFIG key=value…
   [[ -n $run && $run != *$'\n'* && $steps =~ ^[0-9]+$ ]] ||
     fail $WRONG "the nodes read different configurations: $said"
   stop=${PPAR_STOP_FILE:-$run/STOP}
-  rm -f ".ppar-$SLURM_JOB_ID.stuck"
+  forget ".ppar-$SLURM_JOB_ID.stuck"
 }
 
 # --- training -----------------------------------------------------------------------------------------------
@@ -184,6 +184,7 @@ train() { # CONFIG key=value…; sets code
 # came before srun had started this is in the file. Who dies of one (USR1 138, TERM 143) was not listening yet and
 # had nothing to save; who was killed (137) could not. Codes from 128 on but for 130 are left to srun itself.
 readonly ON_A_NODE='
+  asked=
   trap asked=1 USR1 TERM
   [[ ! -e $PPAR_ASKED && -z $asked ]] || exit '$RESUME'
   "$@" --node-rank "$SLURM_NODEID"
@@ -209,9 +210,9 @@ on_request() { # once: ranks take a second signal for the wish to end without sa
   signals=$((signals + 1))
   ((signals == 1)) || return 0
   say 'asked to save and end'
-  # srun hears nothing while it starts.
-  [[ -z ${PPAR_ASKED:-} ]] || { mkdir -p "${PPAR_ASKED%/*}" && : >"$PPAR_ASKED"; } 2>/dev/null || :
   [[ -z $step ]] || kill -USR1 "$step" 2>/dev/null || : # srun passes it on to all nodes
+  # It hears nothing while it starts.
+  [[ -z ${PPAR_ASKED:-} ]] || { mkdir -p "${PPAR_ASKED%/*}" && : >"$PPAR_ASKED"; } 2>/dev/null || :
 }
 
 watch_stop_file() {
@@ -293,11 +294,13 @@ count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoi
   if { mkdir -p "$(dirname "$file")" && echo "$new" >"$file"; } 2>/dev/null; then
     stuck=$new
   else
-    stuck=$((${SLURM_RESTART_COUNT:-0} + 1)) # nothing can be remembered: every start counts
+    stuck=$((new ? ${SLURM_RESTART_COUNT:-0} + 1 : 0)) # nothing can be remembered: every start counts
   fi
 }
 
-is_preempted() { [[ $(scontrol show job --oneliner "$SLURM_JOB_ID") =~ \ PreemptTime=[0-9] ]]; }
+is_preempted() {
+  [[ $(SLURM_TIME_FORMAT=standard scontrol show job --oneliner "$SLURM_JOB_ID") =~ \ PreemptTime=[0-9] ]]
+}
 
 newest_checkpoint() { echo "newest checkpoint: step $(newest_step)"; }
 
@@ -320,8 +323,10 @@ end_if_finished() { # STEP; the report is the last thing that a run writes
 
 clean_up() {
   [[ -z $watcher ]] || kill "$watcher" 2>/dev/null || :
-  [[ -z $targets ]] || rm -f "$targets"
-  [[ -z ${PPAR_ASKED:-} ]] || rm -f "$PPAR_ASKED"
+  [[ -z $targets ]] || forget "$targets"
+  [[ -z ${PPAR_ASKED:-} ]] || forget "$PPAR_ASKED"
 }
+
+forget() { rm -f "$1" 2>/dev/null || :; } # FILE; whether its folder can be written is for the ranks to say
 
 main "$@"

@@ -314,6 +314,7 @@ def test_what_happens_between_checkpoints_is_not_held_against_a_job(
       train-[015]) mkdir -p {run}/checkpoints/step-0000000$((SLURM_RESTART_COUNT + 1)); exit 75 ;;
       config-2) kill -TERM $$ ;;
       config-3)
+        sleep 2  # both nodes are to hear the signal
         ((SLURM_PROCID)) || sbatch --partition=urgent --nodes=3 --exclusive --output=/dev/null --wrap=true
         sleep 600 ;;
       train-7) exit 0 ;;
@@ -325,7 +326,7 @@ def test_what_happens_between_checkpoints_is_not_held_against_a_job(
     srun.write_text(f"""#!/bin/bash
     case " $* "-${{SLURM_RESTART_COUNT:-0}} in
       *" --label "*-4) exit 233 ;;
-      *" --label "*-6) trap '' USR1; kill -USR1 $PPID; sleep 0.5 ;;
+      *" --label "*-6) trap '' USR1; kill -USR1 $PPID; until [[ -e $PPAR_ASKED ]]; do sleep 0.1; done ;;
       *" config "*-0) [[ -e {tmp_path}/asked ]] || {{ touch {tmp_path}/asked; exit 1; }} ;;
     esac
     exec {shutil.which("srun", path=path.replace(str(srun.parent), ""))} "$@"
