@@ -20,9 +20,12 @@ if ((${#missing[@]})); then
     chmod +x /usr/sbin/policy-rc.d
     trap 'rm -f /usr/sbin/policy-rc.d' EXIT
   fi
-  # A timer of the machine may be installing something, and a download may fail once.
+  # A timer of the machine may hold apt's locks, and a download may fail once.
   patiently=(-o Acquire::Retries=3 -o DPkg::Lock::Timeout=300)
-  apt-get "${patiently[@]}" update -qq
+  for _ in {1..30}; do
+    apt-get "${patiently[@]}" update -qq && break
+    sleep 10
+  done
   DEBIAN_FRONTEND=noninteractive apt-get "${patiently[@]}" install -y -qq --no-install-recommends \
     fonts-dejavu-core "${missing[@]}"
 fi
