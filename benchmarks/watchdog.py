@@ -50,7 +50,9 @@ CASES = {
     "hang-loader": Case("a loader worker hangs", "hang-loader"),
     "hang-step": Case("a rank hangs in step", "hang-step"),
     "hang-save": Case("a rank hangs in save, others in its barrier", "hang-save"),
-    "hang-lock": Case("C code keeps the interpreter's lock", "hang-lock", ends=False, says="Timeout"),
+    "hang-lock": Case(
+        "C code keeps the interpreter's lock", "hang-lock", ends=False, says="in hang_with_the_lock\n"
+    ),
     "stop": Case("SIGSTOP in backward", "stop", ends=False),
     "stop-0": Case("SIGSTOP of rank 0, which holds the store", "stop", rank=0, ends=False),
     "kill": Case("SIGKILL in backward", "kill"),

@@ -38,14 +38,16 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
     except OSError as error:
-        print(f"ppar-dist: cannot write {path}: {error.strerror}; rank {rank} stays in the job's log")
+        text = f"cannot write {path}: {error.strerror}; rank {rank} stays in the job's log"
+        print(f"ppar-dist: {text}", file=sys.stderr, flush=True)
         return None
     _job_log = os.dup(2)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.close(file)
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    print(f"{when} rank {rank} of {variables['WORLD_SIZE']} on {socket.gethostname()}, process {os.getpid()}")
+    ranks, host = variables["WORLD_SIZE"], socket.gethostname()
+    print(f"{when} rank {rank} of {ranks} on {host}, process {os.getpid()}", flush=True)
     return path
 
 

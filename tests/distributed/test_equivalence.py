@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tests.ranks import read_lines, run_ranks, tiny_config, write_config
 
 # fp32 sums in another order, carried through 8 steps of AdamW.
-_RELATIVE, _ABSOLUTE = 2e-3, 1e-4
+_RELATIVE, _ABSOLUTE = 2e-3, 2e-4
 _OF_GRADIENT = 1e-2  # a pixel on the edge of a threshold has one or none
 _HISTOGRAM = "alignment.difficulty"
 

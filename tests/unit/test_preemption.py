@@ -77,7 +77,7 @@ def test_a_rank_to_whose_words_nobody_listens_any_more_ends_all_the_same() -> No
     with rank(writer) as process:
         os.close(writer)
         process.send_signal(signal.SIGTERM)
-        assert process.end() == "heard\nnoted 75\n"
+        assert process.end().endswith("noted 75\n")
 
 
 def test_ranks_that_have_met_are_given_their_grace_time() -> None:
