@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from ppar_dist.demo import demo
+from ppar_dist.cli.demo import demo
 from tests.cluster.browser_page import screenshot
 from tests.cluster.prometheus_server import Prometheus, prometheus
 

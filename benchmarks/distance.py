@@ -28,9 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import eval_samples
-from ppar_dist.inference import load_segmentor
+from ppar_dist.data.reading import eval_samples
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.ppar.cells import cell_features, cell_labels, unit
 from ppar_dist.ppar.diagnostics import domain_discrepancy

@@ -22,8 +22,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from ppar_dist import distributed, exitcodes
-from ppar_dist.distributed import World
+from ppar_dist import exit_codes
+from ppar_dist.distributed import rendezvous
+from ppar_dist.distributed.board import open_board
+from ppar_dist.distributed.world import World
 from ppar_dist.watchdog import Watchdog
 
 _STEPS, _FAULTY_STEP = 6, 3
@@ -164,9 +166,9 @@ def _evaluate(watchdog: Watchdog, seconds: float) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Join, train, and end as the trainer would; returns the exit code."""
-    world = distributed.join(timeout_s=60)
+    world = rendezvous.join(timeout_s=60)
     fault = FAULTS[options.fault] if world.rank == options.rank else None
-    board = distributed.open_board(world)
+    board = open_board(world)
     with Watchdog(world, board, options.stall, options.peer, options.folder) as watchdog:
         if options.notes is not None and world.rank != options.rank:
             phase, note = FAULTS[options.fault].phase, options.notes / f"heard-{world.rank}"
@@ -175,14 +177,14 @@ def run(options: argparse.Namespace) -> int:
         try:
             train(world, watchdog, fault, options.evaluation, options.notes)
         except StopIteration:
-            return exitcodes.DONE
+            return exit_codes.DONE
         except RuntimeError as error:
             culprit = watchdog.blame(error)
             if culprit is None:
                 raise
             print(f"blamed: {culprit}", file=sys.stderr)
-            return exitcodes.RESUME
-        return exitcodes.DONE
+            return exit_codes.RESUME
+        return exit_codes.DONE
 
 
 def main() -> None:
@@ -200,7 +202,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True, help="for the watchdog's files")
     parser.add_argument("--notes", type=Path, help="a folder for what ranks have heard of the faulty one")
     code = run(parser.parse_args())
-    distributed.leave()
+    rendezvous.leave()
     sys.exit(code)
 
 

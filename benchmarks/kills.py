@@ -29,8 +29,8 @@ from safetensors.torch import load_file
 from benchmarks.runs import prepare_streets, real_data
 from benchmarks.siege import Job, Siege, besiege
 from ppar_dist import checkpoint
-from ppar_dist.labels import class_set
-from ppar_dist.ledger import audit
+from ppar_dist.class_sets import class_set
+from ppar_dist.run.audit import audit
 
 GLOBAL_BATCH = 6
 _TENSORS = ("model", "optimizer", "ppar")
@@ -39,7 +39,7 @@ _TENSORS = ("model", "optimizer", "ppar")
 def history(run: Path) -> list[tuple[int, str]]:
     """(position, sample) of all that shaped a run's result, in the order of steps and ranks.
 
-    Read from the ledger's lines without ``ppar_dist.ledger``: a step counts as the last attempt did it
+    Read from the ledger's lines without ``ppar_dist.run``: a step counts as the last attempt did it
     that began before it.
     """
     steps: dict[int, dict[int, tuple[list[int], list[str]]]] = {}

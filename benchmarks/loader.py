@@ -34,9 +34,10 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
-from ppar_dist.config import AugmentConfig, Config, parse_config
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import train_loader
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import AugmentConfig, Config
+from ppar_dist.data.loader import train_loader
+from ppar_dist.data.shards.index import DomainIndex
 
 PLAIN = {"scale": (1, 1), "flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
 BATCH = 8

@@ -24,11 +24,11 @@ import torch
 
 from benchmarks.runs import prepare_streets, real_data
 from benchmarks.trainers import batches_in_memory, build_trainer
-from ppar_dist import distributed
-from ppar_dist.config import load_config
+from ppar_dist.config.load import load_config
+from ppar_dist.distributed import rendezvous
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
-from ppar_dist.trainer import Trainer
+from ppar_dist.training.trainer import Trainer
 
 PIXEL_STAGE = 0.9  # progress: the stage in which all figures are there
 
@@ -186,10 +186,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ppar-monitoring-") as run:
         common = [f"run.dir={run}", f"data.root={options.shards}", f"text.file={text}", "monitoring.port=0"]
         config = load_config(options.config, [*common, *options.override])
-        world = distributed.join()
+        world = rendezvous.join()
         with Monitor(config, world) as monitor:
             report(Side(build_trainer(config, world, monitor), monitor, 8), options)
-        distributed.leave()
+        rendezvous.leave()
 
 
 if __name__ == "__main__":

@@ -31,8 +31,8 @@ import torch
 import webdataset
 
 from benchmarks.loader import BATCH, PLAIN, configuration, to_tensors
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import train_loader
+from ppar_dist.data.loader import train_loader
+from ppar_dist.data.shards.index import DomainIndex
 
 POSITIONS = (0, 1_000, 10_000, 100_000)
 

@@ -24,10 +24,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.samples import decode_label
-from ppar_dist.data.shards import ShardSample, write_domain
-from ppar_dist.labels import IGNORE_INDEX, class_set
+from ppar_dist.class_sets import IGNORE_INDEX, class_set
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import decode_label
+from ppar_dist.data.shards.writer import ShardSample, write_domain
 
 Array = npt.NDArray[Any]
 RECORD = "spoiled.json"

@@ -25,9 +25,9 @@ import torch
 
 from benchmarks.runs import prepare_streets, real_data
 from benchmarks.trainers import batches_in_memory, build_trainer
-from ppar_dist import distributed
-from ppar_dist.config import load_config
-from ppar_dist.distributed import World
+from ppar_dist.config.load import load_config
+from ppar_dist.distributed import rendezvous
+from ppar_dist.distributed.world import World
 
 SIDES = {"plain": ["ppar.enabled=false"], "PPAR": []}
 
@@ -76,7 +76,7 @@ def compare(plain: Side, ppar: Side, steps: int, rounds: int) -> None:
 
 def all_reduce(nbytes: int, repeats: int = 50) -> None:
     """On each of two ranks: the median time to sum a buffer of ``nbytes``; rank 0 prints it."""
-    world, flat = distributed.join(), torch.zeros(nbytes // 4)
+    world, flat = rendezvous.join(), torch.zeros(nbytes // 4)
     taken = []
     for _ in range(repeats):
         world.barrier()
@@ -86,7 +86,7 @@ def all_reduce(nbytes: int, repeats: int = 50) -> None:
     if world.is_main:
         milliseconds = 1e3 * statistics.median(taken)
         print(f"all-reduce of {nbytes / 1024:.0f} KiB between 2 gloo ranks: {milliseconds:.2f} ms")
-    distributed.leave()
+    rendezvous.leave()
 
 
 def in_processes(arguments: Sequence[str], ranks: int = 1) -> None:
@@ -121,16 +121,16 @@ def main() -> None:
     if options.all_reduce:
         return all_reduce(options.all_reduce)
     prepare_streets(options.shards)
-    world = distributed.join()
+    world = rendezvous.join()
     if options.only:
         Side(SIDES[options.only], options, world).run(3, 0.9)
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
         print(f"peak memory of a {options.only} process: {peak:.0f} MiB")
-        return distributed.leave()
+        return rendezvous.leave()
     plain, ppar = (Side(SIDES[name], options, world) for name in SIDES)
     compare(plain, ppar, options.steps, options.rounds)
     nbytes = ppar.trainer.training.objective.buffer.nbytes
-    distributed.leave()
+    rendezvous.leave()
     same = ["--config", str(options.config), "--shards", str(options.shards), *options.override]
     for name in SIDES:
         in_processes(["--only", name, *same])

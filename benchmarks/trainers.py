@@ -6,22 +6,22 @@ import contextlib
 import io
 from itertools import islice
 
-from ppar_dist import distributed
-from ppar_dist.config import Config
-from ppar_dist.data.pipeline import Batch, train_loader
-from ppar_dist.distributed import World
+from ppar_dist.config.schema import Config
+from ppar_dist.data.loader import Batch, train_loader
+from ppar_dist.distributed import board
+from ppar_dist.distributed.world import World
 from ppar_dist.monitoring.monitor import Monitor
-from ppar_dist.plan import make_plan
-from ppar_dist.preemption import Preemption
-from ppar_dist.runlock import RunLock
-from ppar_dist.trainer import Trainer
+from ppar_dist.processes.signals import Preemption
+from ppar_dist.run.lock import RunLock
+from ppar_dist.training.plan import make_plan
+from ppar_dist.training.trainer import Trainer
 from ppar_dist.watchdog import Watchdog
 
 
 def build_trainer(config: Config, world: World, monitor: Monitor | None = None) -> Trainer:
     """A trainer of ``config`` on one rank that is watched by nobody; its plan is not printed."""
     limits = config.faults.stall_s, config.faults.peer_s
-    watch = Watchdog(world, distributed.open_board(world), *limits, config.run.dir)
+    watch = Watchdog(world, board.open_board(world), *limits, config.run.dir)
     with contextlib.redirect_stdout(io.StringIO()):
         return Trainer(
             make_plan(config, 1),

@@ -24,8 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppar_dist import distributed, nodes
-from ppar_dist.distributed import World
+from ppar_dist.distributed.board import open_board
+from ppar_dist.distributed.world import World
+from ppar_dist.launch import nodes
 from ppar_dist.watchdog import Watchdog
 
 _START_S = 180.0  # for importing torch on a busy machine
@@ -180,7 +181,7 @@ def table(rows: Sequence[tuple[str, list[float], str]]) -> str:
 def costs(calls: int = 1_000_000, seconds: float = 10.0) -> str:
     """What ``phase`` costs a step, and the threads a processor, for a rank alone with default limits."""
     world = World()
-    board = distributed.open_board(world)
+    board = open_board(world)
     with tempfile.TemporaryDirectory() as folder, Watchdog(world, board, 600, 60, Path(folder)) as watchdog:
         began = time.perf_counter()
         for step in range(calls):

@@ -9,7 +9,7 @@ def run() -> None:
         from ppar_dist.monitoring.health import main as check
 
         sys.exit(check(sys.argv[2:]))
-    from ppar_dist.cli import main
+    from ppar_dist.cli.parser import main
 
     sys.exit(main())
 

@@ -19,7 +19,7 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from ppar_dist.data.shards import ShardSample, write_domain
+from ppar_dist.data.shards.writer import ShardSample, write_domain
 
 TIMEOUT_S = 240
 # Below the ports that the kernel gives to whoever asks for any: nobody gets one of these by chance.

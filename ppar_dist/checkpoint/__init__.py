@@ -39,7 +39,7 @@ from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.checkpoint.publishing import Snapshot, publish
 from ppar_dist.checkpoint.retention import discard, retain, withdraw
 from ppar_dist.checkpoint.writer import Outcome, Writer
-from ppar_dist.durable import write_atomically
+from ppar_dist.files.durable import write_atomically
 
 __all__ = [
     "FORMAT",

@@ -21,8 +21,8 @@ from ppar_dist.checkpoint.layout import (
     step_of,
 )
 from ppar_dist.checkpoint.locking import CheckpointGone, reading
-from ppar_dist.config import ConfigError
-from ppar_dist.durable import fingerprint
+from ppar_dist.errors import UserError
+from ppar_dist.files.durable import fingerprint
 
 _TRIES = 5  # while a training run publishes and deletes what is being looked for
 
@@ -74,25 +74,25 @@ def resolve(path: Path, which: str = "latest") -> Path:
         which: ``latest`` or ``best`` (best on held-out source data), for a run.
 
     Raises:
-        ConfigError: there is no whole checkpoint there.
+        UserError: there is no whole checkpoint there.
     """
     if not path.is_dir():
-        raise ConfigError(f"no run or checkpoint at {path}; give the run.dir of a training run")
+        raise UserError(f"no run or checkpoint at {path}; give the run.dir of a training run")
     if (path / STATE).exists() or (path / MANIFEST).exists():
         problems = verify(path)
         if problems:
-            raise ConfigError(f"checkpoint {path} is damaged: {'; '.join(problems)}; use another one")
+            raise UserError(f"checkpoint {path} is damaged: {'; '.join(problems)}; use another one")
         return path
     newest = find_checkpoint(path)
     if newest is None:
-        raise ConfigError(f"{path} holds no whole checkpoint; train first, or give another run")
+        raise UserError(f"{path} holds no whole checkpoint; train first, or give another run")
     if which == "latest":
         return newest
     name = checkpoint_name(int(read_state(newest).get("best_step") or 0))
     for folder in reversed(list_candidates(path)):
         if own_name(folder) == name and not verify(folder):
             return folder
-    raise ConfigError(f"{path} kept no best checkpoint; set checkpoint.keep_best and train.eval_every")
+    raise UserError(f"{path} kept no best checkpoint; set checkpoint.keep_best and train.eval_every")
 
 
 @contextmanager
@@ -104,7 +104,7 @@ def opened(path: Path, which: str = "latest") -> Iterator[Path]:
         which: ``latest`` or ``best``, as for ``resolve``.
 
     Raises:
-        ConfigError: there is no whole checkpoint there.
+        UserError: there is no whole checkpoint there.
     """
     with ExitStack() as held:
         for _ in range(_TRIES):
@@ -115,7 +115,7 @@ def opened(path: Path, which: str = "latest") -> Iterator[Path]:
             except CheckpointGone as error:
                 gone = str(error)
         else:
-            raise ConfigError(gone)
+            raise UserError(gone)
         yield folder
 
 

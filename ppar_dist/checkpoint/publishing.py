@@ -14,7 +14,6 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppar_dist import durable
 from ppar_dist.checkpoint.layout import (
     FORMAT,
     LATEST,
@@ -27,6 +26,7 @@ from ppar_dist.checkpoint.layout import (
     sealed,
 )
 from ppar_dist.checkpoint.retention import clear_leftovers, discard, remove
+from ppar_dist.files import durable
 
 log = logging.getLogger(__name__)
 

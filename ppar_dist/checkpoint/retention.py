@@ -19,7 +19,7 @@ from ppar_dist.checkpoint.layout import (
     step_of,
 )
 from ppar_dist.checkpoint.locking import alone
-from ppar_dist.durable import sync_folder
+from ppar_dist.files.durable import sync_folder
 
 log = logging.getLogger(__name__)
 

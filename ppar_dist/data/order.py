@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
-from ppar_dist.config import MAX_SOURCES
+from ppar_dist.config.schema import MAX_SOURCES
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4  # pairs of half rounds; below, small permutations are visibly uneven
@@ -39,7 +39,7 @@ class DomainShare:
     weight: float
 
 
-class Location(NamedTuple):
+class SampleAddress(NamedTuple):
     """Where a position points: domain number, its epoch (from 0), sample number within the domain."""
 
     domain: int
@@ -118,7 +118,7 @@ class Order:
         self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
         self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
 
-    def locate(self, position: int, attempt: int = 0) -> Location:
+    def locate(self, position: int, attempt: int = 0) -> SampleAddress:
         """The sample at a position >= 0; O(1) in time and memory.
 
         ``attempt`` a > 0 is the a-th replacement of a bad sample: what stands a places further on in the
@@ -130,39 +130,7 @@ class Order:
         share = self.shares[domain]
         epoch, place = divmod(number, share.size)
         key = _key(self._seed, f"{share.name}/{epoch}")
-        return Location(domain, epoch, _permute(place, share.size, self._block, self._window, key))
-
-
-def global_batch(step: int, size: int) -> range:
-    """Positions of global batch ``step`` of ``size`` images."""
-    return range(step * size, (step + 1) * size)
-
-
-def rank_slice(step: int, size: int, rank: int, world_size: int, origin: int = 0) -> range:
-    """The contiguous part of a global batch that belongs to a rank.
-
-    Slices differ by one image at most, and not at all when ``size`` is a multiple of ``world_size``.
-    ``origin`` is the position of batch 0: not 0 for a run resumed with another batch size.
-    """
-    first = origin + step * size
-    return range(first + size * rank // world_size, first + size * (rank + 1) // world_size)
-
-
-def micro_batches(
-    start: int, stop: int, size: int, micro: int | None, rank: int, world_size: int
-) -> Iterator[range]:
-    """Micro-batches of a rank for the global batches that begin at ``start`` and end at ``stop``.
-
-    Raises:
-        ValueError: ``stop - start`` is no multiple of the global batch ``size``.
-    """
-    if (stop - start) % size:
-        raise ValueError(f"positions {start}..{stop} are no whole number of global batches of {size}")
-    for step in range((stop - start) // size):
-        part = rank_slice(step, size, rank, world_size, origin=start)
-        width = micro or max(len(part), 1)
-        for first in range(part.start, part.stop, width):
-            yield range(first, min(first + width, part.stop))
+        return SampleAddress(domain, epoch, _permute(place, share.size, self._block, self._window, key))
 
 
 def _permute(place: int, n: int, block: int, window: int, key: int) -> int:

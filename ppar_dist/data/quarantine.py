@@ -9,32 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
-# Every reason a DataError may give; metrics are labelled with these words.
-REASONS = (
-    "shard_missing",  # no such file
-    "shard_unreadable",  # the file cannot be opened or read, or is no plain file
-    "shard_changed",  # what it held is gone: its size or time differs from before
-    "truncated",  # the shard ends too early
-    "damaged",  # what should be a tar header is none
-    "checksum",  # a member is not what was indexed
-    "index",  # the index points outside its shards
-    "incomplete",  # no image or no label
-    "repeated",  # two images or two labels side by side under one key
-    "not_adjacent",  # members of one key with others between
-    "duplicate_key",  # an earlier sample has the same key
-    "member",  # a link, device or sparse file
-    "name",  # a member name that is no safe relative path
-    "empty",  # a member of zero bytes
-    "too_large",  # a member or picture beyond all bounds
-    "image_unreadable",
-    "label_unreadable",
-    "label_mode",  # not 8 bits, one channel
-    "label_id",  # neither a train id nor 255
-    "size_mismatch",  # of image and label
-    "json",  # the .json member is no JSON object
-    "exhausted",  # too many bad samples in a row for one position
-)
 FEW_SAMPLES = 100  # a domain counts as at least so many: its first bad sample is no ratio yet
+
 
 log = logging.getLogger(__name__)
 

@@ -22,8 +22,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from ppar_dist.config import AugmentConfig, DataConfig
-from ppar_dist.labels import IGNORE_INDEX
+from ppar_dist.class_sets import IGNORE_INDEX
+from ppar_dist.config.schema import AugmentConfig, DataConfig
 
 _STREAM = 0x41554731  # keeps these draws apart from other uses of the seed
 _PADDING = [123, 117, 104]  # the mean colour, near zero once normalised

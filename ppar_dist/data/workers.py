@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from ppar_dist.parent import die_with_parent
-from ppar_dist.preemption import SAME_REQUEST_S
+from ppar_dist.processes.proc import die_with_parent
+from ppar_dist.processes.signals import SAME_REQUEST_S
 
 PREFETCH = 2  # micro-batches that each worker holds ready
 _DYING_S = 5.0  # between a process's sockets and its end lies the freeing of its memory

@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ppar_dist.config import Config, ConfigError
+from ppar_dist.config.schema import Config
 from ppar_dist.doctor import (
     budget,
     classes,
@@ -38,7 +38,8 @@ from ppar_dist.doctor import (
     storage,
 )
 from ppar_dist.doctor.case import ConfigCase, Progress
-from ppar_dist.doctor.report import Report, Result, Status, run_checks
+from ppar_dist.doctor.findings import Report, Result, Status, run_checks
+from ppar_dist.errors import UserError
 
 __all__ = ["Report", "Status", "examine_config", "examine_run"]
 
@@ -57,7 +58,7 @@ def examine_config(
 
     Args:
         subject: what the report calls it.
-        load: reads the configuration; its ConfigError becomes a finding.
+        load: reads the configuration; its UserError becomes a finding.
         ranks: ranks on this machine.
         nodes: machines like this one.
         quick: compare sizes instead of hashes of shards, and write a smaller probe.
@@ -65,7 +66,7 @@ def examine_config(
     """
     try:
         config = load()
-    except ConfigError as error:
+    except UserError as error:
         refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
         return Report(subject, (refused,))
     case = ConfigCase(config, ranks, nodes, quick)

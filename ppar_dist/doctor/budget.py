@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections import Counter
 
-from ppar_dist.config import ConfigError
+from ppar_dist.data.batches import batching
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, failure, listing, ok, warning
-from ppar_dist.plan import make_plan
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
+from ppar_dist.errors import UserError
 from ppar_dist.ppar.alignment import Stage, stage_at
-from ppar_dist.schedule import batching
+from ppar_dist.training.plan import make_plan
 
 
 def batch(case: ConfigCase) -> Finding:
@@ -19,7 +19,7 @@ def batch(case: ConfigCase) -> Finding:
     facts = {"ranks": case.world_size, "possible_ranks": others}
     try:
         cut = batching(case.config, case.world_size)
-    except ConfigError as error:
+    except UserError as error:
         return failure(str(error), f"numbers of ranks that divide it: {listing(others, 20)}", **facts)
     facts |= {
         "local_batch": cut.local_batch,
@@ -41,7 +41,7 @@ def refusals(case: ConfigCase) -> Finding | None:
         return None
     try:
         make_plan(case.config, case.world_size)
-    except ConfigError as error:
+    except UserError as error:
         return failure(str(error), "correct it: training refuses this before its first step")
     return None
 
@@ -110,7 +110,7 @@ def saving(case: ConfigCase) -> Finding:
 def _divides(case: ConfigCase, ranks: int) -> bool:
     try:
         batching(case.config, ranks)
-    except ConfigError:
+    except UserError:
         return False
     return True
 

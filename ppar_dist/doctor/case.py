@@ -14,14 +14,15 @@ from typing import Any, Literal
 import torch
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import Config, ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import check_classes, holdout_range
+from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.config.schema import Config
+from ppar_dist.data.batches import Batching, batching
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.sources import check_classes, holdout_range
 from ppar_dist.doctor.probes import resident_bytes
-from ppar_dist.labels import ClassSet, class_set
+from ppar_dist.errors import UserError
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
-from ppar_dist.runfacts import CheckpointFacts, read_checkpoint
-from ppar_dist.schedule import Batching, batching
+from ppar_dist.run.facts import CheckpointFacts, read_checkpoint
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
 
@@ -70,7 +71,7 @@ class ConfigCase:
 
     @cached_property
     def classes(self) -> ClassSet:
-        """The run's class set; raises ConfigError when there is none of that name."""
+        """The run's class set; raises UserError when there is none of that name."""
         return class_set(self.config.data.classes)
 
     @cached_property
@@ -102,7 +103,7 @@ class ConfigCase:
         """How the global batch is cut over all ranks; None when it cannot be."""
         try:
             return batching(self.config, self.world_size)
-        except ConfigError:
+        except UserError:
             return None
 
     @property
@@ -112,7 +113,7 @@ class ConfigCase:
 
     @cached_property
     def segmentor(self) -> Segmentor:
-        """The model without its weights: without memory where its library can; raises ConfigError."""
+        """The model without its weights: without memory where its library can; raises UserError."""
         with _quiet():
             try:
                 with torch.device("meta"):
@@ -162,7 +163,7 @@ def _open(role: Literal["source", "target"], name: str, path: Path, classes: str
     try:
         index = DomainIndex.open(path)
         check_classes(index, class_set(classes).name)
-    except ConfigError as error:
+    except UserError as error:
         index, problem = None, str(error)
     except Exception as error:  # an index that was tampered with can raise anything
         index, problem = (

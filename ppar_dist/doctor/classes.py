@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, ok, warning
 
 
 def classes(case: ConfigCase) -> Finding | None:

@@ -9,9 +9,9 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import get_pretrained_cfg
 
-from ppar_dist.config import ConfigError
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, warning
+from ppar_dist.errors import UserError
 from ppar_dist.models.text import text_prototypes
 
 
@@ -38,7 +38,7 @@ def model(case: ConfigCase) -> Finding:
     """The model can be built; weights are not read."""
     try:
         segmentor = case.segmentor
-    except ConfigError as error:
+    except UserError as error:
         return failure(str(error), "correct model.* as the message says")
     values = sum(parameter.numel() for parameter in segmentor.parameters())
     trained = sum(parameter.numel() for parameter in segmentor.parameters() if parameter.requires_grad)
@@ -88,7 +88,7 @@ def text(case: ConfigCase) -> Finding | None:
         return ok(f"from the text tower of {config.model.backbone.name}, when training starts")
     try:
         vectors = text_prototypes(config.text, case.classes, None)  # (K, D)
-    except ConfigError as error:
+    except UserError as error:
         remedy = "give text.file as an absolute path, or put its folder into $PPAR_WEIGHTS"
         return failure(str(error), remedy)
     found, wanted = vectors.shape[1], _embed_dim(case)
@@ -105,7 +105,7 @@ def text(case: ConfigCase) -> Finding | None:
 def _embed_dim(case: ConfigCase) -> int | None:
     try:
         return case.segmentor.backbone.embed_dim
-    except ConfigError:
+    except UserError:
         return None  # the check of the model says why
 
 

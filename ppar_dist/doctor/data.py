@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.doctor.case import ConfigCase, Domain
-from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, size, warning
-from ppar_dist.runfacts import read_log
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
+from ppar_dist.run.facts import read_log
 
 _THREADS = 4  # hashing lets go of the interpreter; more would only compete for the storage
 _INDEX_AGAIN = "fetch the shard again, or run `ppar-dist index` if it was changed on purpose"

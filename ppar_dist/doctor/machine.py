@@ -9,11 +9,11 @@ from pathlib import Path
 
 import torch
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.shardfiles import OPEN_SHARDS
+from ppar_dist.data.shards.reader import OPEN_SHARDS
 from ppar_dist.data.workers import PREFETCH
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, size, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
+from ppar_dist.errors import UserError
 
 _TENSORS = 5  # of a micro-batch, each a descriptor on its way from worker to rank
 _OWN_FILES = 128  # descriptors of the interpreter, its libraries, logs and sockets
@@ -89,7 +89,7 @@ def memory(case: ConfigCase) -> Finding | None:
     process, workers = case.process_bytes, case.ranks * case.config.data.workers
     try:
         parameters = sum(value.numel() for value in case.segmentor.parameters())
-    except ConfigError:
+    except UserError:
         return None  # the check of the model says why
     copies = 4 if not torch.cuda.is_available() else 0  # parameters, gradients, two moments
     model = 4 * parameters * copies * case.ranks

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.samples import DataError
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.doctor.case import ConfigCase, Domain
-from ppar_dist.doctor.report import Check, Finding, counted, failure, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, warning
 
 _COMPARED = 1000  # samples of a pair of domains whose bytes are compared at most
 _CHUNK = 1 << 16  # samples looked at together
@@ -85,7 +85,7 @@ def _marks(index: DomainIndex) -> npt.NDArray[np.uint64]:
 def _same_bytes(left: DomainIndex, i: int, right: DomainIndex, j: int) -> bool:
     try:
         return left.read(i).image == right.read(j).image
-    except DataError:
+    except SampleError:
         return False  # a shard that cannot be read is reported as such
 
 

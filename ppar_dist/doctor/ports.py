@@ -9,7 +9,7 @@ import socket
 import urllib.request
 
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, failure, listing, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
 
 
 def metrics_ports(case: ConfigCase) -> Finding | None:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppar_dist import runlock
-from ppar_dist.config import ConfigError
+from ppar_dist.config.identity import changes_since, config_changes, content_hash, stored_config
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, listing, ok, warning
-from ppar_dist.plan import changes_since, config_changes, content_hash, stored_config
-from ppar_dist.runfacts import CheckpointFacts
+from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, warning
+from ppar_dist.errors import UserError
+from ppar_dist.run import lock
+from ppar_dist.run.facts import CheckpointFacts
 
 
 def start(case: ConfigCase) -> Finding:
@@ -46,7 +46,7 @@ def configuration(case: ConfigCase) -> Finding | None:
     run = case.config.run.dir
     try:
         before = stored_config(run)
-    except ConfigError as error:
+    except UserError as error:
         return failure(str(error), "give another run.dir, or `train --accept-changes` to replace it")
     noted = case.newest.manifest.get("config") if case.newest is not None else None
     if before is not None:
@@ -88,7 +88,7 @@ def text(case: ConfigCase) -> Finding | None:
         return None
     try:
         now = content_hash(case.config.text.file)
-    except ConfigError:
+    except UserError:
         return None  # the check of the text file says so
     if now != case.newest.manifest["text_sha256"]:
         return failure(
@@ -119,7 +119,7 @@ def position(case: ConfigCase) -> Finding | None:
 def other_job(case: ConfigCase) -> Finding | None:
     """No other job holds the run's folder."""
     run = case.config.run.dir
-    held = runlock.read_state(run)
+    held = lock.read_state(run)
     if held is None:
         return ok("none") if run.exists() else None
     facts = {"holder": held.text, "lives": held.lives, "seconds": round(held.age_s, 1)}

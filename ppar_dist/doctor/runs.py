@@ -10,16 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.checkpoint import MANIFEST, checkpoints_dir
-from ppar_dist.config import Config, ConfigError, load_config
-from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, listing, ok, size, warning
-from ppar_dist.runfacts import (
-    CheckpointFacts,
-    LogFacts,
-    leftovers,
-    read_checkpoints,
-    read_latest,
-    read_log,
-)
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, size, warning
+from ppar_dist.errors import UserError
+from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
 
 
 @dataclass
@@ -33,7 +28,7 @@ class RunCase:
         """Its configuration, None where it cannot be read."""
         try:
             return load_config(self.path / "config.yaml")
-        except ConfigError:
+        except UserError:
             return None
 
     @cached_property
@@ -58,7 +53,7 @@ def configuration(case: RunCase) -> Finding:
     if case.config is None:
         try:
             load_config(case.path / "config.yaml")
-        except ConfigError as error:
+        except UserError as error:
             remedy = (
                 "a job started with --accept-changes writes it anew; or give the run.dir of a training run"
             )

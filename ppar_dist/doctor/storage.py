@@ -7,11 +7,11 @@ import shutil
 from dataclasses import dataclass
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import ConfigError
 from ppar_dist.doctor.case import ConfigCase
+from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, ok, size, warning
 from ppar_dist.doctor.probes import existing_parent, hash_rate, mount_of, probe_folder, write, write_rate
-from ppar_dist.doctor.report import Check, Finding, counted, duration, failure, ok, size, warning
-from ppar_dist.runfacts import folder_bytes, read_manifest_only
+from ppar_dist.errors import UserError
+from ppar_dist.run.facts import folder_bytes, read_manifest_only
 
 _PROBE_BYTES = 64 << 20
 _QUICK_BYTES = 8 << 20
@@ -150,7 +150,7 @@ def _expected(case: ConfigCase) -> SaveSize | None:
             return SaveSize(facts.bytes, len(facts.sizes()) + 1, facts.seconds, f"as {newest.name}")
     try:
         model = case.segmentor
-    except ConfigError:
+    except UserError:
         return None  # the check of the model says why
     state = sum(value.numel() for value in model.state_dict().values())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -18,7 +18,8 @@ from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.text import TextEncoder
 
@@ -35,10 +36,10 @@ def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
             reading or downloading weights, for a checkpoint that brings them.
 
     Raises:
-        ConfigError: unknown kind, model name, option or weights.
+        UserError: unknown kind, model name, option or weights.
     """
     if cfg.kind not in BUILDERS:
-        raise ConfigError(f"unknown model.backbone.kind={cfg.kind}; known are {', '.join(BUILDERS)}")
+        raise UserError(f"unknown model.backbone.kind={cfg.kind}; known are {', '.join(BUILDERS)}")
     module = importlib.import_module(f"{__package__}.{BUILDERS[cfg.kind]}")
     backbone: Backbone = module.build(cfg, load_weights)
     return backbone

@@ -22,12 +22,13 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.clip_resnet import ClipResNet
 from ppar_dist.models.clip_timm import ClipTimm
 from ppar_dist.models.clip_vit import ClipViT
-from ppar_dist.models.weights import UNREADABLE, reason
+from ppar_dist.models.load_errors import UNREADABLE, reason
 
 _SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
 
@@ -45,7 +46,7 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     elif isinstance(visual, TimmModel):
         backbone = ClipTimm(visual, cfg, *statistics, _vision_config(cfg))
     else:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone.name={cfg.name}: no dense features for {type(visual).__name__}; use another"
         )
     model.visual = nn.Identity()  # the text tower does not keep the image tower alive
@@ -65,12 +66,12 @@ class ClipText:
         """(N, D) float32 embeddings of N sentences, not normalised.
 
         Raises:
-            ConfigError: the tokenizer is neither installed nor reachable.
+            UserError: the tokenizer is neither installed nor reachable.
         """
         try:
             tokenizer = open_clip.get_tokenizer(self.name, context_length=self.model.context_length)
         except (OSError, ImportError, ValueError, AssertionError, TypeError) as error:
-            raise ConfigError(
+            raise UserError(
                 f"the tokenizer of {self.name} is not available: {reason(error)}; "
                 "install transformers and allow its download once, or set text.file"
             ) from None
@@ -93,7 +94,7 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> Any:
             **settings,
         )
     except UNREADABLE as error:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {reason(error)}; "
             "give weights of this very model as a state dict (.pt, .safetensors) and options that it takes; "
             "without a network, download them elsewhere and set pretrained to the file"
@@ -108,7 +109,7 @@ def _check_names(cfg: BackboneConfig, load_weights: bool) -> dict[str, Any] | No
     name = cfg.name.replace("/", "-")
     if name not in known:
         near = difflib.get_close_matches(name, known, 3) or ["RN50", "ViT-B-16-quickgelu", "EVA02-L-14-336"]
-        raise ConfigError(
+        raise UserError(
             f"unknown open_clip model model.backbone.name={cfg.name}; did you mean {', '.join(near)}?"
         )
     if cfg.pretrained is None:
@@ -116,7 +117,7 @@ def _check_names(cfg: BackboneConfig, load_weights: bool) -> dict[str, Any] | No
     tag = get_pretrained_cfg(name, cfg.pretrained)
     if not tag and load_weights and not Path(cfg.pretrained).is_file():
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise ConfigError(
+        raise UserError(
             f"model.backbone.pretrained={cfg.pretrained} is neither a file nor a tag of {name} "
             f"(tags: {tags}); correct the path or take a tag"
         )
@@ -149,7 +150,7 @@ def _vision_config(cfg: BackboneConfig) -> dict[str, Any]:
 def _check_finite(model: nn.Module, cfg: BackboneConfig) -> None:
     for name, value in model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()) and "attn_mask" not in name:
-            raise ConfigError(
+            raise UserError(
                 f"weights of {cfg.name} (pretrained={cfg.pretrained}) are not finite in {name}; "
                 "save them in fp32"
             )

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig
+from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 

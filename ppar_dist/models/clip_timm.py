@@ -14,7 +14,8 @@ import timm
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.pyramid import SimplePyramid, level_depths, pyramid_strides
@@ -34,7 +35,7 @@ class ClipTimm(Backbone):
         vision_cfg: dict[str, Any],
     ) -> None:
         if vision_cfg.get("timm_pool") in ("abs_attn", "rot_attn"):
-            raise ConfigError(
+            raise UserError(
                 f"model.backbone.name={cfg.name}: no dense features through its attention pool; use another"
             )
         trunk: Any = _any_image_size(visual.trunk, vision_cfg)

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.pyramid import SimplePyramid, level_depths, pyramid_strides
@@ -32,12 +33,12 @@ class ClipViT(Backbone):
         self, visual: VisionTransformer, cfg: BackboneConfig, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         if visual.attn_pool is not None or visual.proj is None:
-            raise ConfigError(
+            raise UserError(
                 f"model.backbone.name={cfg.name} pools by attention (CoCa): no dense features; use another"
             )
         patch, width = visual.patch_size[0], visual.conv1.out_channels
         if visual.patch_size[0] != visual.patch_size[1]:
-            raise ConfigError(
+            raise UserError(
                 f"model.backbone.name={cfg.name}: patches are square, got {visual.patch_size}; use another"
             )
         neck = SimplePyramid(width)

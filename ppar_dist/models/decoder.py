@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
 
-from ppar_dist.config import DecoderConfig
+from ppar_dist.config.schema import DecoderConfig
 
 
 def build_decoder(cfg: DecoderConfig, channels: tuple[int, ...], strides: tuple[float, ...]) -> nn.Module:

@@ -19,8 +19,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppar_dist.config import Config, ConfigError, ModelConfig, OptimConfig
-from ppar_dist.labels import ClassSet
+from ppar_dist.class_sets import ClassSet
+from ppar_dist.config.schema import Config, ModelConfig, OptimConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
@@ -48,7 +49,7 @@ class Segmentor(nn.Module):
             over the same cells and projected by P.
 
     Raises:
-        ConfigError: a text classifier without text, or with text of another shape.
+        UserError: a text classifier without text, or with text of another shape.
     """
 
     text: Tensor | None
@@ -181,11 +182,11 @@ def build_segmentor(
 
 def _check_text(text: Tensor | None, num_classes: int, embed_dim: int) -> None:
     if text is None:
-        raise ConfigError(
+        raise UserError(
             "model.classifier otp and otp_init need text prototypes; set text.file or classifier=linear"
         )
     if tuple(text.shape) != (num_classes, embed_dim):
-        raise ConfigError(
+        raise UserError(
             f"text prototypes are (K, D) = ({num_classes}, {embed_dim}), got {tuple(text.shape)}; "
             "take text of the same classes and CLIP model"
         )

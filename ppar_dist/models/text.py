@@ -18,8 +18,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ppar_dist.config import ConfigError, TextConfig
-from ppar_dist.labels import ClassSet
+from ppar_dist.class_sets import ClassSet
+from ppar_dist.config.schema import TextConfig
+from ppar_dist.errors import UserError
 
 if TYPE_CHECKING:
     from ppar_dist.models.backbone import Backbone
@@ -45,7 +46,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
         (K, D) float32, rows of length 1.
 
     Raises:
-        ConfigError: the file is missing, malformed, of another width or lacks a class; there is no text
+        UserError: the file is missing, malformed, of another width or lacks a class; there is no text
             tower; centring leaves nothing of a class.
     """
     if cfg.file is not None:
@@ -53,7 +54,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
     else:
         means = _from_tower(cfg.templates, classes, backbone)
     if backbone is not None and means.shape[1] != backbone.embed_dim:
-        raise ConfigError(
+        raise UserError(
             f"text embeddings are {means.shape[1]} wide, the backbone's joint space {backbone.embed_dim}: "
             "take text.file from the same CLIP model, or set model.backbone.embed_dim (kind: timm)"
         )
@@ -69,7 +70,7 @@ def write_embeddings(
     """Write the .npz that ``text.file`` reads: a row norm(mean over templates of norm(E_text)) per name.
 
     Raises:
-        ConfigError: the file cannot be written.
+        UserError: the file cannot be written.
     """
     rows = []
     for name in names:
@@ -79,14 +80,14 @@ def write_embeddings(
     try:
         np.savez(path, names=np.array(list(names)), embeddings=torch.stack(rows).numpy())
     except OSError as error:
-        raise ConfigError(f"cannot write {path}: {error.strerror}; give another --out") from None
+        raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
 
 
 def _centred(prototypes: Tensor) -> Tensor:
     centred = prototypes - prototypes.mean(0)
     lengths = centred.norm(dim=1)
     if bool((lengths < 1e-6).any()):
-        raise ConfigError(
+        raise UserError(
             "text.center leaves nothing of a class (one class, or equal texts); set text.center=false"
         )
     return centred / lengths[:, None]
@@ -95,10 +96,10 @@ def _centred(prototypes: Tensor) -> Tensor:
 def _from_tower(templates: tuple[str, ...], classes: ClassSet, backbone: Backbone | None) -> Tensor:
     encoder = backbone.text_tower() if backbone is not None else None
     if encoder is None:
-        raise ConfigError("the backbone has no text tower: set text.file to an .npz of names and embeddings")
+        raise UserError("the backbone has no text tower: set text.file to an .npz of names and embeddings")
     wrong = [template for template in templates if "{}" not in template]
     if wrong or not templates:
-        raise ConfigError(
+        raise UserError(
             f"text.templates are sentences with {{}} for the name, got {wrong or 'none'}; add {{}}"
         )
     means = []
@@ -116,7 +117,7 @@ def _from_file(path: Path, classes: ClassSet) -> Tensor:
         if not any(prompt in vectors for prompt in prompts)
     ]
     if lacking:
-        raise ConfigError(
+        raise UserError(
             f"text.file={path} has no embedding of {', '.join(lacking)} "
             f"(it has {', '.join(sorted(vectors))}); add them, or use an open_clip backbone's text tower"
         )
@@ -134,14 +135,14 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
             names, embeddings = archive["names"], archive["embeddings"].astype(np.float64)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
-        raise ConfigError(
+        raise UserError(
             f"cannot read text.file={path}: {reason}; it is an .npz with names (N,) and embeddings (N, D)"
         ) from None
     if embeddings.ndim != 2 or names.shape != embeddings.shape[:1]:
-        raise ConfigError(
+        raise UserError(
             f"text.file={path} holds names (N,) and embeddings (N, D), got {names.shape} "
             f"and {embeddings.shape}; write one row per name"
         )
     if not np.isfinite(embeddings).all() or not np.linalg.norm(embeddings, axis=1).all():
-        raise ConfigError(f"text.file={path} holds a non-finite or zero embedding; compute it again in fp32")
+        raise UserError(f"text.file={path} holds a non-finite or zero embedding; compute it again in fp32")
     return dict(zip((str(name) for name in names), embeddings, strict=True))

@@ -17,12 +17,13 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
+from ppar_dist.models.load_errors import UNREADABLE, reason
 from ppar_dist.models.pyramid import SimplePyramid, pyramid_strides
 from ppar_dist.models.resize import resize_bilinear
-from ppar_dist.models.weights import UNREADABLE, reason
 
 
 class TimmTrunk(Backbone):
@@ -80,7 +81,7 @@ class TimmTrunk(Backbone):
 def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     """Build a timm trunk; see ``build_backbone``. ``pretrained`` is a file or a tag of the model."""
     if cfg.embed_dim is None:
-        raise ConfigError(
+        raise UserError(
             "model.backbone.embed_dim is required with kind: timm; set it to the text's width (512)"
         )
     known = _known_name(cfg.name)
@@ -104,7 +105,7 @@ def _known_name(name: str) -> str:
             "resnet18",
             "convnext_atto",
         ]
-        raise ConfigError(f"unknown timm model model.backbone.name={name}; did you mean {', '.join(near)}?")
+        raise UserError(f"unknown timm model model.backbone.name={name}; did you mean {', '.join(near)}?")
     return name
 
 
@@ -112,7 +113,7 @@ def _create(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn.Modul
     try:
         return timm.create_model(name, **options)
     except UNREADABLE as error:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone: timm cannot make {name} with options={cfg.options}: {reason(error)}; "
             "correct the options, or take a trunk that has four levels and accepts any image size"
         ) from None
@@ -127,7 +128,7 @@ def _with_weights(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn
     elif f"{plain}.{file}" in tagged:
         name, overlay = f"{plain}.{file}", {}
     else:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone.pretrained={file} is neither a file nor a timm tag of {name} "
             f"(with weights: {', '.join(tagged) or 'none'}); correct the path or the tag"
         )
@@ -140,7 +141,7 @@ def _with_weights(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn
         trunk = _load(name, file, options, overlay)
     missed = [k for k, v in trunk.state_dict().items() if v.ndim > 1 and torch.equal(v, fresh[k])]
     if missed:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone.pretrained={file} does not hold {missed[0]} of {name} "
             f"({len(missed)} weights are missing); give a checkpoint of this very model"
         )
@@ -151,7 +152,7 @@ def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]
     try:
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except UNREADABLE as error:
-        raise ConfigError(
+        raise UserError(
             f"model.backbone.pretrained={file} cannot be loaded into {name}: {reason(error)}; "
             "give a checkpoint of this very model"
         ) from None

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
-from ppar_dist.config import ConfigError
+from ppar_dist.errors import UserError
 
 _PAGE_S = 0.2  # for which a page is served again
 _CLIENT_S = 5.0  # for which a client may keep a thread waiting
@@ -176,13 +176,13 @@ def start(
     """Serve ``registry`` and ``health`` over HTTP from daemon threads; port 0 takes any free one.
 
     Raises:
-        ConfigError: the port is taken or the address is not one of this machine.
+        UserError: the port is taken or the address is not one of this machine.
     """
     try:
         return Endpoint(address, port, registry, health)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise ConfigError(
+        raise UserError(
             f"cannot serve metrics on {host_port(address, port)}: {reason}; set monitoring.port to a free "
             "port (0: any) or monitoring.address to an interface of this machine"
         ) from None

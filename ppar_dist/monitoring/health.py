@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 from urllib.parse import urlsplit
 
-from ppar_dist import exitcodes
-from ppar_dist.messages import printable
+from ppar_dist import exit_codes
+from ppar_dist.text import printable
 
 UNHEALTHY = 1  # what Docker and Kubernetes expect
 _PORT, _PORT_VARIABLE = 9400, "PPAR_METRICS_PORT"
@@ -66,10 +66,10 @@ def run(options: argparse.Namespace) -> int:
         found = [check(url, options.timeout) for url in options.urls or _default_urls(options.nproc)]
     except ValueError as error:
         print(f"ppar-dist: {error}", file=sys.stderr)
-        return exitcodes.CONFIG
+        return exit_codes.CONFIG
     for ok, text in found:
         print(printable(text), file=sys.stdout if ok else sys.stderr)
-    return exitcodes.DONE if all(ok for ok, _ in found) else UNHEALTHY
+    return exit_codes.DONE if all(ok for ok, _ in found) else UNHEALTHY
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str]) -> int:
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        self.exit(exitcodes.CONFIG, f"ppar-dist: {message}; see {self.prog} --help\n")
+        self.exit(exit_codes.CONFIG, f"ppar-dist: {message}; see {self.prog} --help\n")
 
 
 def _default_urls(ranks: int) -> list[str]:

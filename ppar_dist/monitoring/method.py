@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppar_dist.config import PparConfig
+from ppar_dist.config.schema import PparConfig
 from ppar_dist.monitoring.registry import Registry, set_known
-from ppar_dist.monitoring.weights import SampleWeights
+from ppar_dist.monitoring.weight_histogram import SampleWeights
 from ppar_dist.ppar.alignment import Stage
 from ppar_dist.ppar.diagnostics import Detail, Figures
 

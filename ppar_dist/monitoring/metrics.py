@@ -13,12 +13,12 @@ import time
 from collections.abc import Mapping, Sequence
 
 from ppar_dist import __version__
-from ppar_dist.config import Config
+from ppar_dist.config.schema import Config
 from ppar_dist.monitoring.method import MethodMetrics
 from ppar_dist.monitoring.registry import Registry, set_known
 from ppar_dist.ppar.alignment import stage_at
 from ppar_dist.ppar.diagnostics import Detail, Figures
-from ppar_dist.trainstate import TrainState, bad_counts
+from ppar_dist.run.state import TrainState, bad_counts
 
 _STEP_SECONDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 _CHECKPOINT_SECONDS = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)

@@ -8,9 +8,10 @@ import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
 
-from ppar_dist import distributed
-from ppar_dist.config import Config, ConfigError
-from ppar_dist.distributed import World
+from ppar_dist.config.schema import Config
+from ppar_dist.distributed import environment
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.endpoint import Endpoint, Health
 from ppar_dist.monitoring.metrics import RunMetrics, run_name
@@ -18,7 +19,7 @@ from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.monitoring.targets import Target, TargetsFile, reachable_address
 from ppar_dist.monitoring.textfile import TextFile
-from ppar_dist.watchdog import OFF, RUNNING, Report
+from ppar_dist.watchdog import OFF, RUNNING, Heartbeat
 
 _NAMED = 3  # ranks with a problem; of more, only their number
 _LOOK_S = 0.1
@@ -46,7 +47,7 @@ class Monitor:
         self._targets = TargetsFile(path) if path is not None else None
         self._text: TextFile | None = None
 
-    def open(self, domains: Sequence[str], classes: Sequence[str], report: Callable[[], Report]) -> None:
+    def open(self, domains: Sequence[str], classes: Sequence[str], report: Callable[[], Heartbeat]) -> None:
         """Serve from here on, where ``monitoring.enabled``, and write the files that are wanted. Collective.
 
         Args:
@@ -55,7 +56,7 @@ class Monitor:
             report: tells where this rank stands.
 
         Raises:
-            ConfigError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
+            UserError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
         """
         self.rank.follow(lambda: report().seconds)
         if self._world.is_main:
@@ -69,7 +70,7 @@ class Monitor:
             problem = self._write_targets(targets) or self._open_text_file()
         _refuse([each for each in [self._world.broadcast(problem)] if each])
 
-    def _serve(self, report: Callable[[], Report]) -> Target | str:
+    def _serve(self, report: Callable[[], Heartbeat]) -> Target | str:
         """Start the endpoint; returns where others reach it, or why it cannot be."""
         monitoring, world, host = self._config.monitoring, self._world, socket.gethostname()
         port = monitoring.port and monitoring.port + world.local_rank
@@ -78,7 +79,7 @@ class Monitor:
             self._endpoint = endpoint.start(
                 monitoring.address, port, self._registry, lambda: health(report(), stall_s)
             )
-        except ConfigError as error:
+        except UserError as error:
             return f"rank {world.rank} on {host} {error}"
         return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
 
@@ -89,7 +90,7 @@ class Monitor:
         address, hosts = self._config.monitoring.address, {target.host for target in targets}
         if len(hosts) > 1 and address in _LOOPBACK:
             log.warning("monitoring.address=%s is reached from the rank's own machine only", address)
-        job = distributed.scheduler_job()
+        job = environment.scheduler_job()
         labels = {"run": run_name(self._config)} | ({"job_id": job} if job else {})
         try:
             self._targets.write(targets, labels)
@@ -150,7 +151,7 @@ class Monitor:
         self.close()
 
 
-def health(report: Report, stall_s: float) -> Health:
+def health(report: Heartbeat, stall_s: float) -> Health:
     """Whether a rank advances: it is in no phase longer than ``stall_s`` and has not said that it ends.
 
     Outside the steps, where the watchdog judges no rank by its time, it counts as well for any time.
@@ -173,4 +174,4 @@ def health(report: Report, stall_s: float) -> Health:
 def _refuse(problems: Sequence[str]) -> None:
     if problems:
         more = f"; and {len(problems) - _NAMED} more ranks" if len(problems) > _NAMED else ""
-        raise ConfigError("; ".join(problems[:_NAMED]) + more)
+        raise UserError("; ".join(problems[:_NAMED]) + more)

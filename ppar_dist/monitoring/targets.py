@@ -10,8 +10,9 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import NamedTuple
 
-from ppar_dist.distributed import World, own_address
-from ppar_dist.durable import make_folder, write_atomically
+from ppar_dist.distributed.rendezvous import own_address
+from ppar_dist.distributed.world import World
+from ppar_dist.files.durable import make_folder, write_atomically
 from ppar_dist.monitoring.endpoint import host_port
 
 _OUTSIDE = "192.0.2.1"  # reserved for documentation: asked for the route that leads away from here

@@ -8,7 +8,7 @@ from threading import Event, Thread
 
 from prometheus_client import CollectorRegistry, write_to_textfile
 
-from ppar_dist.durable import make_folder
+from ppar_dist.files.durable import make_folder
 
 _EVERY_S = 15.0
 _LAST_S = 2.0  # for the last write: storage that has gone must not keep a rank from ending

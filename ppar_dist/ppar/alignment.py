@@ -12,8 +12,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from ppar_dist.config import AlignmentConfig
-from ppar_dist.losses import masked_mean
+from ppar_dist.config.schema import AlignmentConfig
+from ppar_dist.models.losses import masked_mean
 
 
 class Stage(IntEnum):

@@ -17,8 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from ppar_dist.labels import IGNORE_INDEX
-from ppar_dist.losses import full_precision
+from ppar_dist.class_sets import IGNORE_INDEX
+from ppar_dist.models.losses import full_precision
 
 _TINY = 1e-12  # squared norm below which a vector counts as zero
 

@@ -25,18 +25,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppar_dist.config import ConfigError, PparConfig
-from ppar_dist.losses import masked_mean
-from ppar_dist.ppar import alignment, cells, reweighting, tally
+from ppar_dist.config.schema import PparConfig
+from ppar_dist.errors import UserError
+from ppar_dist.models.losses import masked_mean
+from ppar_dist.ppar import alignment, cells, reweighting, statistics
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.ppar.sync import SyncBuffer
 
-__all__ = ["Figures", "Objective", "StepPlan", "Terms"]
+__all__ = ["Figures", "Objective", "StepSettings", "Terms"]
 
 
 @dataclass(frozen=True)
-class StepPlan:
+class StepSettings:
     """What a step uses, frozen at its start and equal on all ranks."""
 
     stage: alignment.Stage
@@ -94,36 +95,38 @@ class Objective:
             extras: names of further numbers to sum over ranks with the same all-reduce (`add_extra`).
 
         Raises:
-            ConfigError: the method is on and ``text`` is missing or does not have K rows.
+            UserError: the method is on and ``text`` is missing or does not have K rows.
         """
         self.config = config
         self.num_domains, self.num_classes = num_domains, num_classes
         self.device = torch.device(device)
         self.extras = tuple(extras)
-        layout = tally.layout(num_domains, global_batch, len(self.extras))
+        layout = statistics.layout(num_domains, global_batch, len(self.extras))
         self.state: MethodState | None = None
         if config.enabled:
             if text is None or text.shape[0] != num_classes:
                 got = "none" if text is None else f"{text.shape[0]}"
-                raise ConfigError(
+                raise UserError(
                     f"the method needs a text prototype for each of {num_classes} classes, got {got}; "
                     "check text.file against data.classes, or set ppar.enabled=false"
                 )
             self.state = MethodState(config, text, num_domains, self.device)
             layout |= self.state.layout()
         self.buffer = SyncBuffer(layout, self.device)
-        self._plan: StepPlan | None = None
+        self._plan: StepSettings | None = None
 
     # ------------------------------------------------------------------ a step
 
-    def begin_step(self, progress: float) -> StepPlan:
+    def begin_step(self, progress: float) -> StepSettings:
         """Empty the buffer and freeze what the step at ``progress`` (0 to 1) uses."""
         self.buffer.zero()
         align = self.config.alignment
         stage = alignment.stage_at(progress, align.boundaries)
         if self.state is None:
             none = reweighting.Moments()
-            self._plan = StepPlan(stage, 0.0, 0.0, 0.0, math.nan, math.nan, False, none, False, None, None)
+            self._plan = StepSettings(
+                stage, 0.0, 0.0, 0.0, math.nan, math.nan, False, none, False, None, None
+            )
             return self._plan
         text, visual, pixel = alignment.stage_weights(stage, align)
         quantile = threshold = math.nan
@@ -132,7 +135,7 @@ class Objective:
             threshold = self.state.difficulty.threshold(quantile)
         ready = align.enabled and align.pixel_weight > 0
         reweight = self.config.reweighting.enabled and stage >= self.config.reweighting.start_stage
-        self._plan = StepPlan(
+        self._plan = StepSettings(
             stage=stage,
             text_weight=text,
             visual_weight=visual,
@@ -170,7 +173,7 @@ class Objective:
             attempts: (B,) int64 bad samples that each sample stands for, to be reported too; None: none.
 
         Raises:
-            ConfigError: features and text prototypes differ in width.
+            UserError: features and text prototypes differ in width.
         """
         plan = self._plan
         assert plan is not None, "begin_step comes before terms"
@@ -186,9 +189,9 @@ class Objective:
             total = total + weight * loss
         total = weights * total
         r, valid = aligned.reliability, aligned.valid
-        batch = tally.Batch(domains, seg_loss, total, weights, r, valid, u, known, slots, attempts)
+        batch = statistics.Batch(domains, seg_loss, total, weights, r, valid, u, known, slots, attempts)
         losses = {name: (loss, has) for name, (_, loss, has) in aligned.losses.items()}
-        tally.collect(self.buffer, batch, losses)
+        statistics.collect(self.buffer, batch, losses)
         named = {"segmentation": seg_loss.detach()}
         named |= {name: loss.detach() for name, (_, loss, _) in aligned.losses.items()}
         return Terms(total, weights, named, r.masked_fill(~valid, math.nan))
@@ -223,7 +226,7 @@ class Objective:
         more = self.detail() if detail else None
         admission = (int(plan.stage), plan.quantile, plan.threshold)
         extras = dict(zip(self.extras, self.buffer.view("extras", head).tolist(), strict=True))
-        return tally.figures(self.buffer, head, admission, finite, extras, more)
+        return statistics.figures(self.buffer, head, admission, finite, extras, more)
 
     def detail(self) -> Detail | None:
         """The figures of the state that cost more; None when the method is off."""
@@ -239,12 +242,12 @@ class Objective:
         """Restore what `state_dict` gave, to continue bit for bit.
 
         Raises:
-            ConfigError: the statistics are those of another configuration.
+            UserError: the statistics are those of another configuration.
         """
         if self.state:
             self.state.load_state_dict(state)
         elif state:
-            raise ConfigError(
+            raise UserError(
                 "the checkpoint holds statistics of the method and ppar.enabled is false; "
                 "resume with the configuration it was written with"
             )
@@ -255,7 +258,7 @@ class Objective:
         self, dense: Tensor, labels: Tensor, width: int, prototypes: Tensor | None = None
     ) -> cells.CellFeatures:
         if dense.shape[1] != width:
-            raise ConfigError(
+            raise UserError(
                 f"features are {dense.shape[1]} wide and text prototypes {width}; "
                 "choose embeddings of the backbone's joint width (text.file, embed_dim)"
             )
@@ -269,7 +272,7 @@ class Objective:
         labels: Tensor,
         domains: Tensor,
         teacher: Tensor | None,
-        plan: StepPlan,
+        plan: StepSettings,
     ) -> _Aligned:
         assert plan.text is not None
         assert plan.prototypes is not None
@@ -297,7 +300,7 @@ class Objective:
         return _Aligned(losses, r.detach(), valid)
 
     def _pixel(
-        self, cosines: Tensor, labels: Tensor, plan: StepPlan
+        self, cosines: Tensor, labels: Tensor, plan: StepSettings
     ) -> dict[str, tuple[float, Tensor, Tensor]]:
         """Pixel loss of the admitted cells; the difficulty comes from the same logits.
 
@@ -317,10 +320,10 @@ class Objective:
 
     @torch.no_grad()
     def _feed_bank(self, features: cells.CellFeatures, domains: Tensor) -> None:
-        self.buffer.add("counts", tally.by_domain(domains, features.counts, self.num_domains))
-        self.buffer.add("sums", tally.by_domain(domains, features.sums, self.num_domains))
+        self.buffer.add("counts", statistics.by_domain(domains, features.counts, self.num_domains))
+        self.buffer.add("sums", statistics.by_domain(domains, features.sums, self.num_domains))
 
-    def _weigh(self, aligned: _Aligned, plan: StepPlan) -> tuple[Tensor, Tensor, Tensor]:
+    def _weigh(self, aligned: _Aligned, plan: StepSettings) -> tuple[Tensor, Tensor, Tensor]:
         """Weights w (B,), raw weights u (B,) and which u are known (B,).
 
         u gathers statistics as soon as r̄ and σ_r exist, so that w̄ is ready when weights begin.

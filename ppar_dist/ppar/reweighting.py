@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ppar_dist.config import ReweightingConfig
+from ppar_dist.config.schema import ReweightingConfig
 from ppar_dist.ppar.alignment import pooled_alignment
 
 # Upper edges of the weight histogram (Prometheus "le"); weights above the last go to one more bin.

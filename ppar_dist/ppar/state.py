@@ -11,8 +11,9 @@ import zlib
 import torch
 from torch import Tensor
 
-from ppar_dist.config import ConfigError, PparConfig
-from ppar_dist.ppar import diagnostics, tally
+from ppar_dist.config.schema import PparConfig
+from ppar_dist.errors import UserError
+from ppar_dist.ppar import diagnostics, statistics
 from ppar_dist.ppar.alignment import DifficultyHistogram
 from ppar_dist.ppar.cells import unit
 from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
@@ -45,7 +46,7 @@ class MethodState:
 
     def fold(self, buffer: SyncBuffer, head: Tensor) -> None:
         """Take in the reduced buffer; ``head`` is a float64 copy on the CPU of all before "counts"."""
-        sums = tally.whole(buffer, head)
+        sums = statistics.whole(buffer, head)
         self.moments.fold(sums["r"], sums["r_square"], sums["n_r"], sums["u"], sums["n_u"])
         self.difficulty.fold(buffer.view("difficulty", head).tolist())
         self.bank.fold(buffer.view("sums"), buffer.view("counts"))
@@ -81,7 +82,7 @@ class MethodState:
         """Restore what `state_dict` gave.
 
         Raises:
-            ConfigError: an entry is missing, unknown or of another shape.
+            UserError: an entry is missing, unknown or of another shape.
         """
         mine = self.state_dict()
         wrong = sorted(mine.keys() ^ state.keys())
@@ -91,7 +92,7 @@ class MethodState:
             if name in state and state[name].shape != value.shape
         ]
         if wrong:
-            raise ConfigError(
+            raise UserError(
                 f"the checkpoint's statistics do not fit this configuration: {'; '.join(wrong)}; "
                 "resume with the sources, classes and method it was written with"
             )

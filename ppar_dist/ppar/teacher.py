@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from ppar_dist.config import BankConfig
+from ppar_dist.config.schema import BankConfig
 from ppar_dist.models.segmentor import Segmentor
 
 

@@ -15,8 +15,8 @@ import jinja2
 
 from ppar_dist import __version__
 from ppar_dist.checkpoint import write_atomically
-from ppar_dist.config import dump_config
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.load import dump_config
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
 from ppar_dist.report.images import example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
@@ -33,7 +33,7 @@ def write_report(run: Path) -> Path:
     """Write ``<run>/report.html`` from what the run recorded; parts that are missing are named so.
 
     Raises:
-        ConfigError: ``run`` is not a run folder.
+        UserError: ``run`` is not a run folder.
     """
     records = RunRecords.read(run)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import nan
 from typing import Any, NamedTuple
 
-from ppar_dist.jsonlines import is_step
+from ppar_dist.files.jsonl import is_step
 
 _LARGEST = 3.5e38  # beyond any float32, which all figures once were
 _SMALLEST = 1e-200  # below any float32 but 0; axes divide by spans of such figures

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.samples import decode_label, decode_pixels, open_image
-from ppar_dist.drawing import palette_image
-from ppar_dist.labels import ClassSet
+from ppar_dist.class_sets import ClassSet
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import decode_label, decode_pixels, open_image
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.palette_images import palette_image
 from ppar_dist.report.charts import signed
 from ppar_dist.report.records import RunRecords, SampleRecord
 
@@ -127,7 +127,7 @@ class _Sources:
             raw = index.read(sample)
             photo = decode_pixels(open_image(raw.image, raw.where), raw.where)
             label = decode_label(raw.label, raw.where)
-        except ConfigError:
+        except UserError:
             return {"image": None, "label": None}  # a bad sample: named in the report, without its picture
         return {
             "image": data_uri(photo, 230),
@@ -140,6 +140,6 @@ class _Sources:
         if domain not in self._opened:
             try:
                 self._opened[domain] = DomainIndex.open(self.root / domain)
-            except ConfigError:
+            except UserError:
                 self._opened[domain] = None
         return self._opened[domain]

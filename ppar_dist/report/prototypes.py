@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import Config, ConfigError
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.report.records import RunRecords
@@ -28,7 +29,7 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
         domains = len(config.data.sources)
         method = MethodState(config.ppar, _text(config, found[-1]), domains, torch.device("cpu"))
         method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
-    except (OSError, SafetensorError, ConfigError):
+    except (OSError, SafetensorError, UserError):
         return None  # a damaged checkpoint, or text that has moved: the rest of the report stands without
     prototypes = method.prototypes
     cosines: list[list[float]] = (prototypes @ prototypes.T).tolist()

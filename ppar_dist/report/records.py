@@ -8,9 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.config import Config, ConfigError, load_config
-from ppar_dist.examples import LISTING
-from ppar_dist.jsonlines import parse_json, records
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.prediction_examples import LISTING
+from ppar_dist.files.jsonl import parse_json, records
 from ppar_dist.report.cleaning import (
     SampleRecord,
     eval_record,
@@ -47,10 +49,10 @@ class RunRecords:
 
     @classmethod
     def read(cls, run: Path) -> RunRecords:
-        """Read a run folder; raises ConfigError when it is none."""
+        """Read a run folder; raises UserError when it is none."""
         run = Path(run)
         if not (run / "config.yaml").is_file():
-            raise ConfigError(f"{run} is not a run: no config.yaml there; give the run.dir of a training run")
+            raise UserError(f"{run} is not a run: no config.yaml there; give the run.dir of a training run")
         found = cls(run, load_config(run / "config.yaml"))
         found.train = found._by_step(run / "metrics" / "train.jsonl", train_record)
         found.evals = found._by_step(run / "metrics" / "eval.jsonl", eval_record)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup, escape
 
-from ppar_dist.config import Config
+from ppar_dist.config.schema import Config
 from ppar_dist.ppar.alignment import next_stage, stage_at
 from ppar_dist.report.charts import Span, number, ticks
 from ppar_dist.report.records import RunRecords

@@ -4,7 +4,7 @@
 ``process`` asks the kernel, ``dump`` writes down what was found.
 """
 
-from ppar_dist.watchdog.report import OFF, RUNNING, WAITING, Report
+from ppar_dist.watchdog.heartbeat import OFF, RUNNING, WAITING, Heartbeat
 from ppar_dist.watchdog.watch import Watchdog
 
-__all__ = ["OFF", "RUNNING", "WAITING", "Report", "Watchdog"]
+__all__ = ["OFF", "RUNNING", "WAITING", "Heartbeat", "Watchdog"]

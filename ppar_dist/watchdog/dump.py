@@ -16,8 +16,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.process import descendants
-from ppar_dist.ranklog import to_job_log
+from ppar_dist.processes.proc import descendants
+from ppar_dist.processes.rank_log import to_job_log
 
 _WRITE_S = 3.0
 _STDERR = 2  # the descriptor: the file object's lock may be held by a thread that hangs

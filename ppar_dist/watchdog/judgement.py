@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from ppar_dist.exitcodes import RESUME
-from ppar_dist.process import Process
-from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, Report, duration, names, places
+from ppar_dist.exit_codes import RESUME
+from ppar_dist.processes.proc import Process
+from ppar_dist.watchdog.heartbeat import (
+    FAILED,
+    LEFT,
+    OFF,
+    RUNNING,
+    TRIPPED,
+    Heartbeat,
+    duration,
+    names,
+    places,
+)
 
 _GRACE_S = 5.0  # a rank may be about to fail by itself as another did: it then says so in its own words
 _QUIET_BEATS = 5  # beats a rank may miss before it is suspected, where something else is wrong already
@@ -31,7 +41,7 @@ class Limits:
 class Seen:
     """Another rank as known here."""
 
-    report: Report
+    report: Heartbeat
     age_s: float  # of the report, by the clock of this rank
     silent_s: float  # for which the board was read without news of it
     process: Process = Process.UNKNOWN
@@ -51,7 +61,7 @@ class Seen:
 class View:
     """All that one rank knows at one moment."""
 
-    me: Report
+    me: Heartbeat
     peers: Mapping[int, Seen]
     missing: tuple[int, ...]  # ranks that never posted
     board: str  # where the board is
@@ -147,7 +157,7 @@ def _hung(view: View, limits: Limits) -> Verdict | None:
     return Verdict(_hanging(culprits, len(peers) + 1, limits))
 
 
-def _hanging(culprits: list[tuple[Report, float]], ranks: int, limits: Limits) -> str:
+def _hanging(culprits: list[tuple[Heartbeat, float]], ranks: int, limits: Limits) -> str:
     limit = f"limit faults.stall_s={limits.stall_s:g}"
     culprits = sorted(culprits, key=lambda pair: pair[0].rank)
     waiting = ranks > len(culprits)
@@ -171,7 +181,7 @@ def _all_wait(view: View, peers: list[Seen], limits: Limits) -> Verdict:
     return Verdict(f"{names(behind)} {verb} {places(behind)} ({limit}); the others are further and wait")
 
 
-def _furthest_behind(reports: list[Report]) -> list[Report]:
+def _furthest_behind(reports: list[Heartbeat]) -> list[Heartbeat]:
     """The ranks that have the longest way to go to where the others are."""
     first = min((report.step, report.before) for report in reports)
     return [report for report in reports if (report.step, report.before) == first]

@@ -15,13 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
-from ppar_dist import distributed, process
-from ppar_dist.distributed import Board, BoardUnreachable, World
-from ppar_dist.exitcodes import RESUME
-from ppar_dist.process import Process
+from ppar_dist.distributed import failures, rendezvous
+from ppar_dist.distributed.board import Board, BoardUnreachable
+from ppar_dist.distributed.world import World
+from ppar_dist.exit_codes import RESUME
+from ppar_dist.processes import proc
+from ppar_dist.processes.proc import Process
 from ppar_dist.watchdog.dump import dump, end_workers
+from ppar_dist.watchdog.heartbeat import FAILED, LEFT, OFF, RUNNING, TRIPPED, WAITING, Heartbeat
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
-from ppar_dist.watchdog.report import FAILED, LEFT, OFF, RUNNING, TRIPPED, WAITING, Report
 
 _ANNOUNCE_S = 1.0  # for the board to take this rank's last words
 _POLL_S = 0.02
@@ -56,9 +58,9 @@ class Watchdog:
         self._limits = Limits(stall_s, peer_s, min(1.0, peer_s / 5))
         self._file = folder / f"watchdog-rank-{world.rank:05d}.txt"
         pid = os.getpid()
-        self._machine = process.machine()
-        self._self = (world.rank, socket.gethostname(), distributed.own_address(world), pid, self._machine)
-        self._born = process.born(pid)
+        self._machine = proc.machine()
+        self._self = (world.rank, socket.gethostname(), rendezvous.own_address(world), pid, self._machine)
+        self._born = proc.born(pid)
         # Phase, step, since when, phases before it in this step; replaced whole, so that no lock is needed.
         self._now = (OFF, 0, time.monotonic(), 0)
         self._last_words: tuple[str, str, int] = (RUNNING, "", RESUME)
@@ -67,7 +69,7 @@ class Watchdog:
         self._beat = 0
         self._trouble = ""  # why the board cannot be reached
         self._asking = False  # the beat thread is waiting for the board
-        self._peers: dict[int, tuple[Report, float]] = {}  # and when this report was new here
+        self._peers: dict[int, tuple[Heartbeat, float]] = {}  # and when this report was new here
         self._gone: dict[int, float] = {}  # when the process of a rank was first missed
         self._read_began = self._contact = self._began = self._floor = time.monotonic()
         self._announced, self._wake, self._closed = threading.Event(), threading.Event(), threading.Event()
@@ -109,7 +111,7 @@ class Watchdog:
         None if ``error`` is not about another rank. Waits until the board shows who it was, at most
         ``peer_s`` and two beats. From here on this rank is expected to end: it has ``peer_s`` for that.
         """
-        if not distributed.is_peer_failure(error):
+        if not failures.is_peer_failure(error):
             return None
         if self._blamed is None:
             self._verdict_lock.acquire()  # for good: if the judge was first, the rank is ended meanwhile
@@ -235,19 +237,19 @@ class Watchdog:
         now, peers = time.monotonic(), dict(self._peers)
         for rank, text in texts.items():
             if rank != self._world.rank:
-                report = Report.from_text(text)
+                report = Heartbeat.from_text(text)
                 if rank not in peers or peers[rank][0].beat != report.beat:
                     peers[rank] = (report, now)
         self._peers = peers
         self._contact = now
 
-    def report(self) -> Report:
+    def report(self) -> Heartbeat:
         """What this rank would tell the others now; any thread may ask."""
         phase, step, since, before = self._now
         collective = self._world.waiting.name
         state, reason, code = self._last_words
         rank, host, address, pid, machine = self._self
-        return Report(
+        return Heartbeat(
             rank,
             host,
             address,
@@ -328,14 +330,14 @@ class Watchdog:
             watched_s=now - max(self._began, floor),
         )
 
-    def _process(self, report: Report, now: float) -> Process:
+    def _process(self, report: Heartbeat, now: float) -> Process:
         """What has become of a rank's process, where this can be known.
 
         Gone only if the board was read since, or does not answer: the rank's last words come before its end.
         """
         if not self._machine or report.machine != self._machine:
             return Process.UNKNOWN
-        found = process.look(report.pid, report.born)
+        found = proc.look(report.pid, report.born)
         if found is Process.GONE:
             missed = self._gone.setdefault(report.rank, now)
             if self._read_began <= missed and now - missed <= 2 * self._limits.beat_s:

@@ -15,8 +15,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ppar_dist import cli, launch
-from ppar_dist.durable import write_atomically
+from ppar_dist.cli import parser
+from ppar_dist.files.durable import write_atomically
+from ppar_dist.launch import front, rank
 
 FILE = "PPAR_TEST_PACE"
 _LOOK_S = 0.05
@@ -29,7 +30,7 @@ def set_pace(file: Path, seconds: float, from_step: int = 0) -> None:
 
 def pace() -> None:
     """Make this rank look at the file."""
-    from ppar_dist import trainer
+    from ppar_dist.training import trainer
 
     file, loss = Path(os.environ[FILE]), trainer.Trainer._loss
 
@@ -53,12 +54,12 @@ def _least(file: Path, step: int) -> float:
 def main() -> int:
     """The command, or one of its ranks; the launcher is told to start this module for them."""
     arguments = sys.argv[1:]
-    if launch.is_rank():
+    if rank.is_rank():
         pace()
-        return cli.main(arguments[1:])  # without the name of the module it should have been
-    for name, command in launch.COMMANDS.items():
-        launch.COMMANDS[name] = lambda ranks, nodes, command=command: [*command(ranks, nodes), __spec__.name]
-    return cli.main(arguments)
+        return parser.main(arguments[1:])  # without the name of the module it should have been
+    for name, command in front.COMMANDS.items():
+        front.COMMANDS[name] = lambda ranks, nodes, command=command: [*command(ranks, nodes), __spec__.name]
+    return parser.main(arguments)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
 from tests.cluster.paced import pace
 from tests.faults.poisoned import poison
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import psutil
 
-from ppar_dist.config import load_config
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.config.load import load_config
+from ppar_dist.data.shards.index import DomainIndex
 from tests.cluster.paced import FILE, set_pace
 from tests.cluster.prometheus_server import Prometheus
 from tests.faults.jobs import Job, free_port, job, last_step

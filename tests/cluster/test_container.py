@@ -15,8 +15,9 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from ppar_dist import checkpoint, exitcodes, launch
-from ppar_dist.config import load_config
+from ppar_dist import checkpoint, exit_codes
+from ppar_dist.config.load import load_config
+from ppar_dist.launch import front
 from tests.cluster import pods, pods_data
 from tests.cluster.image import REPOSITORY, Image, buildah, pip_settings
 from tests.cluster.pods import Container, Volume
@@ -96,7 +97,7 @@ def test_compose_names_what_there_is(tmp_path: Path) -> None:
     assert settings.monitoring.targets_file == Path("/targets/watched.json")
     assert f"--out={settings.data.root.parent}" in services["demo"]["command"]
     (patience,) = re.findall(r"^(\d+)m$", services["trainer"]["stop_grace_period"])
-    assert 60 * int(patience) > settings.faults.grace_s + launch._MARGIN_S
+    assert 60 * int(patience) > settings.faults.grace_s + front._MARGIN_S
     assert services["trainer"]["read_only"] is True
     assert services["trainer"]["cap_drop"] == ["ALL"]
 
@@ -152,7 +153,7 @@ def test_sigterm_to_a_read_only_container_ends_in_a_checkpoint_and_75(
         job.send(signal.SIGTERM)
         code = job.wait(120)
         print(f"SIGTERM to process 1: {code} after {time.monotonic() - began:.1f} s")
-    assert code == exitcodes.RESUME, job.output
+    assert code == exit_codes.RESUME, job.output
     assert "Traceback" not in job.output
     assert checkpoint.find_checkpoint(run).name == checkpoint.checkpoint_name(last_step(run))
 
@@ -163,7 +164,7 @@ def test_sigterm_ends_a_container_that_has_hardly_started(
     with pods.running(image, tmp_path / "job", ["train", "/config/config.yaml"], volumes=volumes) as job:
         pods.until(lambda: catches(job, signal.SIGTERM), "a handler of SIGTERM", WAIT_S, job)
         job.send(signal.SIGTERM)
-        assert job.wait(60) == exitcodes.RESUME, job.output
+        assert job.wait(60) == exit_codes.RESUME, job.output
     assert "Traceback" not in job.output
     assert not os.listdir(volumes[-1].source), "it was heard before there was anything to save"
 
@@ -201,5 +202,5 @@ def test_a_container_without_anything_to_do_says_what_it_can(image: Image, tmp_p
         assert job.wait(WAIT_S) == 0
     assert "train" in job.output
     with pods.running(image, tmp_path / "wrong", ["train", "/nowhere.yaml"]) as job:
-        assert job.wait(WAIT_S) == exitcodes.CONFIG
+        assert job.wait(WAIT_S) == exit_codes.CONFIG
     assert "/nowhere.yaml" in job.output

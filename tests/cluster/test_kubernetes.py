@@ -15,8 +15,10 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from ppar_dist import exitcodes, launch
-from ppar_dist.config import Config, load_config
+from ppar_dist import exit_codes
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.launch import front
 from tests.cluster.pods_manifests import (
     K8S,
     OVERLAYS,
@@ -154,15 +156,15 @@ def test_the_check_of_pod_security_knows_a_trespass() -> None:
     }
 
 
-NO_RETRY = (exitcodes.CONFIG, exitcodes.INTERNAL, exitcodes.INTERRUPTED)
+NO_RETRY = (exit_codes.CONFIG, exit_codes.INTERNAL, exit_codes.INTERRUPTED)
 
 
 def test_a_plain_job_goes_by_the_exit_codes() -> None:
     job = one(overlay("indexed-job"), "Job")
     assert {decision(job, code)[0] for code in NO_RETRY} == {"FailJob"}
-    assert {decision(job, code)[0] for code in (exitcodes.RESUME, KILLED)} == {"Count"}
-    assert {decision(job, code, disrupted=True)[0] for code in (exitcodes.RESUME, KILLED)} == {"Ignore"}
-    assert decision(job, exitcodes.CONFIG, disrupted=True)[0] == "FailJob"
+    assert {decision(job, code)[0] for code in (exit_codes.RESUME, KILLED)} == {"Count"}
+    assert {decision(job, code, disrupted=True)[0] for code in (exit_codes.RESUME, KILLED)} == {"Ignore"}
+    assert decision(job, exit_codes.CONFIG, disrupted=True)[0] == "FailJob"
     assert job["spec"]["backoffLimit"] >= 20
     assert "backoffLimitPerIndex" not in job["spec"]
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
@@ -172,8 +174,8 @@ def test_a_plain_job_goes_by_the_exit_codes() -> None:
 def test_a_jobset_goes_by_the_exit_codes(name: str) -> None:
     jobset = one(overlay(name), "JobSet")
     assert {jobset_decision(jobset, code) for code in NO_RETRY} == {"FailJobSet"}
-    assert {jobset_decision(jobset, code) for code in (exitcodes.RESUME, KILLED)} == {"RestartJobSet"}
-    for code in (exitcodes.RESUME, KILLED):
+    assert {jobset_decision(jobset, code) for code in (exit_codes.RESUME, KILLED)} == {"RestartJobSet"}
+    for code in (exit_codes.RESUME, KILLED):
         assert jobset_decision(jobset, code, disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
     assert jobset["spec"]["failurePolicy"]["maxRestarts"] >= 20
 
@@ -192,7 +194,7 @@ def test_pods_fit_the_configuration_they_read(name: str, tmp_path: Path) -> None
     for job in jobs(manifests):
         spec = pod_spec(job)
         # The job ends by itself, with a checkpoint, before the kubelet's patience does.
-        needed = config.faults.grace_s + launch._MARGIN_S
+        needed = config.faults.grace_s + front._MARGIN_S
         assert spec["terminationGracePeriodSeconds"] > needed
         assert str(config.run.dir).startswith("/runs/")
         assert str(config.data.root).startswith("/data/")

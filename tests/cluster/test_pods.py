@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist import checkpoint, exitcodes
+from ppar_dist import checkpoint, exit_codes
 from tests.cluster import pods, pods_data
 from tests.cluster.image import Image
 from tests.cluster.pods import Container
@@ -121,7 +121,7 @@ def a_pod_is_killed(cluster: Cluster, jobset: Manifest) -> None:
         code = both[1].wait(PEER_S + 60)
         print(f"a pod killed: the other ended with {code} after {time.monotonic() - began:.1f} s")
         assert both[0].wait(60) != 0
-        assert code == exitcodes.RESUME, both[1].output
+        assert code == exit_codes.RESUME, both[1].output
         assert "Traceback" not in both[1].output
     assert {jobset_decision(jobset, each) for each in (code, KILLED)} == {"RestartJobSet"}
 
@@ -139,7 +139,7 @@ def a_pod_is_evicted(cluster: Cluster, jobset: Manifest, hosts: list[Host]) -> N
         both[1].send(signal.SIGTERM)
         codes = ends(cluster, both, 120)
         print(f"a pod evicted: both ended with {codes} after {time.monotonic() - began:.1f} s")
-    assert codes == [exitcodes.RESUME] * 2, both[0].output + both[1].output
+    assert codes == [exit_codes.RESUME] * 2, both[0].output + both[1].output
     assert cluster.newest().name == checkpoint.checkpoint_name(last_step(cluster.run))
     assert jobset_decision(jobset, codes[1], disrupted=True) == "RestartJobSetAndIgnoreMaxRestarts"
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppar_dist.evaluate import evaluate
+from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.report import write_report
 from tests.cluster.programs import needs
 from tests.unit.test_report import log_run

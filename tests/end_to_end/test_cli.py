@@ -24,7 +24,7 @@ from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
-from ppar_dist.config import load_config
+from ppar_dist.config.load import load_config
 from tests.faults.held import Hold
 from tests.ranks import (
     TIMEOUT_S,
@@ -141,7 +141,7 @@ def test_a_wrong_configuration_is_one_line(refusals: list[Future[str]], number: 
 
 
 def test_a_source_without_any_class_is_refused(blocks: Path, tmp_path: Path) -> None:
-    from ppar_dist.data.index import DomainIndex
+    from ppar_dist.data.shards.index import DomainIndex
 
     for name in ("left", "right"):
         write_blocks_domain(tmp_path / name, 4, 0, None)

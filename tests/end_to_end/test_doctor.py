@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
 from tests.ranks import TIMEOUT_S, free_port, run_command, run_ranks, start_ranks, tiny_config, write_config
 
 ROADS = Path(__file__).parents[2] / "configs" / "roads.yaml"

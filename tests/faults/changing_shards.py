@@ -11,7 +11,7 @@ import fcntl
 import sys
 from pathlib import Path
 
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
 from ppar_dist.watchdog import Watchdog
 from tests.faults.held import hold
 

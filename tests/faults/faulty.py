@@ -14,7 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ppar_dist import cli, launch
+from ppar_dist.cli import parser
+from ppar_dist.launch import front
+from ppar_dist.launch.rank import is_rank
 
 REFUSAL = "domain left: position 7 met 16 bad samples in a row; repair its shards"
 STRIKE = "PPAR_TEST_STRIKE"  # a file: the fault happens once it is there; without it at the first chance
@@ -35,9 +37,9 @@ def fail() -> None:
 
 def refuse() -> None:
     """What a user has to mend."""
-    from ppar_dist.config import ConfigError
+    from ppar_dist.errors import UserError
 
-    raise ConfigError(REFUSAL)
+    raise UserError(REFUSAL)
 
 
 def when_asked(original: Callable[..., Any], fault: Callable[[], None]) -> Callable[..., Any]:
@@ -54,7 +56,7 @@ def when_asked(original: Callable[..., Any], fault: Callable[[], None]) -> Calla
 
 def spoil(fault: str) -> None:
     """Put the fault where it belongs."""
-    from ppar_dist import runfolder, trainer
+    from ppar_dist.training import runfolder, trainer
 
     if fault == "data":
         trainer.islice = when_asked(trainer.islice, hang)
@@ -83,15 +85,15 @@ def note_what_is_heard() -> None:
 def main() -> int:
     """The command, or one of its ranks; the launcher is told to start this module for them."""
     fault, rank, *arguments = sys.argv[1:]
-    if launch.is_rank():
+    if is_rank():
         if HEARD in os.environ:
             note_what_is_heard()
         if os.environ["RANK"] == rank:
             spoil(fault)
-        return cli.main(arguments[1:])  # without the name of the module it should have been
-    deepspeed = launch.COMMANDS["deepspeed"]
-    launch.COMMANDS["deepspeed"] = lambda ranks, nodes: [*deepspeed(ranks, nodes), __spec__.name, fault, rank]
-    return cli.main(arguments)
+        return parser.main(arguments[1:])  # without the name of the module it should have been
+    deepspeed = front.COMMANDS["deepspeed"]
+    front.COMMANDS["deepspeed"] = lambda ranks, nodes: [*deepspeed(ranks, nodes), __spec__.name, fault, rank]
+    return parser.main(arguments)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from ppar_dist import trainer
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
+from ppar_dist.training import trainer
 
 _ITS_STEP = trainer.Trainer.train_step
 _BIT = 20  # of a float32: large enough to outlive the rounding of the moving average

@@ -13,7 +13,8 @@ import threading
 import time
 from pathlib import Path
 
-from ppar_dist import cli, launch
+from ppar_dist.cli import parser
+from ppar_dist.launch import front, rank
 
 FILE = "PPAR_TEST_HOLD"
 _LOOK_S = 0.02
@@ -57,7 +58,7 @@ def hold() -> None:
     """Have this process's steps wait, where the environment says so."""
     if FILE not in os.environ:
         return
-    from ppar_dist.preemption import Preemption
+    from ppar_dist.processes.signals import Preemption
     from ppar_dist.watchdog import Watchdog
 
     file, asked = Path(os.environ[FILE]), threading.Event()
@@ -93,12 +94,12 @@ def main() -> int:
     """The command, or one of its ranks; launchers are told to start this module for them."""
     arguments = sys.argv[1:]
     hold()
-    if launch.is_rank():
+    if rank.is_rank():
         named = arguments[:1] == ["ppar_dist"]  # the module that a launcher should have started
-        return cli.main(arguments[1:] if named else arguments)
-    for name, command in launch.COMMANDS.items():
-        launch.COMMANDS[name] = lambda ranks, nodes, its=command: [*its(ranks, nodes), __spec__.name]
-    return cli.main(arguments)
+        return parser.main(arguments[1:] if named else arguments)
+    for name, command in front.COMMANDS.items():
+        front.COMMANDS[name] = lambda ranks, nodes, its=command: [*its(ranks, nodes), __spec__.name]
+    return parser.main(arguments)
 
 
 if __name__ == "__main__":

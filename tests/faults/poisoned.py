@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from ppar_dist import trainer
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
+from ppar_dist.training import trainer
 
 _ITS_LOSS = trainer.Trainer._loss
 _SEGMENTATION_LOSS = trainer.segmentation_loss

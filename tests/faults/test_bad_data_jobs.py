@@ -16,12 +16,12 @@ import pytest
 
 from benchmarks.kills import history
 from ppar_dist import checkpoint
-from ppar_dist.config import load_config
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.config.load import load_config
 from ppar_dist.data.order import Order
-from ppar_dist.data.pipeline import open_sources, training_shares
-from ppar_dist.data.shards import write_domain
-from ppar_dist.ledger import audit
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.data.sources import open_sources, training_shares
+from ppar_dist.run.audit import audit
 from tests.faults.held import Hold
 from tests.faults.jobs import Job, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines, run_command, start_ranks

@@ -176,7 +176,7 @@ def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: R
         for process in processes:
             process.kill()
     assert [process.returncode for process in processes] == [78, 78], outputs
-    assert re.search(rf"ppar-dist.*: rank 1 on \S+ fails: ConfigError: {REFUSAL}\n", outputs[0]), outputs[0]
+    assert re.search(rf"ppar-dist.*: rank 1 on \S+ fails: UserError: {REFUSAL}\n", outputs[0]), outputs[0]
     assert f"ppar-dist: {REFUSAL}\n" in outputs[1]
     assert not any("Traceback" in output for output in outputs)
 

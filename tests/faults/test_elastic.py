@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppar_dist import checkpoint
-from ppar_dist.ledger import audit
+from ppar_dist.run.audit import audit
 from tests.distributed.test_equivalence import Run, assert_near, assert_near_histogram
 from tests.faults.held import Hold
 from tests.faults.jobs import last_step, tiny_run

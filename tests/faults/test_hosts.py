@@ -128,9 +128,10 @@ def test_three_hosts_lose_one_then_the_one_that_has_the_store_and_writes_checkpo
 
 IMPATIENT = """
 import sys
-from ppar_dist import cli, job
-job._TIMEOUT_S = 5.0
-sys.exit(cli.main(sys.argv[1:]))
+from ppar_dist.cli import parser
+from ppar_dist.training import rank_job
+rank_job._TIMEOUT_S = 5.0
+sys.exit(parser.main(sys.argv[1:]))
 """
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks.kills import GLOBAL_BATCH, history, tensors
 from benchmarks.siege import Siege, Stand, besiege
-from ppar_dist.ledger import audit
+from ppar_dist.run.audit import audit
 from tests.distributed.test_equivalence import Run
 from tests.faults.held import Hold
 from tests.faults.jobs import tiny_run

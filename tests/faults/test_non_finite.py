@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppar_dist import checkpoint
-from ppar_dist.ledger import audit
+from ppar_dist.run.audit import audit
 from tests.faults.jobs import job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines, start_ranks
 

@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.preemption import SAME_REQUEST_S
+from ppar_dist.processes.signals import SAME_REQUEST_S
 from tests.faults.held import Hold
 from tests.faults.jobs import (
     Job,
@@ -204,8 +204,8 @@ def test_an_evaluation_that_a_signal_prevented_is_made_up_for(blocks: Path, tmp_
 
 HANG = """
 import sys, time
-from ppar_dist import trainer
-from ppar_dist.cli import main
+from ppar_dist.training import trainer
+from ppar_dist.cli.parser import main
 from pathlib import Path
 def hang(self, step):
     Path(sys.argv[1]).touch()

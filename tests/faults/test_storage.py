@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.jsonlines import records
-from ppar_dist.ledger import audit
+from ppar_dist.files.jsonl import records
+from ppar_dist.run.audit import audit
 from tests.faults.held import Hold
 from tests.faults.jobs import Job, held, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines

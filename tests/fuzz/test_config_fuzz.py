@@ -14,7 +14,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppar_dist.config import ConfigError, dump_config, load_config, parse_config
+from ppar_dist.config.load import dump_config, load_config, parse_config
+from ppar_dist.errors import UserError
 from tests.fuzz.budget import fuzzed
 
 ROOT = Path(__file__).parents[2]
@@ -186,7 +187,7 @@ def survives(path: Path, *overrides: str) -> str | None:
     """The message of a refusal; what is accepted reads back equal from its own text."""
     try:
         config = load_config(path, overrides)
-    except ConfigError as error:
+    except UserError as error:
         return checked(str(error))
     path.write_text(dump_config(config), encoding="utf-8")
     assert load_config(path) == config
@@ -220,7 +221,7 @@ def test_any_override_is_applied_or_refused(folder: Path, given_overrides: list[
 def test_any_tree_is_a_configuration_or_refused(folder: Path, tree: Any) -> None:
     try:
         config = parse_config(tree)
-    except ConfigError as error:
+    except UserError as error:
         checked(str(error))
         return
     path = folder / "tree.yaml"
@@ -332,7 +333,7 @@ def test_an_override_changes_one_of_two_sections_that_share_an_anchor(folder: Pa
     ids=lambda value: value[:40],
 )
 def test_a_value_that_a_run_could_not_bear_is_refused(override: str, message: str) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(ROOT / "configs" / "roads.yaml", [override])
     assert message in checked(str(caught.value))
 
@@ -342,10 +343,10 @@ def test_a_tree_with_values_that_have_no_text_is_refused() -> None:
     for _ in range(100_000):
         deep = [deep]
     for value in (10**5000, deep):
-        with pytest.raises(ConfigError, match=r"seed: .*too large to show"):
+        with pytest.raises(UserError, match=r"seed: .*too large to show"):
             parse_config({**TREE, "seed": value})
 
 
 def test_of_many_problems_the_first_are_named_and_the_others_counted() -> None:
-    with pytest.raises(ConfigError, match=r"unknown key k19; .*and 480 more problems$"):
+    with pytest.raises(UserError, match=r"unknown key k19; .*and 480 more problems$"):
         parse_config({**TREE, **{f"k{number}": 1 for number in range(500)}})

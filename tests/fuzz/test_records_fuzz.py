@@ -19,9 +19,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ppar_dist import jsonlines
-from ppar_dist.cli import main
-from ppar_dist.jsonlines import JsonLines, parse_record
+from ppar_dist.cli.parser import main
+from ppar_dist.files import jsonl
+from ppar_dist.files.jsonl import JsonLines, parse_record
 from ppar_dist.report import write_report
 from ppar_dist.report.records import RunRecords
 from tests.fuzz.budget import fuzzed, fuzzed_less
@@ -352,7 +352,7 @@ def test_what_is_dropped_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
 def test_an_endless_line_is_no_record_and_is_not_held_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(jsonlines, "_LONGEST_LINE", 1 << 16)
+    monkeypatch.setattr(jsonl, "_LONGEST_LINE", 1 << 16)
     path = tmp_path / "train.jsonl"
     first = written(path, 1)
     path.write_bytes(first + b"x" * (8 << 20) + b"\n" + first.replace(b"1,", b"2,"))

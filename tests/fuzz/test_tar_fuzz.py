@@ -1,4 +1,4 @@
-"""Mutated tars and indexes: nothing but ConfigError comes out, in bounded time and memory."""
+"""Mutated tars and indexes: nothing but UserError comes out, in bounded time and memory."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.indexer import index_folder
-from ppar_dist.data.pipeline import read_sample
-from ppar_dist.data.samples import DataError
-from ppar_dist.data.scan import Fault, ScannedSample, scan_shard
-from ppar_dist.data.shards import write_domain
-from ppar_dist.data.tar import members
+from ppar_dist.data.reading import read_sample
+from ppar_dist.data.shards.build_index import index_folder
+from ppar_dist.data.shards.check import Fault, ScannedSample, scan_shard
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.data.shards.tar import members
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.errors import UserError
 from tests.fuzz.budget import fuzzed
 from tests.unit.street_shards import scene, scenes
 
@@ -173,7 +173,7 @@ def walk(data: bytes) -> list[Any]:
         found: list[Any] = []
         try:
             found += [(m.name.rstrip("/"), m.offset, m.size) for m in members(path, "d") if m.plain]
-        except DataError:
+        except SampleError:
             return ["refused"]
         return found
 
@@ -244,12 +244,12 @@ def test_any_picture_bytes_are_decoded_or_bad(data: bytes) -> None:
             (Path(folder) / "a.tar").write_bytes(stream.getvalue())
             try:
                 index, _ = index_folder(folder, "roads6")
-            except ConfigError:
+            except UserError:
                 continue
             try:
                 read_sample(index, 0)
                 read_sample(index, 0, min_side=4)
-            except DataError:
+            except SampleError:
                 continue  # the full decoder is stricter than the one that checks
 
 
@@ -266,7 +266,7 @@ def use(folder: Path) -> None:
         try:
             with bounded_memory(64 << 20):
                 index = DomainIndex.open(folder, lenient)
-        except ConfigError as error:
+        except UserError as error:
             one_line(error)
             continue
         for sample in range(min(len(index), 8)):
@@ -274,11 +274,11 @@ def use(folder: Path) -> None:
             for read in (read_sample, DomainIndex.metadata):
                 try:
                     read(index, sample)
-                except DataError as error:
+                except SampleError as error:
                     one_line(error)
 
 
-def one_line(error: ConfigError) -> None:
+def one_line(error: UserError) -> None:
     assert str(error).isprintable()
 
 

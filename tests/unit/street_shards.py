@@ -13,10 +13,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ppar_dist.config import Config, parse_config
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import Batch, open_sources, train_loader
-from ppar_dist.data.shards import write_domain
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import Config
+from ppar_dist.data.loader import Batch, train_loader
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.data.sources import open_sources
 
 SIZES = {"day": 20, "rain": 11}
 LENIENT = {"holdout": 0, "max_bad_ratio": 1.0}  # of `data`: every sample trains, however many are bad

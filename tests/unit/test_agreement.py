@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ppar_dist.ppar.agreement import Agreement
 from ppar_dist.ppar.diagnostics import Detail
+from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.sync import SyncBuffer
 
 
@@ -16,12 +16,12 @@ def detail(checksum: int) -> Detail:
 
 def broken(checksums: list[int]) -> list[bool]:
     """What each rank finds, their pieces summed in float32 as the step's buffer is."""
-    ranks = [Agreement(len(checksums)) for _ in checksums]
-    flat = torch.zeros(len(Agreement.NAMES), dtype=SyncBuffer({}).flat.dtype)
+    ranks = [ReplicaCheck(len(checksums)) for _ in checksums]
+    flat = torch.zeros(len(ReplicaCheck.NAMES), dtype=SyncBuffer({}).flat.dtype)
     for rank, checksum in zip(ranks, checksums, strict=True):
         rank.note(detail(checksum))
-        flat += torch.tensor([rank.tell()[name] for name in Agreement.NAMES])
-    return [rank.is_broken(dict(zip(Agreement.NAMES, flat.tolist(), strict=True))) for rank in ranks]
+        flat += torch.tensor([rank.tell()[name] for name in ReplicaCheck.NAMES])
+    return [rank.is_broken(dict(zip(ReplicaCheck.NAMES, flat.tolist(), strict=True))) for rank in ranks]
 
 
 @pytest.mark.parametrize("checksum", [0, 1, 0x80000000, 0xFFFFFFFF, 0x12345678])
@@ -36,23 +36,23 @@ def test_any_bit_of_one_rank_is_seen_by_all(bit: int) -> None:
 
 
 def test_thousands_of_ranks_sum_exactly() -> None:
-    ranks, agreement = 8192, Agreement(8192)
+    ranks, agreement = 8192, ReplicaCheck(8192)
     agreement.note(detail(0xFFFFFFFF))
     told = torch.tensor(list(agreement.tell().values()), dtype=torch.float32)
     total = torch.zeros(3, dtype=torch.float32)
     for _ in range(ranks):
         total += told
-    sums = dict(zip(Agreement.NAMES, total.tolist(), strict=True))
-    off = sums | {Agreement.NAMES[0]: sums[Agreement.NAMES[0]] - 1}
+    sums = dict(zip(ReplicaCheck.NAMES, total.tolist(), strict=True))
+    off = sums | {ReplicaCheck.NAMES[0]: sums[ReplicaCheck.NAMES[0]] - 1}
     assert not agreement.is_broken(sums)
     agreement.note(detail(0xFFFFFFFF))
     assert agreement.is_broken(off)
 
 
 def test_it_is_told_once_and_taken_out_of_the_figures() -> None:
-    agreement = Agreement(1)
+    agreement = ReplicaCheck(1)
     assert agreement.tell() == {}
-    sums = {"stop": 1.0, **dict.fromkeys(Agreement.NAMES, 0.0)}
+    sums = {"stop": 1.0, **dict.fromkeys(ReplicaCheck.NAMES, 0.0)}
     assert not agreement.is_broken(sums)
     agreement.note(None)  # a step without details
     assert agreement.tell() == {}

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppar_dist.config import BackboneConfig, ConfigError
+from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.clip_vit import resize_positions, value_path
 from tests.unit.tiny_clip import noise, randomise, register, tower
@@ -285,31 +286,31 @@ def test_timm_weights_come_from_a_file_and_foreign_ones_are_refused(tmp_path: Pa
     backbone = build_backbone(cfg)
     assert torch.equal(backbone.tower.stem_0.weight, model.stem[0].weight)
     torch.save({"stem.0.weight": model.stem[0].weight.detach()}, tmp_path / "part.pt")
-    with pytest.raises(ConfigError, match=r"does not hold .* give a checkpoint of this very model"):
+    with pytest.raises(UserError, match=r"does not hold .* give a checkpoint of this very model"):
         build_backbone(cfg.model_copy(update={"pretrained": str(tmp_path / "part.pt")}))
-    with pytest.raises(ConfigError, match="neither a file nor a timm tag"):
+    with pytest.raises(UserError, match="neither a file nor a timm tag"):
         build_backbone(cfg.model_copy(update={"pretrained": "missing.pt"}))
 
 
 def test_mistakes_are_named_with_their_remedy(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown open_clip model .*ViT-B-61; did you mean ViT-B-16"):
+    with pytest.raises(UserError, match=r"unknown open_clip model .*ViT-B-61; did you mean ViT-B-16"):
         built("ViT-B-61")
-    with pytest.raises(ConfigError, match=r"unknown timm model .*resnet81; did you mean"):
+    with pytest.raises(UserError, match=r"unknown timm model .*resnet81; did you mean"):
         build_backbone(BackboneConfig(kind="timm", name="resnet81", embed_dim=8))
-    with pytest.raises(ConfigError, match=r"neither a file nor a tag of tiny-vit .*correct the path"):
+    with pytest.raises(UserError, match=r"neither a file nor a tag of tiny-vit .*correct the path"):
         built("tiny-vit", str(tmp_path / "missing.pt"))
-    with pytest.raises(ConfigError, match=r"cannot build tiny-rn .*give weights of this very model"):
+    with pytest.raises(UserError, match=r"cannot build tiny-rn .*give weights of this very model"):
         built("tiny-rn", saved(tower("tiny-vit"), tmp_path))
     (tmp_path / "broken.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(ConfigError, match="cannot build tiny-vit"):
+    with pytest.raises(UserError, match="cannot build tiny-vit"):
         built("tiny-vit", str(tmp_path / "broken.pt"))
-    with pytest.raises(ConfigError, match=r"cannot build tiny-vit .*colour"):
+    with pytest.raises(UserError, match=r"cannot build tiny-vit .*colour"):
         built("tiny-vit", options={"colour": "red"})
-    with pytest.raises(ConfigError, match=r"timm cannot make resnet18 .*colour.*correct the options"):
+    with pytest.raises(UserError, match=r"timm cannot make resnet18 .*colour.*correct the options"):
         build_backbone(BackboneConfig(kind="timm", name="resnet18", embed_dim=8, options={"colour": 1}))
     model = tower("tiny-vit")
     torch.nn.init.constant_(model.visual.conv1.weight, float("nan"))
-    with pytest.raises(ConfigError, match=r"not finite in visual.conv1.weight; save them in fp32"):
+    with pytest.raises(UserError, match=r"not finite in visual.conv1.weight; save them in fp32"):
         built("tiny-vit", saved(model, tmp_path))
 
 

@@ -13,12 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import (
-    open_sources,
-    read_sample,
-)
-from ppar_dist.data.samples import MAX_PIXELS, DataError
+from ppar_dist.data.reading import read_sample
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import MAX_PIXELS, SampleError
+from ppar_dist.data.sources import open_sources
 from tests.unit.street_shards import (
     LENIENT,
     change_record,
@@ -140,7 +138,7 @@ def test_each_fault_is_named_and_its_sample_replaced(root: Path, case: str) -> N
     spoil(DomainIndex.open(root / "rain"))
     cfg = config(root, LENIENT)
     rain = open_sources(cfg)[1]
-    with pytest.raises(DataError, match=message) as error:
+    with pytest.raises(SampleError, match=message) as error:
         read_sample(rain, BAD)
     assert error.value.reason == reason
     assert "\n" not in str(error.value)
@@ -161,7 +159,7 @@ def test_each_fault_is_named_and_its_sample_replaced(root: Path, case: str) -> N
 def test_a_json_member_that_is_none(root: Path) -> None:
     for content, message in ((b"{", "not valid JSON"), (b"[" * 100_000, "not valid"), (b"[]", "no object")):
         rewrite_member(DomainIndex.open(root / "rain"), BAD, "json", content)
-        with pytest.raises(DataError, match=message) as error:
+        with pytest.raises(SampleError, match=message) as error:
             DomainIndex.open(root / "rain").metadata(BAD)
         assert error.value.reason == "json"
 
@@ -171,7 +169,7 @@ def test_sizes_are_compared_before_a_label_is_decoded(root: Path) -> None:
     label = claim_size(LABEL, 8_000, 10_000)
     assert MAX_PIXELS > 8_000 * 10_000
     rewrite_member(DomainIndex.open(root / "rain"), BAD, "label", label)
-    with pytest.raises(DataError, match="image is 48x36 but label is 10000x8000"):
+    with pytest.raises(SampleError, match="image is 48x36 but label is 10000x8000"):
         read_sample(DomainIndex.open(root / "rain"), BAD)
 
 
@@ -192,6 +190,6 @@ def test_a_bomb_is_not_unpacked(root: Path) -> None:
 def _read_in_little_memory(index: DomainIndex) -> None:
     in_use = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (in_use + (200 << 20), -1))
-    with pytest.raises(DataError) as error:
+    with pytest.raises(SampleError) as error:
         read_sample(index, BAD)
     assert error.value.reason == "too_large"

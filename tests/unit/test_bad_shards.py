@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ppar_dist import exitcodes
-from ppar_dist.cli import main
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.indexer import BadSamples, build_index, index_folder
-from ppar_dist.data.shards import write_domain
+from ppar_dist import exit_codes
+from ppar_dist.cli.parser import main
+from ppar_dist.data.shards.build_index import BadSamples, build_index, index_folder
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.errors import UserError
 from tests.unit.street_shards import encode, scene, write_tar
 
 IMAGE, LABEL = scene(0)
@@ -224,10 +224,10 @@ def test_indexing_again_forgets_what_has_been_repaired(folder: Path) -> None:
 def test_nothing_good_is_never_an_index(tmp_path: Path) -> None:
     write_tar(tmp_path / "d" / "a.tar", pair("k", image=b""))
     with pytest.raises(
-        ConfigError, match=r"1 of 1 samples of domain d are bad: .*Repair them: there are no others"
+        UserError, match=r"1 of 1 samples of domain d are bad: .*Repair them: there are no others"
     ):
         build_index(tmp_path / "d", "roads6")
-    with pytest.raises(ConfigError, match="holds no samples"):
+    with pytest.raises(UserError, match="holds no samples"):
         build_index(tmp_path / "d", "roads6", max_bad_ratio=1)
 
 
@@ -292,16 +292,16 @@ def test_the_command_leaves_bad_samples_out_and_says_so(
     write_tar(folder / "a.tar", [*pair("k", image=b""), ("k.pkl", b"")])
     (folder / "b.tar").write_bytes((folder / "0.tar").read_bytes()[:700])
     command = ["index", str(folder), "--classes", "roads6"]
-    assert main(command) == exitcodes.CONFIG
+    assert main(command) == exit_codes.CONFIG
     refusal = capsys.readouterr().err
     assert "1 empty (d/a.tar sample k" in refusal
     assert "1 truncated (d/b.tar" in refusal
     assert "--max-bad-ratio 0.25" in refusal
-    assert main([*command, "--max-bad-ratio", "0.25"]) == exitcodes.DONE
+    assert main([*command, "--max-bad-ratio", "0.25"]) == exit_codes.DONE
     out, err = capsys.readouterr()
     assert "6 samples in 2 shards" in out
     assert "broken shard b.tar: it ends inside" in err
     assert "left out 2 bad samples (empty 1, truncated 1), listed in quarantine.jsonl" in err
     assert "pickles are never read" in err
-    assert main([*command, "--max-bad-ratio", "1.5"]) == exitcodes.CONFIG
+    assert main([*command, "--max-bad-ratio", "1.5"]) == exit_codes.CONFIG
     assert "--max-bad-ratio is a share from 0 to 1, got 1.5" in capsys.readouterr().err

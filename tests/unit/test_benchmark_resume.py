@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import resume
 from benchmarks.loader import BATCH
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import Batch
+from ppar_dist.data.loader import Batch
+from ppar_dist.data.shards.index import DomainIndex
 from tests.ranks import write_blocks_domain
 
 FAR = 50 * BATCH

@@ -24,9 +24,9 @@ from benchmarks.spoil import (
     permute_labels,
     spoiled_keys,
 )
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.samples import decode_label
-from ppar_dist.inference import load_segmentor
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import decode_label
+from ppar_dist.evaluation.load import load_segmentor
 from tests.unit.tiny_run import make_domain, make_run
 
 

@@ -9,15 +9,12 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import (
-    Batch,
-    open_sources,
-    train_loader,
-)
-from ppar_dist.data.samples import DataError
-from ppar_dist.data.shards import write_domain
+from ppar_dist.data.loader import Batch, train_loader
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.data.sources import open_sources
+from ppar_dist.errors import UserError
 from tests.unit.street_shards import (
     LENIENT,
     all_bad,
@@ -93,10 +90,10 @@ def test_a_shard_that_comes_back_is_used_again(root: Path) -> None:
     shard = shard_of(rain, 2)
     content = shard.read_bytes()
     os.truncate(shard, 700)
-    with pytest.raises(DataError, match=r"ends .* bytes early"):
+    with pytest.raises(SampleError, match=r"ends .* bytes early"):
         rain.read(2)
     shard.unlink()
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(SampleError, match="No such file"):
         rain.read(2)
     shard.write_bytes(content)
     assert rain.read(2).key == "rain_2"
@@ -116,10 +113,10 @@ def test_missing_shards_are_warnings_up_to_the_limit(root: Path, caplog: pytest.
     assert any("rain: shard-000000.tar is missing" in t and "3 of 11 samples lost" in t for t in texts)
     assert any("shard-000006.tar has" in t and "1 of 20 samples lost" in t for t in texts)
     with pytest.raises(
-        ConfigError, match=r"rain: shard-000000\.tar is missing.*: 3 of 11 samples lost, more th"
+        UserError, match=r"rain: shard-000000\.tar is missing.*: 3 of 11 samples lost, more th"
     ):
         open_sources(config(root, {"max_bad_ratio": 0.2}))
-    with pytest.raises(ConfigError, match=r"shard .*shard-000000\.tar is missing"):
+    with pytest.raises(UserError, match=r"shard .*shard-000000\.tar is missing"):
         DomainIndex.open(root / "rain")
 
 
@@ -140,5 +137,5 @@ def test_spawned_workers_open_an_index_with_missing_shards(root: Path) -> None:
     index = open_sources(config(root, LENIENT))[1]
     copy = pickle.loads(pickle.dumps(index))
     assert copy.read(5) == index.read(5)
-    with pytest.raises(DataError, match="No such file"):
+    with pytest.raises(SampleError, match="No such file"):
         copy.read(0)

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from ppar_dist import checkpoint
 from ppar_dist.checkpoint import CheckpointError, CheckpointGone, Snapshot
 from ppar_dist.checkpoint.layout import sealed
-from ppar_dist.config import ConfigError
+from ppar_dist.errors import UserError
 
 WEIGHTS = "model.safetensors"
 
@@ -329,16 +329,16 @@ def test_resolve_takes_a_run_a_checkpoint_or_the_best(tmp_path: Path) -> None:
     assert checkpoint.resolve(newest) == newest
     assert checkpoint.resolve(tmp_path, "best") == best
     (best / WEIGHTS).unlink()
-    with pytest.raises(ConfigError, match="kept no best checkpoint"):
+    with pytest.raises(UserError, match="kept no best checkpoint"):
         checkpoint.resolve(tmp_path, "best")
 
 
 def test_resolve_refuses_what_is_no_checkpoint(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no run or checkpoint at"):
+    with pytest.raises(UserError, match="no run or checkpoint at"):
         checkpoint.resolve(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match="holds no whole checkpoint; train first"):
+    with pytest.raises(UserError, match="holds no whole checkpoint; train first"):
         checkpoint.resolve(tmp_path)
     folder = publish(tmp_path, 20)
     (folder / WEIGHTS).write_bytes(b"")
-    with pytest.raises(ConfigError, match=r"is damaged: model\.safetensors has 0 bytes"):
+    with pytest.raises(UserError, match=r"is damaged: model\.safetensors has 0 bytes"):
         checkpoint.resolve(folder)

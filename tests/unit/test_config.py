@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from ppar_dist.config import Config, ConfigError, dump_config, load_config, parse_config
-from ppar_dist.messages import printable, visible_lines
+from ppar_dist.config.load import dump_config, load_config, parse_config
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
+from ppar_dist.text import printable, visible_lines
 from tests.ranks import tiny_config, write_config
 
 
@@ -37,7 +39,7 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
     tree["train"]["steps"] = 0
     tree["data"]["crop_size"] = 3
     del tree["model"]
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         parse_config(tree)
     text = str(caught.value)
     assert "\n" not in text
@@ -74,7 +76,7 @@ def test_every_problem_is_in_one_message(tree: dict[str, Any]) -> None:
 def test_a_wrong_override_says_what_to_change(
     tree: dict[str, Any], tmp_path: Path, override: str, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_config(_write(tmp_path, tree), [override])
 
 
@@ -84,12 +86,12 @@ def test_a_wrong_override_says_what_to_change(
 def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         load_config(path)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"nowhere\.yaml: No such file"):
+    with pytest.raises(UserError, match=r"nowhere\.yaml: No such file"):
         load_config(tmp_path / "nowhere.yaml")
 
 
@@ -111,7 +113,7 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_url_is_refused_and_its_credentials_are_not_repeated(
     tree: dict[str, Any], tmp_path: Path, override: str
 ) -> None:
-    with pytest.raises(ConfigError) as caught:
+    with pytest.raises(UserError) as caught:
         load_config(_write(tmp_path, tree), [override])
     assert "hidden" not in str(caught.value)
     assert re.split("[=:]", override)[0] in str(caught.value)

@@ -9,8 +9,8 @@ import pytest
 import timm
 from open_clip.pretrained import list_pretrained_tags_by_model
 
-from ppar_dist.config import load_config
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.load import load_config
 
 FOLDER = Path(__file__).parents[2] / "configs"
 FILES = sorted(FOLDER.glob("*.yaml"))

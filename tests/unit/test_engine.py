@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppar_dist import distributed
-from ppar_dist.config import parse_config
-from ppar_dist.distributed import World
-from ppar_dist.engine import Engine
+from ppar_dist.config.load import parse_config
+from ppar_dist.distributed import rendezvous
+from ppar_dist.distributed.world import World
+from ppar_dist.training.engine import Engine
 from tests.ranks import tiny_config
 
 STAGES = (0, 1, 2)
@@ -37,8 +37,8 @@ class Net(nn.Module):
 
 @pytest.fixture(scope="module")  # DeepSpeed keeps process groups for good
 def world() -> Iterator[World]:
-    yield distributed.join({})
-    distributed.leave()
+    yield rendezvous.join({})
+    rendezvous.leave()
 
 
 def build(world: World, folder: Path, stage: int) -> Engine:

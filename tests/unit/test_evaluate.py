@@ -11,12 +11,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import eval_samples, read_sample
-from ppar_dist.evaluate import confusion, evaluate, held_out, predict_labels
-from ppar_dist.examples import spread
-from ppar_dist.inference import load_segmentor
+from ppar_dist.data.reading import eval_samples, read_sample
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.evaluate import confusion, evaluate, held_out, predict_labels
+from ppar_dist.evaluation.load import load_segmentor
+from ppar_dist.evaluation.prediction_examples import spread
 from tests.unit.tiny_run import CLASSES, make_config, make_domain, make_run
 
 
@@ -150,15 +150,15 @@ def test_the_run_needs_neither_text_file_nor_pretrained_weights(domains: Path, t
 def test_another_class_set_is_refused(domains: Path, tmp_path: Path) -> None:
     make_run(domains, tmp_path / "run")
     make_domain(tmp_path / "camvid", 1, classes="camvid11")
-    with pytest.raises(ConfigError, match=r"camvid11.*roads6.*--classes roads6"):
+    with pytest.raises(UserError, match=r"camvid11.*roads6.*--classes roads6"):
         evaluate(tmp_path / "run", {"camvid": tmp_path / "camvid"})
 
 
 def test_no_targets_and_missing_targets_are_refused(domains: Path, tmp_path: Path) -> None:
     make_run(domains, tmp_path / "run")
-    with pytest.raises(ConfigError, match="--target NAME=FOLDER"):
+    with pytest.raises(UserError, match="--target NAME=FOLDER"):
         evaluate(tmp_path / "run", {})
-    with pytest.raises(ConfigError, match="nowhere"):
+    with pytest.raises(UserError, match="nowhere"):
         evaluate(tmp_path / "run", {"x": tmp_path / "nowhere"})
 
 
@@ -178,11 +178,11 @@ def test_damaged_and_foreign_checkpoints_are_named(domains: Path, tmp_path: Path
     weights = folder / "model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])
-    with pytest.raises(ConfigError, match=r"model\.safetensors has \d+ bytes"):
+    with pytest.raises(UserError, match=r"model\.safetensors has \d+ bytes"):
         load_segmentor(folder)
-    with pytest.raises(ConfigError, match="no whole checkpoint"):
+    with pytest.raises(UserError, match="no whole checkpoint"):
         load_segmentor(tmp_path / "run")
-    with pytest.raises(ConfigError, match="no run or checkpoint"):
+    with pytest.raises(UserError, match="no run or checkpoint"):
         load_segmentor(tmp_path / "nowhere")
 
 
@@ -190,7 +190,7 @@ def test_weights_of_another_model_are_refused(domains: Path, tmp_path: Path) -> 
     make_run(domains, tmp_path / "run")
     config = (tmp_path / "run" / "config.yaml").read_text()
     (tmp_path / "run" / "config.yaml").write_text(config.replace("width: 8", "width: 16"))
-    with pytest.raises(ConfigError, match=r"does not fit the model of the run's config\.yaml") as caught:
+    with pytest.raises(UserError, match=r"does not fit the model of the run's config\.yaml") as caught:
         load_segmentor(tmp_path / "run")
     assert "\n" not in str(caught.value)
 

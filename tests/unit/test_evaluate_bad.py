@@ -9,12 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppar_dist.config import ConfigError, dump_config
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import eval_samples
-from ppar_dist.evaluate import LeftOut, confusion, evaluate, held_out, predict_labels
-from ppar_dist.inference import load_segmentor
-from ppar_dist.metrics import ConfusionMatrix
+from ppar_dist.config.load import dump_config
+from ppar_dist.data.reading import eval_samples
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.confusion import ConfusionMatrix
+from ppar_dist.evaluation.evaluate import LeftOut, confusion, evaluate, held_out, predict_labels
+from ppar_dist.evaluation.load import load_segmentor
 from tests.unit.street_shards import overwrite
 from tests.unit.tiny_run import make_config, make_domain, make_run
 
@@ -64,7 +65,7 @@ def test_more_than_the_ratio_is_refused(tmp_path: Path, bad: tuple[int, ...], ra
     make_run(tmp_path, tmp_path / "run")
     set_ratio(tmp_path / "run", tmp_path, ratio)
     night = spoiled_domain(tmp_path / "night", 6, bad)
-    with pytest.raises(ConfigError, match=rf"domain dark: {len(bad)} of 6 samples are bad.*max_bad_ratio"):
+    with pytest.raises(UserError, match=rf"domain dark: {len(bad)} of 6 samples are bad.*max_bad_ratio"):
         evaluate(tmp_path / "run", {"dark": night.path})
 
 
@@ -80,7 +81,7 @@ def test_a_missing_shard_counts_against_the_ratio(tmp_path: Path) -> None:
     make_run(tmp_path, tmp_path / "run")
     night = make_domain(tmp_path / "night", 6)
     (night.path / night.shards[0]).unlink()
-    with pytest.raises(ConfigError, match=r"6 of 6 samples lost, more than data\.max_bad_ratio=0\.01"):
+    with pytest.raises(UserError, match=r"6 of 6 samples lost, more than data\.max_bad_ratio=0\.01"):
         evaluate(tmp_path / "run", {"dark": night.path})
 
 

@@ -12,26 +12,28 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.health import check
 from ppar_dist.monitoring.monitor import health
 from ppar_dist.monitoring.registry import Registry
-from ppar_dist.watchdog import OFF, RUNNING, Report
+from ppar_dist.watchdog import OFF, RUNNING, Heartbeat
 
 
-def report(**changes: Any) -> Report:
+def report(**changes: Any) -> Heartbeat:
     values = {"rank": 3, "host": "node-a", "address": "10.0.0.1", "pid": 1, "machine": "", "born": 0}
-    return Report(**(values | {"phase": "forward", "step": 12, "seconds": 2.0, "state": RUNNING} | changes))
+    return Heartbeat(
+        **(values | {"phase": "forward", "step": 12, "seconds": 2.0, "state": RUNNING} | changes)
+    )
 
 
 @contextmanager
-def serving(found: Report, stall_s: float = 600.0) -> Iterator[endpoint.Endpoint]:
+def serving(found: Heartbeat, stall_s: float = 600.0) -> Iterator[endpoint.Endpoint]:
     with endpoint.start("127.0.0.1", 0, Registry(), lambda: health(found, stall_s)) as served:
         yield served
 
 
-def ask(found: Report, stall_s: float = 600.0) -> tuple[bool, str]:
+def ask(found: Heartbeat, stall_s: float = 600.0) -> tuple[bool, str]:
     with serving(found, stall_s) as served:
         return check(served.url)
 

@@ -14,11 +14,11 @@ import pytest
 import webdataset
 from PIL import Image
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.indexer import BadSamples, build_index
-from ppar_dist.data.samples import DataError
-from ppar_dist.data.shards import safe_key, write_domain
+from ppar_dist.data.shards.build_index import BadSamples, build_index
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.data.shards.writer import safe_key, write_domain
+from ppar_dist.errors import UserError
 
 Sample = tuple[str, bytes, bytes, dict[str, object]]
 
@@ -151,7 +151,7 @@ def test_writing_is_atomic(tmp_path: Path) -> None:
 
 def test_other_folders_are_never_replaced(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"exists and is not a domain folder"):
+    with pytest.raises(UserError, match=r"exists and is not a domain folder"):
         write_domain(tmp_path, "roads6", samples(1))
     assert (tmp_path / "thesis.tex").exists()
 
@@ -163,13 +163,13 @@ def test_folder_names_with_percent_signs(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["a.b", "a/b", "", "ä", "a b"])
 def test_malformed_keys(tmp_path: Path, key: str) -> None:
     _, image, label, _ = next(samples(1))
-    with pytest.raises(ConfigError, match=r"may hold letters, digits"):
+    with pytest.raises(UserError, match=r"may hold letters, digits"):
         write_domain(tmp_path / "d", "roads6", [(key, image, label, {})])
     assert len(write_domain(tmp_path / "d", "roads6", [(safe_key(key), image, label, {})])) == 1
 
 
 def test_repeated_keys(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"'street_0' occurs twice"):
+    with pytest.raises(UserError, match=r"'street_0' occurs twice"):
         write_domain(tmp_path / "d", "roads6", [*samples(2), *samples(1)])
     pairs = list(samples(1)) * 2
     for number, (key, image, label, _) in enumerate(pairs):
@@ -234,33 +234,33 @@ def test_damaged_tars_are_refused(tmp_path: Path, damage: Callable[[bytes], byte
 
 def test_missing_folder_and_index(tmp_path: Path) -> None:
     with pytest.raises(
-        ConfigError, match=r"no domain folder .*nowhere; run `ppar-dist prepare`.*`ppar-dist index`"
+        UserError, match=r"no domain folder .*nowhere; run `ppar-dist prepare`.*`ppar-dist index`"
     ):
         DomainIndex.open(tmp_path / "nowhere")
-    with pytest.raises(ConfigError, match=r"no domain.json, so it is not indexed; run `ppar-dist prepare`"):
+    with pytest.raises(UserError, match=r"no domain.json, so it is not indexed; run `ppar-dist prepare`"):
         DomainIndex.open(tmp_path)
-    with pytest.raises(ConfigError, match=r"no folder .*nowhere"):
+    with pytest.raises(UserError, match=r"no folder .*nowhere"):
         build_index(tmp_path / "nowhere", "roads6")
-    with pytest.raises(ConfigError, match=r"holds no samples"):
+    with pytest.raises(UserError, match=r"holds no samples"):
         build_index(tmp_path, "roads6")
 
 
 def test_missing_and_shortened_shards(domain: DomainIndex) -> None:
     shard = domain.path / domain.shards[1]
     shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(ConfigError, match=r"shard-000001\.tar has \d+ bytes, its index says \d+"):
+    with pytest.raises(UserError, match=r"shard-000001\.tar has \d+ bytes, its index says \d+"):
         DomainIndex.open(domain.path)
     shard.unlink()
-    with pytest.raises(ConfigError, match=r"shard .*shard-000001\.tar is missing"):
+    with pytest.raises(UserError, match=r"shard .*shard-000001\.tar is missing"):
         DomainIndex.open(domain.path)
-    with pytest.raises(DataError, match=r"day/shard-000001.tar sample street_3: cannot read the shard"):
+    with pytest.raises(SampleError, match=r"day/shard-000001.tar sample street_3: cannot read the shard"):
         domain.read(3)
 
 
 def test_a_shard_cut_while_in_use(domain: DomainIndex) -> None:
     shard = domain.path / domain.shards[2]
     shard.write_bytes(shard.read_bytes()[:600])
-    with pytest.raises(DataError, match=r"sample street_6: the shard ends .* bytes early"):
+    with pytest.raises(SampleError, match=r"sample street_6: the shard ends .* bytes early"):
         domain.read(6)
 
 
@@ -275,20 +275,20 @@ def test_a_shard_cut_while_in_use(domain: DomainIndex) -> None:
 def test_foreign_meta(domain: DomainIndex, change: dict[str, object], message: str) -> None:
     path = domain.path / "domain.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         DomainIndex.open(domain.path)
 
 
 def test_shard_names_cannot_leave_the_folder(domain: DomainIndex) -> None:
     path = domain.path / "domain.json"
     path.write_text(path.read_text().replace("shard-000000.tar", "../shard.tar"))
-    with pytest.raises(ConfigError, match=r"'../shard.tar' leaves the domain folder"):
+    with pytest.raises(UserError, match=r"'../shard.tar' leaves the domain folder"):
         DomainIndex.open(domain.path)
 
 
 def test_pickled_arrays_are_not_loaded(domain: DomainIndex) -> None:
     np.save(domain.path / "keys.npy", np.array([{"a": 1}] * 7, dtype=object), allow_pickle=True)
-    with pytest.raises(ConfigError, match=r"cannot read .*keys\.npy"):
+    with pytest.raises(UserError, match=r"cannot read .*keys\.npy"):
         DomainIndex.open(domain.path)
 
 

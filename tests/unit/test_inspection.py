@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import ConfigError
-from ppar_dist.data.pipeline import read_sample
-from ppar_dist.inspection import describe, inspect
+from ppar_dist.data.reading import read_sample
+from ppar_dist.doctor.describe import describe, inspect
+from ppar_dist.errors import UserError
 from tests.unit.tiny_run import make_domain, make_run
 
 
@@ -42,7 +42,7 @@ def test_a_tar_is_read_without_an_index(home: Path, tmp_path: Path) -> None:
     assert facts["members"] == {"jpg": 3, "json": 3, "png": 3}
     assert facts["samples_with_fewer_members"] == 0
     shard.with_name("cut.tar").write_bytes(shard.read_bytes()[:700])
-    with pytest.raises(ConfigError, match=r"cut\.tar: it ends inside .*; copy it again"):
+    with pytest.raises(UserError, match=r"cut\.tar: it ends inside .*; copy it again"):
         inspect(shard.with_name("cut.tar"))
 
 
@@ -53,7 +53,7 @@ def test_a_tar_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "bomb.tar"
     path.write_bytes(info.tobuf(tarfile.USTAR_FORMAT))
     os.truncate(path, 3 << 30)
-    with pytest.raises(ConfigError, match=r"bomb\.tar: a header of 2147483648 bytes .*; copy it again"):
+    with pytest.raises(UserError, match=r"bomb\.tar: a header of 2147483648 bytes .*; copy it again"):
         inspect(path)
 
 
@@ -111,9 +111,9 @@ def test_facts_are_json_and_lines(home: Path) -> None:
 
 
 def test_anything_else_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="nothing at"):
+    with pytest.raises(UserError, match="nothing at"):
         inspect(tmp_path / "gone")
     (tmp_path / "notes.txt").write_text("x")
     for path in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ConfigError, match="neither a domain folder"):
+        with pytest.raises(UserError, match="neither a domain folder"):
             inspect(path)

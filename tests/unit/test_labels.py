@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ppar_dist.config import ConfigError
-from ppar_dist.labels import CLASS_SETS, IGNORE_INDEX, ClassSet, class_set
+from ppar_dist.class_sets import CLASS_SETS, IGNORE_INDEX, ClassSet, class_set
+from ppar_dist.errors import UserError
 
 
 @pytest.mark.parametrize("name", sorted(CLASS_SETS))
@@ -54,7 +54,7 @@ def test_roads6_prompts_are_names_of_the_embedding_file() -> None:
 
 
 def test_unknown_class_set_names_the_known_ones() -> None:
-    with pytest.raises(ConfigError, match="unknown class set 'roads7'; known class sets: camvid11, city"):
+    with pytest.raises(UserError, match="unknown class set 'roads7'; known class sets: camvid11, city"):
         class_set("roads7")
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.demo import _even_ranks
-from ppar_dist.launch import job_code
+from ppar_dist.cli.demo import _even_ranks
+from ppar_dist.launch.front import job_code
 from tests.ranks import rank_environment
 
 # Like DeepSpeed's runner: a process that dies of a signal and leaves its child behind.
@@ -24,7 +24,7 @@ child.wait()
 # A rank as the launcher would start it: listens, and ends with a code when it is asked to.
 _RANK = """
 import os, signal, sys, time
-from ppar_dist.launch import note_exit, note_start
+from ppar_dist.launch.rank import note_exit, note_start
 os.environ["RANK"] = "0"
 def end(number, frame):
     note_exit(75)
@@ -45,10 +45,10 @@ os.kill(os.getpid(), signal.SIGKILL)
 _PARENT = """
 import os, sys, tempfile
 from pathlib import Path
-from ppar_dist import launch
+from ppar_dist.launch import front
 with tempfile.TemporaryDirectory() as notes:
     environment = {**os.environ, "PPAR_EXIT_NOTES": notes}
-    group = launch._Group(Path(notes), [0], 5.0)
+    group = front._Group(Path(notes), [0], 5.0)
     sys.exit(group.run([sys.executable, "-c", *sys.argv[1:]], environment))
 """
 
@@ -88,7 +88,9 @@ def test_ranks_of_a_killed_launcher_are_waited_for_wherever_they_are(tmp_path: P
 
 @pytest.mark.parametrize("code", [0, 70, 75, 78])
 def test_the_exit_code_of_a_rank_is_the_jobs(code: int) -> None:
-    script = f"import os; os.environ['RANK'] = '0'; from ppar_dist.launch import note_exit; note_exit({code})"
+    script = (
+        f"import os; os.environ['RANK'] = '0'; from ppar_dist.launch.rank import note_exit; note_exit({code})"
+    )
     assert start(script).wait(60) == code  # and not the launcher's own, 0
 
 

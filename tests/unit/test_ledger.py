@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.config import ConfigError
-from ppar_dist.ledger import Ledger, audit, next_attempt
-from ppar_dist.trainstate import TrainState
+from ppar_dist.errors import UserError
+from ppar_dist.run.audit import audit
+from ppar_dist.run.ledger import Ledger, next_attempt
+from ppar_dist.run.state import TrainState
 
 BATCH = 6
 
@@ -172,12 +173,12 @@ def test_a_line_cut_off_by_a_kill_is_no_record(tmp_path: Path) -> None:
 
 
 def test_damage_within_and_a_run_without_ledger_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"has no ledger; train it with train\.ledger=true"):
+    with pytest.raises(UserError, match=r"has no ledger; train it with train\.ledger=true"):
         audit(tmp_path)
     attempt(tmp_path, 1, 0, 4)
     path = tmp_path / "ledger" / "attempt-00001" / "rank-00000.jsonl"
     path.write_text("{broken\n" + path.read_text())
-    with pytest.raises(ConfigError, match="is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         audit(tmp_path)
 
 

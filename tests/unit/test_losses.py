@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from ppar_dist.losses import masked_mean, segmentation_loss
+from ppar_dist.models.losses import masked_mean, segmentation_loss
 
 
 def naive_upsample(plane: Tensor, height: int, width: int) -> list[list[float]]:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ppar_dist.metrics import ConfusionMatrix, mean_iou
+from ppar_dist.evaluation.confusion import ConfusionMatrix, mean_iou
 
 
 def naive_iou(prediction: torch.Tensor, label: torch.Tensor, classes: int) -> list[float]:

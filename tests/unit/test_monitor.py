@@ -17,24 +17,24 @@ from typing import Any
 
 import pytest
 
-from ppar_dist import distributed
-from ppar_dist.config import ConfigError
-from ppar_dist.distributed import World
+from ppar_dist.distributed import board
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
 from ppar_dist.monitoring import textfile
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.monitoring.targets import reachable_address
-from ppar_dist.watchdog import Report, Watchdog
+from ppar_dist.watchdog import Heartbeat, Watchdog
 from tests.ranks import TIMEOUT_S
 from tests.unit.tiny_run import make_config
 
-REPORT = Report(0, "node-a", "10.0.0.1", 1, "", 0)
+REPORT = Heartbeat(0, "node-a", "10.0.0.1", 1, "", 0)
 ROUNDED_S = 0.01
 
 
 @contextmanager
 def opened(
-    folder: Path, rank: int = 0, report: Callable[[], Report] = lambda: REPORT, **monitoring: Any
+    folder: Path, rank: int = 0, report: Callable[[], Heartbeat] = lambda: REPORT, **monitoring: Any
 ) -> Iterator[Monitor]:
     config = make_config(folder, folder / "run", monitoring={"port": 0, **monitoring})
     with Monitor(config, World(local_rank=rank)) as monitor:
@@ -65,7 +65,7 @@ def never() -> bool:
 
 def test_an_evaluation_is_progress_image_by_image(tmp_path: Path) -> None:
     """By the watchdog's own report, though no step ends."""
-    watch = Watchdog(World(), distributed.open_board(World()), 600, 60, tmp_path)
+    watch = Watchdog(World(), board.open_board(World()), 600, 60, tmp_path)
     watch.phase("evaluate", 7)
     began = time.time()
     with opened(tmp_path, report=watch.report) as monitor:
@@ -144,7 +144,7 @@ def test_the_targets_of_another_job_are_left_alone(tmp_path: Path) -> None:
 def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (
-        pytest.raises(ConfigError, match=r"monitoring\.targets_file=.*give another path"),
+        pytest.raises(UserError, match=r"monitoring\.targets_file=.*give another path"),
         opened(tmp_path, targets_file=str(tmp_path / "file" / "targets.json")),
     ):
         pass
@@ -159,7 +159,7 @@ def test_the_text_file_holds_the_last_figures(tmp_path: Path) -> None:
     assert 'ppar_miou{target="night"} 0.5' in path.read_text()
     assert list(path.parent.iterdir()) == [path]
     with (
-        pytest.raises(ConfigError, match=r"monitoring\.text_file=.*give another path"),
+        pytest.raises(UserError, match=r"monitoring\.text_file=.*give another path"),
         opened(tmp_path, text_file=str(path / "below.prom")),
     ):
         pass
@@ -204,7 +204,7 @@ def test_an_ipv6_address_stands_in_brackets(tmp_path: Path) -> None:
 
 def test_a_rank_whose_port_is_none_says_so(tmp_path: Path) -> None:
     with (
-        pytest.raises(ConfigError, match=r"rank 0 on .*127\.0\.0\.1:65536.*monitoring\.port"),
+        pytest.raises(UserError, match=r"rank 0 on .*127\.0\.0\.1:65536.*monitoring\.port"),
         opened(tmp_path, rank=1, port=65535),
     ):
         pass

@@ -9,14 +9,14 @@ import pytest
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from ppar_dist.config import ConfigError
+from ppar_dist.errors import UserError
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.metrics import RunMetrics
 from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.reweighting import WEIGHT_EDGES
-from ppar_dist.trainstate import TrainState
+from ppar_dist.run.state import TrainState
 from tests.unit.tiny_run import make_config
 
 DOMAINS, CLASSES = ("day", "fog"), ("road", "sky")
@@ -215,7 +215,7 @@ def test_registries_are_separate_and_the_global_one_is_untouched(metrics: Metric
 
 def test_a_taken_port_is_refused_with_the_key_to_change(metrics: Metrics) -> None:
     with endpoint.start("127.0.0.1", 0, metrics.registry) as first:
-        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{first.port}.*monitoring\.port") as caught:
+        with pytest.raises(UserError, match=rf"127\.0\.0\.1:{first.port}.*monitoring\.port") as caught:
             endpoint.start("127.0.0.1", first.port, metrics.registry)
         assert "\n" not in str(caught.value)
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ppar_dist import launchers
-from ppar_dist.config import ConfigError
-from ppar_dist.nodes import Nodes, nodes_of
+from ppar_dist.errors import UserError
+from ppar_dist.launch import launchers
+from ppar_dist.launch.nodes import Nodes, nodes_of
 
 
 def test_one_machine_meets_on_a_free_port_of_its_own() -> None:
@@ -51,7 +51,7 @@ def test_the_master_is_a_host_and_a_port(master: str, host: str, port: int) -> N
     ],
 )
 def test_what_does_not_fit_is_refused(count: int, rank: int | None, master: str | None, message: str) -> None:
-    with pytest.raises(ConfigError, match=re.escape(message)):
+    with pytest.raises(UserError, match=re.escape(message)):
         nodes_of(count, rank, master)
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from ppar_dist.config import ConfigError, PparConfig
+from ppar_dist.config.schema import PparConfig
+from ppar_dist.errors import UserError
 from ppar_dist.ppar.objective import Figures, Objective, Terms
 from tests.unit.naive_method import Image, NaiveMethod, Sample
 
@@ -211,12 +212,12 @@ def test_restoring_a_state_continues_bit_for_bit() -> None:
 
 def test_a_state_of_another_configuration_is_refused() -> None:
     state = Objective(config(), text(), M, K, G).state_dict()
-    with pytest.raises(ConfigError, match=r"bank\.sums is \(3, 4, 6\), not \(2, 4, 6\).*resume with"):
+    with pytest.raises(UserError, match=r"bank\.sums is \(3, 4, 6\), not \(2, 4, 6\).*resume with"):
         Objective(config(), text(), M - 1, K).load_state_dict(state)
     del state["bank.counts"]
-    with pytest.raises(ConfigError, match=r"bank\.counts"):
+    with pytest.raises(UserError, match=r"bank\.counts"):
         Objective(config(), text(), M, K, G).load_state_dict(state)
-    with pytest.raises(ConfigError, match=r"ppar\.enabled is false"):
+    with pytest.raises(UserError, match=r"ppar\.enabled is false"):
         Objective(PparConfig(enabled=False), None, M, K).load_state_dict(state)
 
 
@@ -331,12 +332,12 @@ def test_extras_and_names_come_with_the_figures() -> None:
 
 
 def test_widths_and_classes_that_differ_are_refused() -> None:
-    with pytest.raises(ConfigError, match=r"a text prototype for each of 5 classes, got 4; check text\.file"):
+    with pytest.raises(UserError, match=r"a text prototype for each of 5 classes, got 4; check text\.file"):
         Objective(config(), text(), M, 5)
-    with pytest.raises(ConfigError, match="of 4 classes, got none"):
+    with pytest.raises(UserError, match="of 4 classes, got none"):
         Objective(config(), None, M, K)
     objective = Objective(config(), text(), M, K, G)
     objective.begin_step(0.0)
     dense, *others = global_batch(0)
-    with pytest.raises(ConfigError, match="features are 5 wide and text prototypes 6; choose embeddings"):
+    with pytest.raises(UserError, match="features are 5 wide and text prototypes 6; choose embeddings"):
         objective.terms(dense[:, :5], *others)

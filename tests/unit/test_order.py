@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppar_dist.data.order import (
-    DomainShare,
-    Order,
-    Permutation,
-    global_batch,
-    micro_batches,
-    rank_slice,
-)
+from ppar_dist.data.batches import global_batch, micro_batches, rank_slice
+from ppar_dist.data.order import DomainShare, Order, Permutation
 
 SHARES = st.lists(st.tuples(st.integers(1, 90), st.floats(0.01, 100.0)), min_size=1, max_size=4).map(
     lambda pairs: [DomainShare(f"d{i}", size, weight) for i, (size, weight) in enumerate(pairs)]

@@ -10,19 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.loader import train_loader
 from ppar_dist.data.order import Order
-from ppar_dist.data.pipeline import (
-    eval_samples,
-    holdout_range,
-    open_sources,
-    read_sample,
-    train_loader,
-    training_shares,
-)
-from ppar_dist.data.shards import write_domain
+from ppar_dist.data.reading import eval_samples, read_sample
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.data.sources import holdout_range, open_sources, training_shares
 from ppar_dist.data.transforms import TrainTransform
+from ppar_dist.errors import UserError
 from tests.unit.street_shards import SIZES, config, drain, encode, flat, scene, scenes, write_domains
 
 
@@ -150,26 +145,26 @@ def test_grey_pictures_become_rgb(tmp_path: Path) -> None:
 def test_wrong_class_set_names_both(root: Path) -> None:
     cfg = config(root, {"classes": "camvid11"})
     with pytest.raises(
-        ConfigError, match=r"domain day has class set roads6 .*the run has camvid11 .*--classes"
+        UserError, match=r"domain day has class set roads6 .*the run has camvid11 .*--classes"
     ):
         open_sources(cfg)
 
 
 def test_missing_domain_says_what_to_run(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no domain folder .*fog; run `ppar-dist prepare`"):
+    with pytest.raises(UserError, match=r"no domain folder .*fog; run `ppar-dist prepare`"):
         open_sources(config(root, {"sources": ["day", "fog"]}))
 
 
 def test_impossible_ranks(root: Path, tmp_path: Path) -> None:
     cfg = config(root)
-    with pytest.raises(ConfigError, match=r"train\.global_batch=6 does not divide among 4 ranks"):
+    with pytest.raises(UserError, match=r"train\.global_batch=6 does not divide among 4 ranks"):
         train_loader(cfg, open_sources(cfg), 0, 4, 0, 6)
     write_domain(tmp_path / "tiny", "roads6", scenes("tiny", 2))
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0})
-    with pytest.raises(ConfigError, match=r"3 ranks but only 2 training samples; use at most 2 ranks"):
+    with pytest.raises(UserError, match=r"3 ranks but only 2 training samples; use at most 2 ranks"):
         train_loader(cfg, open_sources(cfg), 0, 3, 0, 6)
     with pytest.raises(ValueError, match=r"no whole number of global batches of 6"):
         train_loader(cfg, open_sources(cfg), 0, 1, 0, 7)
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0.9})
-    with pytest.raises(ConfigError, match=r"domain tiny has 2 samples and data\.holdout=0\.9 leaves none"):
+    with pytest.raises(UserError, match=r"domain tiny has 2 samples and data\.holdout=0\.9 leaves none"):
         training_shares(cfg, open_sources(cfg))

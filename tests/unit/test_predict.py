@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config import ConfigError
-from ppar_dist.drawing import legend_image, overlay_image, palette_image
-from ppar_dist.export import export
-from ppar_dist.inference import load_segmentor
-from ppar_dist.predict import image_files, open_image, predict
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.export import export
+from ppar_dist.evaluation.load import load_segmentor
+from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image
+from ppar_dist.evaluation.predict import image_files, open_image, predict
 from tests.unit.tiny_run import CLASSES, make_run
 
 
@@ -89,21 +89,21 @@ def test_wrong_files_are_refused_before_anything_is_written(run: Path, tmp_path:
         tmp_path / "empty": "holds no images",
     }
     for path, message in cases.items():
-        with pytest.raises(ConfigError, match=message) as caught:
+        with pytest.raises(UserError, match=message) as caught:
             predict(run, [good, path], tmp_path / "out")
         assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
-    with pytest.raises(ConfigError, match="no images given"):
+    with pytest.raises(UserError, match="no images given"):
         image_files([])
 
 
 def test_an_out_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
     image = photo(tmp_path / "x.png")
-    with pytest.raises(ConfigError, match="is a file"):
+    with pytest.raises(UserError, match="is a file"):
         predict(run, [image], image)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("keep")
-    with pytest.raises(ConfigError, match="not empty"):
+    with pytest.raises(UserError, match="not empty"):
         predict(run, [image], tmp_path / "out")
     predict(run, [image], tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
@@ -138,7 +138,7 @@ def test_an_exported_program_stands_alone(run: Path, tmp_path: Path) -> None:
 
 
 def test_export_names_a_wrong_path(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"ends in \.pt2"):
+    with pytest.raises(UserError, match=r"ends in \.pt2"):
         export(run, tmp_path / "model.onnx")
-    with pytest.raises(ConfigError, match="no folder"):
+    with pytest.raises(UserError, match="no folder"):
         export(run, tmp_path / "nowhere" / "model.pt2")

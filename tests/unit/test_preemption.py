@@ -13,13 +13,13 @@ PATIENCE_S = 60.0
 # Seconds are cut short. A signal is told of; a line is answered late enough for a signal to have had its way.
 LISTENING = """
 import os, signal, sys, time
-from ppar_dist import preemption
+from ppar_dist.processes import signals
 
 def say(text):
     os.write(1, f"{text}\\n".encode())  # print is not for handlers: it may interrupt itself
 
-preemption._MEET_S, preemption.SAME_REQUEST_S = 0.2, -1.0
-asked = preemption.Preemption(lambda code: say(f"noted {code}")).watch()
+signals._MEET_S, signals.SAME_REQUEST_S = 0.2, -1.0
+asked = signals.Preemption(lambda code: say(f"noted {code}")).watch()
 signal.signal(signal.SIGTERM, lambda *_: say("heard"))
 say("listens")
 for line in sys.stdin:

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.class_sets import CLASS_SETS, IGNORE_INDEX
 from ppar_dist.data.prepare import (
     DATASETS,
     SOURCES,
@@ -24,8 +23,9 @@ from ppar_dist.data.prepare import (
     prepare,
     synthia,
 )
-from ppar_dist.data.samples import decode_label
-from ppar_dist.labels import CLASS_SETS, IGNORE_INDEX
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import decode_label
+from ppar_dist.errors import UserError
 
 H, W = 6, 8
 RNG = np.random.default_rng(0)
@@ -235,7 +235,7 @@ def test_folder_with_a_mapping_of_colours(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_mapping_file_is_refused(tmp_path: Path, mapping: str, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         prepare("folder", tmp_path, tmp_path / "out", "roads6", mapping=town(tmp_path, mapping))
 
 
@@ -246,7 +246,7 @@ def test_unknown_value_names_file_value_and_remedy(tmp_path: Path) -> None:
     camvid_root(tmp_path)
     save_index(tmp_path / "labels/0016E5_00002.png", np.full((H, W), 77))
     with pytest.raises(
-        ConfigError, match=r"0016E5_00002.png: value 77 is no label .*12 values, 0 to 11.*mapping"
+        UserError, match=r"0016E5_00002.png: value 77 is no label .*12 values, 0 to 11.*mapping"
     ):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
     assert not (tmp_path / "out/camvid_0016E5").exists()
@@ -256,7 +256,7 @@ def test_unknown_colour_names_it(tmp_path: Path) -> None:
     save_image(tmp_path / "images/1.png")
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "labels/1.png")
-    with pytest.raises(ConfigError, match=r"labels/1.png: colour \(1, 2, 3\) is no label of this data set"):
+    with pytest.raises(UserError, match=r"labels/1.png: colour \(1, 2, 3\) is no label of this data set"):
         prepare("gta5", tmp_path, tmp_path / "out", "cityscapes19")
 
 
@@ -264,46 +264,46 @@ def test_sizes_that_differ_are_refused_and_exclude_is_the_remedy(tmp_path: Path)
     camvid_root(tmp_path)
     save_image(tmp_path / "images/0016E5_00001.jpg", (H, W + 2))
     with pytest.raises(
-        ConfigError, match=r"0016E5_00001: image is 10x6 but label is 8x6.*--exclude 0016E5_00001"
+        UserError, match=r"0016E5_00001: image is 10x6 but label is 8x6.*--exclude 0016E5_00001"
     ):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
     folders = prepare("camvid", tmp_path, tmp_path / "out", "roads6", exclude=["0016E5_00001"])
     assert list(labels_of(folders[1])) == ["0016E5_00002"]
-    with pytest.raises(ConfigError, match=r"--exclude names samples that are not there: \['nobody'\]"):
+    with pytest.raises(UserError, match=r"--exclude names samples that are not there: \['nobody'\]"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6", exclude=["nobody"])
 
 
 @pytest.mark.parametrize("dataset", SOURCES)
 def test_a_missing_root_says_the_layout_and_where_to_get_it(tmp_path: Path, dataset: str) -> None:
-    with pytest.raises(ConfigError) as missing:
+    with pytest.raises(UserError) as missing:
         prepare(dataset, tmp_path / "nowhere", tmp_path / "out", "roads6")
     assert f"--root holds {SOURCES[dataset].layout}" in str(missing.value)
     assert SOURCES[dataset].page in str(missing.value)
-    with pytest.raises(ConfigError, match="--root holds"):
+    with pytest.raises(UserError, match="--root holds"):
         prepare(dataset, tmp_path, tmp_path / "out", "roads6")
 
 
 def test_a_missing_label_and_a_corrupt_image_are_named(tmp_path: Path) -> None:
     camvid_root(tmp_path)
     (tmp_path / "labels/0001TP_000003.png").rename(tmp_path / "kept.png")
-    with pytest.raises(ConfigError, match=r"no file .*labels/0001TP_000003.png; unpack the data set again"):
+    with pytest.raises(UserError, match=r"no file .*labels/0001TP_000003.png; unpack the data set again"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
     (tmp_path / "kept.png").rename(tmp_path / "labels/0001TP_000003.png")
     image = tmp_path / "images/0001TP_000003.jpg"
     image.write_bytes(image.read_bytes()[:-40])
-    with pytest.raises(ConfigError, match=r"cannot read .*0001TP_000003.jpg .*--exclude"):
+    with pytest.raises(UserError, match=r"cannot read .*0001TP_000003.jpg .*--exclude"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
 
 
 def test_options_are_checked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown data set 'kitti'; choose from camvid, .*folder"):
+    with pytest.raises(UserError, match=r"unknown data set 'kitti'; choose from camvid, .*folder"):
         prepare("kitti", tmp_path, tmp_path, "roads6")
-    with pytest.raises(ConfigError, match="folder needs mapping file"):
+    with pytest.raises(UserError, match="folder needs mapping file"):
         prepare("folder", tmp_path, tmp_path, "roads6")
-    with pytest.raises(ConfigError, match="limit is at least 1, got 0"):
+    with pytest.raises(UserError, match="limit is at least 1, got 0"):
         prepare("camvid", tmp_path, tmp_path, "roads6", limit=0)
     camvid_root(tmp_path)
-    with pytest.raises(ConfigError, match="unknown class set 'roads7'"):
+    with pytest.raises(UserError, match="unknown class set 'roads7'"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads7")
     assert DATASETS[-1] == "folder"
 

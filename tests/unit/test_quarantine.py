@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.data.quarantine import REASONS, BadSample, QuarantineLog, excess
-from ppar_dist.data.samples import DataError
+from ppar_dist.data.quarantine import BadSample, QuarantineLog, excess
+from ppar_dist.data.shards.sample import REASONS, SampleError
 from tests.unit.test_bad_data import FAULTS
 from tests.unit.test_bad_shards import BROKEN
 
@@ -114,7 +114,7 @@ def test_the_limit(bad: list[int], samples: list[int], ratio: float, problem: st
 
 def test_bad_samples_travel_between_processes_and_are_small() -> None:
     assert pickle.loads(pickle.dumps(BAD)) == BAD
-    error = DataError("d/a.tar sample k", "json", "x" * 10_000)
+    error = SampleError("d/a.tar sample k", "json", "x" * 10_000)
     assert len(error.detail) <= 300
     assert str(pickle.loads(pickle.dumps(error))) == str(error)
 
@@ -123,11 +123,11 @@ def test_every_reason_is_one_of_the_fixed_words() -> None:
     found = set()
     for path in PACKAGE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "DataError":
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "SampleError":
                 found |= {each.value for each in ast.walk(node.args[1]) if isinstance(each, ast.Constant)}
     assert found - {"_unreadable"} <= set(REASONS)  # f"{kind}_unreadable"
     with pytest.raises(AssertionError, match="sleepy"):
-        DataError("here", "sleepy", "no such reason")
+        SampleError("here", "sleepy", "no such reason")
 
 
 def test_every_word_names_a_fault_that_these_tests_make() -> None:

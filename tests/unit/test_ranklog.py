@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from ppar_dist.ranklog import FOLDER
+from ppar_dist.processes.rank_log import FOLDER
 from tests.ranks import rank_environment
 
 REFUSAL = "ppar-dist: cannot read config nowhere.yaml: No such file or directory; check the path\n"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.cli import build_parser
+from ppar_dist.cli.parser import build_parser
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -8,16 +8,12 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.data.index import DomainIndex
+from ppar_dist.data.loader import ATTEMPTS, train_loader
 from ppar_dist.data.order import Order
-from ppar_dist.data.pipeline import (
-    ATTEMPTS,
-    eval_samples,
-    open_sources,
-    train_loader,
-    training_shares,
-)
-from ppar_dist.data.samples import DataError
+from ppar_dist.data.reading import eval_samples
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.data.sources import open_sources, training_shares
 from tests.unit.street_shards import (
     LENIENT,
     SIZES,
@@ -107,7 +103,7 @@ def test_a_position_gives_up_after_sixteen_bad_samples(root: Path, workers: int)
         overwrite(DomainIndex.open(root / "rain"), sample, "image", b"spoiled")
     cfg = config(root, LENIENT | {"sources": ["rain"], "workers": workers})
     with pytest.raises(
-        DataError, match=r"domain rain: all 16 samples tried for position 0 .*16 checksum"
+        SampleError, match=r"domain rain: all 16 samples tried for position 0 .*16 checksum"
     ) as e:
         drain(cfg)
     assert (e.value.reason, ATTEMPTS) == ("exhausted", 16)
@@ -123,7 +119,7 @@ def test_batches_keep_their_bad_samples_when_they_move(root: Path) -> None:
 def test_evaluation_is_strict_unless_told_otherwise(root: Path) -> None:
     spoil_some(root)
     day = DomainIndex.open(root / "day")
-    with pytest.raises(DataError, match="sample day_4: the image is not what was indexed"):
+    with pytest.raises(SampleError, match="sample day_4: the image is not what was indexed"):
         list(eval_samples(day, 3, 7, size=18))
     skipped: list[tuple[int, str]] = []
     samples = eval_samples(day, 3, 7, 18, skipped=lambda n, error: skipped.append((n, error.reason)))

@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.config import ConfigError
-from ppar_dist.evaluate import evaluate
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.report import TEMPLATE, write_report
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
 from ppar_dist.report.prototypes import final_cosines
@@ -298,7 +298,7 @@ def test_text_and_lines_stand_out(scheme: int) -> None:
 
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"is not a run: no config\.yaml"):
+    with pytest.raises(UserError, match=r"is not a run: no config\.yaml"):
         write_report(tmp_path)
 
 

@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.config import ConfigError, load_config, parse_config
-from ppar_dist.distributed import World
-from ppar_dist.plan import Plan, determining
-from ppar_dist.runfolder import RunFolder
-from ppar_dist.runlock import RunLock
-from ppar_dist.schedule import batching
-from ppar_dist.trainer import noise_seed
+from ppar_dist.config.identity import determining
+from ppar_dist.config.load import load_config, parse_config
+from ppar_dist.data.batches import batching
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+from ppar_dist.run.lock import RunLock
+from ppar_dist.training.plan import RunPlan
+from ppar_dist.training.runfolder import RunFolder
+from ppar_dist.training.trainer import noise_seed
 from tests.ranks import tiny_config
 
 
@@ -39,7 +41,7 @@ def folder(tmp_path: Path, world: World, **sections: dict[str, Any]) -> RunFolde
     _LOCKS.append(lock)
     for ended in _LOCKS[:-1]:
         ended.close()
-    return RunFolder(Plan(config, (), batching(config, 1)), world, lock)
+    return RunFolder(RunPlan(config, (), batching(config, 1)), world, lock)
 
 
 def with_a_checkpoint(tmp_path: Path) -> Path:
@@ -54,7 +56,7 @@ def with_a_checkpoint(tmp_path: Path) -> Path:
 def test_a_change_is_recorded_only_when_the_checkpoint_was_taken_up(tmp_path: Path) -> None:
     path = with_a_checkpoint(tmp_path)
     changed = folder(tmp_path, World(), optim={"lr": 0.5})
-    with pytest.raises(ConfigError, match=r"optim\.lr: 0\.001 -> 0\.5"):
+    with pytest.raises(UserError, match=r"optim\.lr: 0\.001 -> 0\.5"):
         changed.claim()
     changed.claim(accept_changes=True)
     assert load_config(path / "config.yaml").optim.lr == 0.001
@@ -69,7 +71,7 @@ def test_a_run_that_lost_its_configuration_is_held_against_its_checkpoint(tmp_pa
     checkpoint.publish(run.path, checkpoint.Snapshot(4, {}, {"state.json": "{}"}, facts))
     changed = folder(tmp_path, World(), optim={"lr": 0.5})
     changed.claim()
-    with pytest.raises(ConfigError, match=r"another configuration: optim\.lr: 0\.001 -> 0\.5"):
+    with pytest.raises(UserError, match=r"another configuration: optim\.lr: 0\.001 -> 0\.5"):
         changed.resume(None)  # type: ignore[arg-type]  # refused before anything is restored
 
 
@@ -78,7 +80,7 @@ def test_an_unreadable_configuration_of_the_run_is_told_to_all_ranks(tmp_path: P
     (path / "config.yaml").write_text("run: {dir: x}\nnonsense: 1\n")
     world = Listening()
     run = folder(tmp_path, world)
-    with pytest.raises(ConfigError, match=r"unknown key nonsense.*Give another run\.dir, or --accept"):
+    with pytest.raises(UserError, match=r"unknown key nonsense.*Give another run\.dir, or --accept"):
         run.claim()
     assert len(world.told) == 1
     run.claim(accept_changes=True)
@@ -96,6 +98,6 @@ def test_a_run_without_a_whole_checkpoint_does_not_begin_anew_unasked(tmp_path: 
     state.write_text("{} ")
     run = folder(tmp_path, World())
     with pytest.raises(
-        ConfigError, match=r"none of the 1 checkpoints in .* is whole .*state\.json has 3 bytes"
+        UserError, match=r"none of the 1 checkpoints in .* is whole .*state\.json has 3 bytes"
     ):
         run.resume(None)  # type: ignore[arg-type]  # refused before anything is restored

@@ -17,8 +17,10 @@ from typing import IO
 
 import pytest
 
-from ppar_dist import process, runlock
-from ppar_dist.runlock import NAME, Holder, InUse, RunLock, read_holder
+from ppar_dist.errors import InUse
+from ppar_dist.processes import proc
+from ppar_dist.run import lock as run_lock
+from ppar_dist.run.lock import NAME, Holder, RunLock, read_holder
 from tests.ranks import TIMEOUT_S, rank_environment
 
 SILENT_S = 1.5
@@ -27,11 +29,11 @@ LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may 
 _HOLDER = """
 import os, sys
 from pathlib import Path
-from ppar_dist import process
-from ppar_dist.runlock import RunLock
+from ppar_dist.processes import proc
+from ppar_dist.run.lock import RunLock
 folder, machine = Path(sys.argv[1]), sys.argv[2]
 if machine:
-    process.machine = lambda: machine
+    proc.machine = lambda: machine
 lock = RunLock(folder, float(sys.argv[3]), "Slurm job 17")
 def lost(text):
     print(text, flush=True)
@@ -46,7 +48,8 @@ lock.close()
 _TAKER = """
 import os, sys, time
 from pathlib import Path
-from ppar_dist.runlock import InUse, RunLock
+from ppar_dist.errors import InUse
+from ppar_dist.run.lock import RunLock
 folder, silent_s, go = Path(sys.argv[1]), float(sys.argv[2]), sys.argv[3]
 lock = RunLock(folder, silent_s)
 print("ready", flush=True)
@@ -308,11 +311,11 @@ def test_a_process_that_proc_hides_is_not_taken_for_dead() -> None:
         pytest.skip("needs root to mount a /proc that hides processes and to become another user")
     script = """
 import os, sys
-from ppar_dist import process
+from ppar_dist.processes import proc
 os.setgroups([])
 os.setgid(65534)
 os.setuid(65534)
-print(process.look(1, 7).value)
+print(proc.look(1, 7).value)
 """
     mount = 'mount -t proc -o hidepid=2 proc /proc && exec "$@"'
     done = subprocess.run(
@@ -348,7 +351,7 @@ def test_a_lock_is_given_back_while_storage_holds_its_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The beat comes to an end later: it complains of nothing, and the lock does not come back."""
-    write, held, go, said = runlock._write, threading.Event(), threading.Event(), []
+    write, held, go, said = run_lock._write, threading.Event(), threading.Event(), []
 
     def slow(file: IO[str], holder: Holder) -> None:
         if holder.beat:
@@ -356,7 +359,7 @@ def test_a_lock_is_given_back_while_storage_holds_its_beat(
             assert go.wait(TIMEOUT_S)
         write(file, holder)
 
-    monkeypatch.setattr(runlock, "_write", slow)
+    monkeypatch.setattr(run_lock, "_write", slow)
     monkeypatch.setattr(threading, "excepthook", said.append)
     lock = RunLock(tmp_path, 0.6)
     lock.acquire()
@@ -386,4 +389,4 @@ def test_storage_without_links_will_do(tmp_path: Path, start: Start, monkeypatch
 def test_what_cannot_be_written_is_the_storages_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         RunLock(tmp_path / "nowhere", SILENT_S).acquire()
-    assert process.machine()  # /proc is there, or the tests above showed nothing
+    assert proc.machine()  # /proc is there, or the tests above showed nothing

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.config import Config, ConfigError, OptimConfig, parse_config
-from ppar_dist.schedule import batching, learning_rate_factor
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import Config, OptimConfig
+from ppar_dist.data.batches import batching
+from ppar_dist.errors import UserError
+from ppar_dist.training.learning_rate import learning_rate_factor
 from tests.ranks import tiny_config
 
 
@@ -46,7 +49,7 @@ def test_parts_multiply_to_the_whole(
 def test_what_does_not_divide_is_refused(
     tmp_path: Path, total: int, micro: int | None, ranks: int, message: str
 ) -> None:
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(UserError, match=message):
         batching(config(tmp_path, total, micro), ranks)
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ppar_dist.config import BackboneConfig, ConfigError, TextConfig
-from ppar_dist.inference import load_segmentor
-from ppar_dist.jsonlines import JsonLines
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.schema import BackboneConfig, TextConfig
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.load import load_segmentor
+from ppar_dist.files.jsonl import JsonLines
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.report import write_report
@@ -119,7 +120,7 @@ def test_the_search_finds_what_it_looks_for(code: str) -> None:
 def test_the_strict_loader_is_a_safe_one() -> None:
     import yaml
 
-    from ppar_dist.strict_yaml import StrictLoader, read_yaml
+    from ppar_dist.config.yaml import StrictLoader, read_yaml
 
     assert issubclass(StrictLoader, yaml.SafeLoader)
     for text in ("!!python/object/apply:os.mkdir [x]", "!!python/name:os.system ''", "a: !!python/tuple [1]"):
@@ -142,7 +143,7 @@ def test_weights_that_would_run_code_are_refused(tmp_path: Path, kind: str, name
     config = BackboneConfig.model_validate(
         {"kind": kind, "name": name, "pretrained": str(file)} | ({"embed_dim": 16} if kind == "timm" else {})
     )
-    with pytest.raises(ConfigError, match=r"cannot"):
+    with pytest.raises(UserError, match=r"cannot"):
         build_backbone(config)
     assert not mark.exists()
     torch.load(file, weights_only=False)  # the file is what it is said to be
@@ -174,7 +175,7 @@ def test_embeddings_that_would_run_code_are_refused(tmp_path: Path) -> None:
     mark, file = tmp_path / "owned", tmp_path / "text.npz"
     names = np.array([Bomb(mark)], dtype=object)
     np.savez(file, names=names, embeddings=np.ones((1, 8), np.float32), allow_pickle=True)
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         text_prototypes(TextConfig(file=file), class_set("roads6"), None)
     assert not mark.exists()
 
@@ -184,6 +185,6 @@ def test_a_checkpoint_file_that_would_run_code_is_refused(tmp_path: Path, name: 
     make_run(tmp_path / "shards", tmp_path / "run")
     mark, folder = tmp_path / "owned", tmp_path / "run" / "checkpoints" / "step-00000040"
     (folder / name).write_bytes(pickle.dumps(Bomb(mark)))
-    with pytest.raises(ConfigError):
+    with pytest.raises(UserError):
         load_segmentor(folder, "cpu")
     assert not mark.exists()

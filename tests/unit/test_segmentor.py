@@ -11,8 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppar_dist.config import BackboneConfig, ConfigError, ModelConfig, OptimConfig, parse_config
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import BackboneConfig, ModelConfig, OptimConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import EPSILON, cosine_logits
 from ppar_dist.models.features import Features, FeatureShape
@@ -220,7 +222,7 @@ def test_built_without_weights_it_takes_a_checkpoint_and_answers_the_same(
 def test_text_of_another_shape_is_refused() -> None:
     backbone = build_backbone(BackboneConfig(name="tiny-vit"))
     cfg = ModelConfig(backbone=BackboneConfig(name="tiny-vit"))
-    with pytest.raises(ConfigError, match=r"text prototypes are .*take text of the same classes"):
+    with pytest.raises(UserError, match=r"text prototypes are .*take text of the same classes"):
         Segmentor(cfg, backbone, unit_rows(K, D + 1), K)
-    with pytest.raises(ConfigError, match=r"need text prototypes; set text.file or classifier=linear"):
+    with pytest.raises(UserError, match=r"need text prototypes; set text.file or classifier=linear"):
         Segmentor(cfg, backbone, None, K)

@@ -5,19 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from ppar_dist.config import ConfigError
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.synthetic import (
-    CLASSES,
-    DEFAULT_DOMAINS,
-    SOURCE_DOMAINS,
-    STYLES,
-    TARGET_DOMAIN,
-    render,
-    synth,
-)
-from ppar_dist.data.synthetic.canvas import BUILDING, CAR, ROAD, SKY, SUPERSAMPLE, VOID, Camera, Canvas
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.errors import UserError
+from ppar_dist.synthetic import CLASSES, DEFAULT_DOMAINS, SOURCE_DOMAINS, STYLES, TARGET_DOMAIN, render, synth
+from ppar_dist.synthetic.canvas import BUILDING, CAR, ROAD, SKY, SUPERSAMPLE, VOID, Camera, Canvas
 
 CAMERA = Camera(focal=120.0, center=64.0, horizon=40.0, height=1.5, bend=0.0)
 SCENES = 10
@@ -185,7 +177,7 @@ def test_synth_writes_domain_folders_that_hold_the_scenes(tmp_path) -> None:
 
 
 def test_wrong_requests_say_what_to_change(tmp_path) -> None:
-    with pytest.raises(ConfigError, match=r"unknown synthetic domains .'synth_snow'.; choose from synth_day"):
+    with pytest.raises(UserError, match=r"unknown synthetic domains .'synth_snow'.; choose from synth_day"):
         synth(tmp_path, domains=["synth_snow"])
-    with pytest.raises(ConfigError, match="at least 1 sample of at least 32x32 pixels, got 1 of 16x8"):
+    with pytest.raises(UserError, match="at least 1 sample of at least 32x32 pixels, got 1 of 16x8"):
         synth(tmp_path, samples_per_domain=1, size=(8, 16))

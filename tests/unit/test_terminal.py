@@ -11,21 +11,21 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist import terminal as terminals
-from ppar_dist.cli import main
-from ppar_dist.progress import Glance, Pace, Progress, bar, duration, flow
+from ppar_dist.cli.parser import main
+from ppar_dist.view import terminal as terminals
+from ppar_dist.view.progress import Pace, Progress, StepSummary, bar, duration, flow
 from tests.ranks import rank_environment
 from tests.terminals import Terminal, terminal
 
 SCRIPT = """
 import os, subprocess, sys, time
-from ppar_dist import terminal
-from ppar_dist.progress import Glance, Progress
+from ppar_dist.view import terminal
+from ppar_dist.view.progress import StepSummary, Progress
 
 def glance(step):
     loss = {"total": 1.5, "segmentation": 1.25, "text": 2.125, "visual_text": 0.75, "pixel": 0.0}
     weights = {"day": 1.04, "fog": 0.95, "bad\\x1b[2Jname": 1.0}
-    return Glance(loss, "text", ("visual_text", 20), 0.875, weights)
+    return StepSummary(loss, "text", ("visual_text", 20), 0.875, weights)
 
 def train(steps=12, seconds=0.05):
     for step in range(1, steps + 1):
@@ -121,7 +121,7 @@ def test_a_killed_process_is_cleaned_up_after() -> None:
 import subprocess, sys
 print("before")
 subprocess.run([sys.executable, "-c", {SCRIPT + kill!r}])
-from ppar_dist import terminal
+from ppar_dist.view import terminal
 terminal.give_back(sys.stderr)
 print("after")
 """
@@ -206,7 +206,7 @@ def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPat
         monkeypatch.setattr(sys, "stdout", stdout)
         progress = Progress(total=2, start=0, log_every=1)
         for step in (1, 2):
-            progress.step(step, Glance({"total": 1.0}))
+            progress.step(step, StepSummary({"total": 1.0}))
         progress.close()
         assert os.path.sameopenfile(stdout.fileno(), os.open(os.devnull, os.O_WRONLY))
 

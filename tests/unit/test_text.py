@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppar_dist.config import BackboneConfig, ConfigError, TextConfig
-from ppar_dist.labels import ClassSet, class_set
+from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.config.schema import BackboneConfig, TextConfig
+from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.text import text_prototypes, write_embeddings
 from tests.unit.tiny_clip import register
@@ -133,21 +134,21 @@ def write(path: Path, **arrays: np.ndarray) -> TextConfig:
 def test_refusals_name_the_remedy(tmp_path: Path) -> None:
     path = tmp_path / "text.npz"
     names, rows = np.array(["road", "tree", "car"]), np.eye(3, 5)
-    with pytest.raises(ConfigError, match=r"cannot read text.file=.*npz with names"):
+    with pytest.raises(UserError, match=r"cannot read text.file=.*npz with names"):
         text_prototypes(TextConfig(file=path), CLASSES, None)
-    with pytest.raises(ConfigError, match=r"cannot read text.file=.*embeddings"):
+    with pytest.raises(UserError, match=r"cannot read text.file=.*embeddings"):
         text_prototypes(write(path, names=names), CLASSES, None)
-    with pytest.raises(ConfigError, match="one row per name"):
+    with pytest.raises(UserError, match="one row per name"):
         text_prototypes(write(path, names=names[:2], embeddings=rows), CLASSES, None)
-    with pytest.raises(ConfigError, match=r"no embedding of tree, car .*add them"):
+    with pytest.raises(UserError, match=r"no embedding of tree, car .*add them"):
         text_prototypes(write(path, names=names[:1], embeddings=rows[:1]), CLASSES, None)
-    with pytest.raises(ConfigError, match="non-finite or zero embedding"):
+    with pytest.raises(UserError, match="non-finite or zero embedding"):
         text_prototypes(write(path, names=names, embeddings=rows * 0), CLASSES, None)
-    with pytest.raises(ConfigError, match=r"3 wide, the backbone's joint space 5"):
+    with pytest.raises(UserError, match=r"3 wide, the backbone's joint space 5"):
         text_prototypes(write(path, names=names, embeddings=rows[:, :3]), CLASSES, FakeBackbone())
-    with pytest.raises(ConfigError, match=r"text.center=false"):
+    with pytest.raises(UserError, match=r"text.center=false"):
         text_prototypes(write(path, names=names, embeddings=np.ones((3, 5))), CLASSES, None)
-    with pytest.raises(ConfigError, match=r"no text tower: set text.file"):
+    with pytest.raises(UserError, match=r"no text tower: set text.file"):
         text_prototypes(TextConfig(), CLASSES, None)
-    with pytest.raises(ConfigError, match=r"add \{\}"):
+    with pytest.raises(UserError, match=r"add \{\}"):
         text_prototypes(TextConfig(templates=("a road",)), CLASSES, FakeBackbone())

@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppar_dist.trainstate import TrainState, bad_counts, bad_names
+from ppar_dist.run.state import TrainState, bad_counts, bad_names
 
 BATCH = 4
 

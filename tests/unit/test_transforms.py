@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config import AugmentConfig, DataConfig
+from ppar_dist.class_sets import IGNORE_INDEX
+from ppar_dist.config.schema import AugmentConfig, DataConfig
 from ppar_dist.data.transforms import Draws, EvalTransform, TrainTransform
-from ppar_dist.labels import IGNORE_INDEX
 
 STILL = {"flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
 PADDING = torch.tensor([123, 117, 104])

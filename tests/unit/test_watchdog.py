@@ -13,26 +13,31 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from ppar_dist import distributed, exitcodes, process
-from ppar_dist.distributed import Board, BoardUnreachable, World
-from ppar_dist.process import Process
+from ppar_dist import exit_codes
+from ppar_dist.distributed import failures
+from ppar_dist.distributed.board import Board, BoardUnreachable, open_board
+from ppar_dist.distributed.world import World
+from ppar_dist.processes import proc
+from ppar_dist.processes.proc import Process
 from ppar_dist.watchdog import OFF, Watchdog
+from ppar_dist.watchdog.heartbeat import FAILED, LEFT, TRIPPED, Heartbeat
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
-from ppar_dist.watchdog.report import FAILED, LEFT, TRIPPED, Report
 
 LIMITS = Limits(stall_s=600, peer_s=60, beat_s=1)
 
 
-def rank(number: int, phase: str = "data", seconds: float = 1.0, **fields: object) -> Report:
-    report = Report(number, f"worker-{number // 4}", f"10.0.0.{number // 4}", 100 + number, "m", 1, phase, 7)
+def rank(number: int, phase: str = "data", seconds: float = 1.0, **fields: object) -> Heartbeat:
+    report = Heartbeat(
+        number, f"worker-{number // 4}", f"10.0.0.{number // 4}", 100 + number, "m", 1, phase, 7
+    )
     return replace(report, seconds=seconds, waits=phase in ("all-reduce", "backward"), **fields)  # type: ignore[arg-type]
 
 
-def seen(report: Report, silent_s: float = 0.0, process: Process = Process.UNKNOWN) -> Seen:
+def seen(report: Heartbeat, silent_s: float = 0.0, process: Process = Process.UNKNOWN) -> Seen:
     return Seen(report, age_s=max(0.5, silent_s), silent_s=silent_s, process=process)
 
 
-def view(me: Report, *peers: Seen, **fields: object) -> View:
+def view(me: Heartbeat, *peers: Seen, **fields: object) -> View:
     known = View(me, {p.report.rank: p for p in peers}, (), "rank 0 on 10.0.0.0:29500", "", False, 0.5, 900.0)
     return replace(known, **fields)  # type: ignore[arg-type]
 
@@ -123,11 +128,11 @@ def test_a_process_that_is_gone_is_blamed_at_once_unless_its_rank_had_ended() ->
 
 
 def test_a_verdict_of_another_rank_is_repeated_with_its_code() -> None:
-    tripped = seen(rank(2, state=TRIPPED, reason="rank 1 on worker-0 hangs in data", code=exitcodes.RESUME))
+    tripped = seen(rank(2, state=TRIPPED, reason="rank 1 on worker-0 hangs in data", code=exit_codes.RESUME))
     assert judge(view(rank(0), seen(rank(1)), tripped), LIMITS) == Verdict("rank 1 on worker-0 hangs in data")
-    refused = rank(2, state=FAILED, reason="rank 2 on worker-0 fails: bad key", code=exitcodes.CONFIG)
+    refused = rank(2, state=FAILED, reason="rank 2 on worker-0 fails: bad key", code=exit_codes.CONFIG)
     assert judge(view(rank(0), replace(seen(refused), age_s=6.0)), LIMITS) == Verdict(
-        "rank 2 on worker-0 fails: bad key", exitcodes.CONFIG
+        "rank 2 on worker-0 fails: bad key", exit_codes.CONFIG
     )
 
 
@@ -170,20 +175,20 @@ def test_the_table_has_a_line_for_every_rank() -> None:
 
 def test_a_report_survives_the_board() -> None:
     report = rank(3, state=FAILED, reason='a "reason"\n', collective="barrier")
-    assert Report.from_text(report.to_text()) == report
+    assert Heartbeat.from_text(report.to_text()) == report
 
 
 def test_the_kernel_knows_a_stopped_a_killed_and_another_process_of_that_pid() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
-        born = process.born(child.pid)
-        assert process.look(child.pid, born) is Process.ALIVE
-        assert process.look(child.pid, born + 1) is Process.GONE
-        wait_for(lambda: process.descendants(os.getpid())[child.pid] == "sleep")
+        born = proc.born(child.pid)
+        assert proc.look(child.pid, born) is Process.ALIVE
+        assert proc.look(child.pid, born + 1) is Process.GONE
+        wait_for(lambda: proc.descendants(os.getpid())[child.pid] == "sleep")
         child.send_signal(signal.SIGSTOP)
-        wait_for(lambda: process.look(child.pid, born) is Process.STOPPED)
+        wait_for(lambda: proc.look(child.pid, born) is Process.STOPPED)
         child.kill()
-        wait_for(lambda: process.look(child.pid, born) is Process.GONE)  # a zombie: nobody has asked for it
+        wait_for(lambda: proc.look(child.pid, born) is Process.GONE)  # a zombie: nobody has asked for it
     finally:
         child.kill()
         child.wait()
@@ -250,23 +255,23 @@ def test_a_board_whose_store_has_gone_says_so() -> None:
     ],
 )
 def test_errors_that_a_dead_peer_causes_are_known(message: str) -> None:
-    assert distributed.is_peer_failure(RuntimeError(message))
+    assert failures.is_peer_failure(RuntimeError(message))
     outer = ValueError("cannot save")
     outer.__cause__ = RuntimeError(message)
-    assert distributed.is_peer_failure(outer)
+    assert failures.is_peer_failure(outer)
 
 
 def test_a_store_that_times_out_is_a_failure_of_a_peer_and_a_users_mistake_is_not() -> None:
-    assert distributed.is_peer_failure(dist.DistStoreError("wait timeout after 6000ms, keys: /default_pg/0"))
-    assert distributed.is_peer_failure(dist.DistNetworkError("Failed to recv, got 0 bytes"))
-    assert not distributed.is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
-    assert not distributed.is_peer_failure(FileNotFoundError("Connection closed by peer"))
+    assert failures.is_peer_failure(dist.DistStoreError("wait timeout after 6000ms, keys: /default_pg/0"))
+    assert failures.is_peer_failure(dist.DistNetworkError("Failed to recv, got 0 bytes"))
+    assert not failures.is_peer_failure(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not failures.is_peer_failure(FileNotFoundError("Connection closed by peer"))
 
 
 def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank(tmp_path: Path) -> None:
     world = World()
     began = time.monotonic()
-    with Watchdog(world, distributed.open_board(world), 600, 60, tmp_path) as watchdog:
+    with Watchdog(world, open_board(world), 600, 60, tmp_path) as watchdog:
         watchdog.phase("data", 1)
         assert watchdog.blame(ValueError("bad")) is None
     assert time.monotonic() - began < 60  # faults.peer_s; it takes a moment
@@ -275,28 +280,29 @@ def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank
 
 def test_a_process_that_stood_still_says_its_last_words_all_the_same(tmp_path: Path) -> None:
     """The others would else take it for dead, because it is gone and has not said that it leaves."""
-    board = distributed.open_board(World())
+    board = open_board(World())
     with Watchdog(World(), board, 600, 60, tmp_path) as watchdog:
         deadline = time.monotonic() + 60
         while not board.read() or watchdog._asking:
             assert time.monotonic() < deadline, "no first word"
             time.sleep(0.01)
         watchdog._contact -= 100.0  # as if it went on after a SIGSTOP, and this thread were the first
-    assert Report.from_text(board.read()[0]).state == LEFT
+    assert Heartbeat.from_text(board.read()[0]).state == LEFT
 
 
 LAST_WORK = """
 import sys, time
 from pathlib import Path
-from ppar_dist import distributed
+from ppar_dist.distributed import board
+from ppar_dist.distributed import rendezvous
 from ppar_dist.watchdog import Watchdog
 
 def work(seconds):
     time.sleep(0.5)
     Path(sys.argv[1]).write_text(f"{seconds:g}")
 
-world = distributed.join({})
-with Watchdog(world, distributed.open_board(world), 1.0, 1.5, Path(sys.argv[2])) as watch:
+world = rendezvous.join({})
+with Watchdog(world, board.open_board(world), 1.0, 1.5, Path(sys.argv[2])) as watch:
     watch.before_end(work)
     watch.phase("data", 3)
     time.sleep(60)

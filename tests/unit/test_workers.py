@@ -17,7 +17,8 @@ import pytest
 from torch.utils.data import IterableDataset
 
 from ppar_dist.data import workers as loader_workers
-from ppar_dist.data.pipeline import WorkerDied, open_sources, train_loader
+from ppar_dist.data.loader import WorkerDied, train_loader
+from ppar_dist.data.sources import open_sources
 from ppar_dist.data.workers import LoaderWorkers
 from tests.unit.street_shards import config, write_domains
 
@@ -125,7 +126,8 @@ def test_the_handler_of_the_program_stays(root: Path) -> None:
 TRAINER = """
 import multiprocessing, os, sys, time
 from pathlib import Path
-from ppar_dist.data.pipeline import open_sources, train_loader
+from ppar_dist.data.loader import train_loader
+from ppar_dist.data.sources import open_sources
 from tests.unit.street_shards import config
 cfg = config(Path(sys.argv[1]), {"workers": 2})
 loader = train_loader(cfg, open_sources(cfg), 0, 1, 0, 600)
@@ -151,7 +153,8 @@ def test_workers_die_with_a_killed_trainer(root: Path) -> None:
 
 
 CHILD = (
-    "import os; from ppar_dist.parent import die_with_parent; die_with_parent(15, {parent}); print('lives')"
+    "import os; from ppar_dist.processes.proc import die_with_parent; "
+    "die_with_parent(15, {parent}); print('lives')"
 )
 
 
@@ -163,7 +166,7 @@ def test_a_parent_that_was_gone_before_is_noticed() -> None:
 
 
 def test_an_impossible_signal_is_an_error() -> None:
-    from ppar_dist.parent import die_with_parent
+    from ppar_dist.processes.proc import die_with_parent
 
     with pytest.raises(OSError, match=r"prctl\(PR_SET_PDEATHSIG, 9999\): Invalid argument"):
         die_with_parent(9999)

@@ -11,10 +11,11 @@ import torch
 from PIL import Image
 
 from ppar_dist import checkpoint
-from ppar_dist.config import Config, dump_config, parse_config
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.shards import write_domain
-from ppar_dist.labels import class_set
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.load import dump_config, parse_config
+from ppar_dist.config.schema import Config
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.ppar.state import MethodState
 

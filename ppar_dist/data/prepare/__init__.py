@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from ppar_dist.config import ConfigError
+from ppar_dist.class_sets import class_set
 from ppar_dist.data.prepare import camvid, cityscapes, folder, gta5, labelmefacade, synthia, urbansyn
 from ppar_dist.data.prepare.source import Decoder, Domains, Pair, Source, open_file
-from ppar_dist.data.shards import ShardSample, safe_key, write_domain
-from ppar_dist.labels import class_set
+from ppar_dist.data.shards.writer import ShardSample, safe_key, write_domain
+from ppar_dist.errors import DataError
 
 __all__ = ["DATASETS", "SOURCES", "prepare"]
 
@@ -52,7 +52,7 @@ class _Encoder:
         label = self.decode(pair.label)
         image = open_file(pair.image)
         if image.size != (label.shape[1], label.shape[0]):
-            raise ConfigError(
+            raise DataError(
                 f"{self.dataset} sample {pair.key}: image is {image.width}x{image.height} but label is "
                 f"{label.shape[1]}x{label.shape[0]} (width x height); mend the pair, or leave it out by "
                 f"--exclude {pair.key}"
@@ -102,7 +102,7 @@ def prepare(
         progress: called after each sample.
 
     Raises:
-        ConfigError: unknown data set or class set, a missing folder or file, a label value that the
+        DataError: unknown data set or class set, a missing folder or file, a label value that the
             data set does not have, or image and label of different sizes.
     """
     source = _source(dataset, mapping)
@@ -119,19 +119,17 @@ def prepare(
 
 def _source(dataset: str, mapping: Path | str | None) -> Source:
     if dataset not in DATASETS:
-        raise ConfigError(f"unknown data set {dataset!r}; choose from {', '.join(DATASETS)}")
+        raise DataError(f"unknown data set {dataset!r}; choose from {', '.join(DATASETS)}")
     if (dataset == "folder") != (mapping is not None):
         rule = "needs" if dataset == "folder" else "takes no"
-        raise ConfigError(
-            f"data set {dataset} {rule} mapping file; --mapping FILE belongs to `prepare folder`"
-        )
+        raise DataError(f"data set {dataset} {rule} mapping file; --mapping FILE belongs to `prepare folder`")
     return folder.source(Path(mapping)) if mapping is not None else SOURCES[dataset]
 
 
 def _check_options(limit: int | None, quality: int, workers: int) -> None:
     for name, value, top in (("limit", limit, None), ("quality", quality, 100), ("workers", workers, None)):
         if value is not None and (value < 1 or (top is not None and value > top)):
-            raise ConfigError(f"{name} is at least 1{f' and at most {top}' if top else ''}, got {value}")
+            raise DataError(f"{name} is at least 1{f' and at most {top}' if top else ''}, got {value}")
 
 
 def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[str]) -> Domains:
@@ -141,20 +139,20 @@ def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[st
     domains = source.domains(root)
     names = {name for pairs in domains.values() for pair in pairs for name in (pair.key, pair.image.stem)}
     if exclude - names:
-        raise ConfigError(f"--exclude names samples that are not there: {sorted(exclude - names)}; drop them")
+        raise DataError(f"--exclude names samples that are not there: {sorted(exclude - names)}; drop them")
     chosen: dict[str, list[Pair]] = {}
     for name, pairs in domains.items():
         kept = [pair for pair in pairs if not exclude & {pair.key, pair.image.stem}][:limit]
         for path in (path for pair in kept for path in (pair.image, pair.label)):
             if not path.is_file():
-                raise ConfigError(
+                raise DataError(
                     f"{source.name}: no file {path}; unpack the data set again ({source.page}), or leave the "
                     f"sample out by --exclude"
                 )
         if kept:
             chosen[name] = kept
     if not chosen:
-        raise ConfigError(f"{source.name}: no samples in {root}; --root holds {source.layout}")
+        raise DataError(f"{source.name}: no samples in {root}; --root holds {source.layout}")
     return chosen
 
 

@@ -11,7 +11,7 @@
     # colours:
     #   "128,64,128": road
 
-Names are the class names and native names of the class sets in ``ppar_dist.labels``. The data stay
+Names are the class names and native names of the class sets in ``ppar_dist.class_sets``. The data stay
 under whatever licence they have.
 """
 
@@ -23,7 +23,7 @@ from typing import Annotated
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ppar_dist.config import ConfigError
+from ppar_dist.class_sets import CLASS_SETS
 from ppar_dist.data.prepare.source import (
     Colour,
     Domains,
@@ -33,7 +33,7 @@ from ppar_dist.data.prepare.source import (
     images_below,
     index_labels,
 )
-from ppar_dist.labels import CLASS_SETS
+from ppar_dist.errors import DataError
 
 IGNORE = "ignore"
 
@@ -57,19 +57,19 @@ def read_mapping(path: Path) -> FolderMapping:
     """Read and check a mapping file.
 
     Raises:
-        ConfigError: it is missing or malformed, or names a class that no class set knows.
+        DataError: it is missing or malformed, or names a class that no class set knows.
     """
     try:
         mapping = FolderMapping.model_validate(yaml.safe_load(path.read_text("utf-8")))
     except OSError as error:
-        raise ConfigError(f"cannot read mapping file {path}: {error.strerror}; check the path") from None
+        raise DataError(f"cannot read mapping file {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"mapping file {path} is not valid YAML: {' '.join(str(error).split())}") from None
+        raise DataError(f"mapping file {path} is not valid YAML: {' '.join(str(error).split())}") from None
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise ConfigError(f"mapping file {path}: {problems}") from None
+        raise DataError(f"mapping file {path}: {problems}") from None
     if (mapping.values is None) == (mapping.colours is None):
-        raise ConfigError(f"mapping file {path} has either values: or colours:; keep exactly one")
+        raise DataError(f"mapping file {path} has either values: or colours:; keep exactly one")
     _check_names(path, set((mapping.values or mapping.colours or {}).values()))
     return mapping
 
@@ -89,7 +89,7 @@ def source(mapping_file: Path) -> Source:
             label = labels / relative.with_name(f"{image.stem}{mapping.label_suffix}.png")
             pairs.append(Pair("_".join(relative.with_suffix("").parts), image, label))
         if not pairs:
-            raise ConfigError(f"no .jpg or .png image below {images}; set images: in {mapping_file}")
+            raise DataError(f"no .jpg or .png image below {images}; set images: in {mapping_file}")
         return {mapping.name: pairs}
 
     if mapping.colours is not None:
@@ -112,7 +112,7 @@ def _check_names(path: Path, names: set[str]) -> None:
     known = {name for classes in CLASS_SETS.values() for members in classes.members for name in members}
     unknown = sorted(name for name in names if name.strip().lower() not in known | {IGNORE})
     if unknown:
-        raise ConfigError(
+        raise DataError(
             f"mapping file {path}: {unknown} are no class names; use {IGNORE!r} for pixels that count as "
             f"no class, or one of {', '.join(sorted(known))}"
         )
@@ -121,6 +121,6 @@ def _check_names(path: Path, names: set[str]) -> None:
 def _colour(text: str, path: Path) -> Colour:
     parts = [part.strip() for part in text.split(",")]
     if len(parts) != 3 or not all(part.isdigit() and int(part) < 256 for part in parts):
-        raise ConfigError(f'mapping file {path}: a colour is written "r,g,b" with 0..255 each, got {text!r}')
+        raise DataError(f'mapping file {path}: a colour is written "r,g,b" with 0..255 each, got {text!r}')
     red, green, blue = (int(part) for part in parts)
     return red, green, blue

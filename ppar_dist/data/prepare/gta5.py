@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ppar_dist.class_sets import CITYSCAPES19, ClassSet
 from ppar_dist.data.prepare import cityscapes
 from ppar_dist.data.prepare.source import (
     Colour,
@@ -25,7 +26,6 @@ from ppar_dist.data.prepare.source import (
     open_file,
     same_name_pairs,
 )
-from ppar_dist.labels import CITYSCAPES19, ClassSet
 
 NAMES = dict(enumerate((*cityscapes.NAMES, "license plate")))
 """Native names by label id."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.config import ConfigError
 from ppar_dist.data.prepare.source import Colour, Domains, Pair, Source, colour_labels
+from ppar_dist.errors import DataError
 
 NAMES: dict[Colour, str] = {
     (128, 0, 0): "building",
@@ -37,7 +37,7 @@ def _domains(root: Path) -> Domains:
         stems = [Path(line.strip()).name for line in listed.read_text("utf-8").splitlines() if line.strip()]
         stems = [stem.removesuffix(".jpg") for stem in stems]
         if not stems:
-            raise ConfigError(f"{listed} names no image; get the list again from {SOURCE.page}")
+            raise DataError(f"{listed} names no image; get the list again from {SOURCE.page}")
         domains[f"labelmefacade_{part}"] = [
             Pair(stem, root / "images" / f"{stem}.jpg", root / "labels" / f"{stem}.png") for stem in stems
         ]

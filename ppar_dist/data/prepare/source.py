@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from ppar_dist.config import ConfigError
-from ppar_dist.labels import ClassSet
+from ppar_dist.class_sets import ClassSet
+from ppar_dist.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 Colour = tuple[int, int, int]
@@ -46,9 +46,9 @@ class Source:
     domains: Callable[[Path], Domains]  # root → pairs of each domain, in a fixed order
     decoder: Callable[[ClassSet], Decoder]
 
-    def missing(self, path: Path) -> ConfigError:
+    def missing(self, path: Path) -> DataError:
         """The error for a file or folder that the layout asks for and the root does not hold."""
-        return ConfigError(
+        return DataError(
             f"{self.name}: no {path}; --root holds {self.layout}. Get the data set from {self.page}"
         )
 
@@ -106,15 +106,15 @@ def open_file(path: Path) -> Image.Image:
     """Open and decode an image or label file.
 
     Raises:
-        ConfigError: it is missing, cut off, or no image.
+        DataError: it is missing, cut off, or no image.
     """
     try:
         image = Image.open(path, formats=("JPEG", "PNG"))
         image.load()
     except FileNotFoundError:
-        raise ConfigError(f"no file {path}; the data set is incomplete, unpack it again") from None
+        raise DataError(f"no file {path}; the data set is incomplete, unpack it again") from None
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ConfigError(
+        raise DataError(
             f"cannot read {path} ({error}); fetch it again, or leave it out by --exclude"
         ) from None
     return image
@@ -124,7 +124,7 @@ def read_index(path: Path) -> NDArray[np.integer]:
     """The numbers of a grey or palette PNG, (H, W)."""
     image = open_file(path)
     if image.mode not in ("L", "P", "I;16", "I"):
-        raise ConfigError(
+        raise DataError(
             f"{path} holds one number per pixel, got an image of mode {image.mode}; use the id labels"
         )
     return np.asarray(image, dtype=np.int64 if image.mode == "I" else None)
@@ -134,7 +134,7 @@ def read_colour(path: Path) -> NDArray[np.uint8]:
     """The colours of a PNG, (H, W, 3)."""
     image = open_file(path)
     if image.mode not in ("RGB", "RGBA", "P"):
-        raise ConfigError(
+        raise DataError(
             f"{path} holds a colour per pixel, got an image of mode {image.mode}; use the colour labels"
         )
     return np.asarray(image.convert("RGB"))
@@ -153,8 +153,8 @@ def same_name_pairs(images: Path, labels: Path) -> list[Pair]:
     ]
 
 
-def _unknown(path: Path, found: str, known: str) -> ConfigError:
-    return ConfigError(
+def _unknown(path: Path, found: str, known: str) -> DataError:
+    return DataError(
         f"{path}: {found} is no label of this data set (known: {known}); check that it is the label file "
         "of the right release, or describe it to `prepare folder` with a mapping file"
     )

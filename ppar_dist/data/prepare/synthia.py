@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torchvision.io import ImageReadMode, decode_png
 
-from ppar_dist.config import ConfigError
 from ppar_dist.data.prepare.source import Domains, Source, index_labels, same_name_pairs
+from ppar_dist.errors import DataError
 
 NAMES = (
     "void",
@@ -53,10 +53,10 @@ def _read(path: Path) -> NDArray[np.integer]:
         raw = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
         return decode_png(raw, ImageReadMode.UNCHANGED)[0].numpy()
     except FileNotFoundError:
-        raise ConfigError(f"no file {path}; the data set is incomplete, unpack it again") from None
+        raise DataError(f"no file {path}; the data set is incomplete, unpack it again") from None
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError(
+        raise DataError(
             f"cannot read {path} ({reason}); fetch it again, or leave it out by --exclude"
         ) from None
 

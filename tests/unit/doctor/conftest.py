@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.cli import main
+from ppar_dist.cli.parser import main
 from tests.ranks import tiny_config, write_config
 from tests.unit.doctor.worlds import EXIT_CODES, Doctor
 

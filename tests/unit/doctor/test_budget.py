@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppar_dist.config import parse_config
-from ppar_dist.data.shards import write_domain
+from ppar_dist.config.load import parse_config
+from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.configuration import weights
-from ppar_dist.doctor.report import Finding
+from ppar_dist.doctor.findings import Finding
 from tests.ranks import tiny_config
 from tests.unit.doctor.worlds import Doctor
 from tests.unit.tiny_run import encode

@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ppar_dist.cli import main
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.data.pipeline import read_sample
-from ppar_dist.data.shards import write_domain
+from ppar_dist.cli.parser import main
+from ppar_dist.data.reading import read_sample
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
 from tests.ranks import tiny_config, write_blocks_domain, write_config
 from tests.unit.doctor.worlds import Doctor, flip
 from tests.unit.tiny_run import make_domain

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.config import load_config
-from ppar_dist.data.index import DomainIndex
-from ppar_dist.plan import content_hash, determining
+from ppar_dist.config.identity import content_hash, determining
+from ppar_dist.config.load import load_config
+from ppar_dist.data.shards.index import DomainIndex
 from tests.unit.doctor.worlds import Doctor, begun, flip, note, note_state
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.cli import main
-from ppar_dist.config import ConfigError
+from ppar_dist.cli.parser import main
 from ppar_dist.doctor import examine_run
-from ppar_dist.inspection import describe, inspect
-from ppar_dist.runfacts import folder_bytes
+from ppar_dist.doctor.describe import describe, inspect
+from ppar_dist.errors import UserError
+from ppar_dist.run.facts import folder_bytes
 from tests.unit.doctor.worlds import begun, flip, last_manifest
 
 Examine = Callable[[], dict[str, Any]]
@@ -156,7 +156,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_no_damage(
     """The folder is renamed between listing and reading, as retention does."""
     listed = list_checkpoints(run)
     listed[0].rename(listed[0].with_name(".deleting-" + listed[0].name))
-    monkeypatch.setattr("ppar_dist.runfacts.list_checkpoints", lambda _: listed)
+    monkeypatch.setattr("ppar_dist.run.facts.list_checkpoints", lambda _: listed)
     assert doctor()["checkpoints"]["status"] == "ok"
     assert folder_bytes(listed[0]) == 0
 
@@ -194,7 +194,7 @@ def test_no_damage_whatever_ends_in_a_traceback(whole: Path, blocks: Path, tmp_p
         crashed = [r.finding.found for r in report.results if "check itself failed" in r.finding.found]
         assert crashed == []
         for path in (run, run / "domain", *run.glob("checkpoints/step-*")):
-            with contextlib.suppress(ConfigError):  # one line, as every ConfigError
+            with contextlib.suppress(UserError):  # one line, as every UserError
                 assert describe(json.loads(json.dumps(inspect(path))))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.checkpoint.layout import sealed
-from ppar_dist.config import dump_config, parse_config
-from ppar_dist.durable import fingerprint
+from ppar_dist.config.load import dump_config, parse_config
+from ppar_dist.files.durable import fingerprint
 from tests.ranks import tiny_config
 from tests.unit.tiny_run import make_config, publish
 

@@ -1,0 +1,146 @@
+"""Class sets: what the classes are, how they are drawn, and which native labels count as them.
+
+A *train id* is the position of a class in its class set; ``IGNORE_INDEX`` marks pixels that count
+as no class. Data sets bring their own label names ("pavement", "lane marking"); ``ClassSet.train_id``
+maps a native name to a train id.
+
+To add a class set, build one more ``ClassSet`` and list it in ``CLASS_SETS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ppar_dist.errors import UserError
+
+IGNORE_INDEX = 255
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class ClassSet:
+    """K classes with one entry per class in each of the tuples below."""
+
+    name: str
+    classes: tuple[str, ...]
+    palette: tuple[Colour, ...]  # RGB, 0..255
+    members: tuple[frozenset[str], ...]  # native label names, lower case, that count as class k
+    prompts: tuple[tuple[str, ...], ...]  # names whose text embeddings are averaged for class k
+
+    def __post_init__(self) -> None:
+        sizes = {len(self.classes), len(self.palette), len(self.members), len(self.prompts)}
+        if sizes != {self.num_classes}:
+            raise ValueError(f"class set {self.name}: one entry per class everywhere, got lengths {sizes}")
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes."""
+        return len(self.classes)
+
+    def train_id(self, native_name: str) -> int:
+        """The class that holds a native label name (case does not count), else ``IGNORE_INDEX``."""
+        name = native_name.strip().lower()
+        for index, names in enumerate(self.members):
+            if name in names:
+                return index
+        return IGNORE_INDEX
+
+
+@dataclass(frozen=True)
+class _Class:
+    """One row of the tables below; ``also`` are further native names, ``prompts`` defaults to the name."""
+
+    name: str
+    colour: Colour
+    also: str = ""  # separated by commas
+    prompts: tuple[str, ...] = ()
+
+
+def _class_set(name: str, rows: tuple[_Class, ...]) -> ClassSet:
+    return ClassSet(
+        name=name,
+        classes=tuple(row.name for row in rows),
+        palette=tuple(row.colour for row in rows),
+        members=tuple(
+            frozenset({row.name, *(other.strip() for other in row.also.split(",") if other.strip())})
+            for row in rows
+        ),
+        prompts=tuple(row.prompts or (row.name,) for row in rows),
+    )
+
+
+ROADS6 = _class_set(
+    "roads6",  # what CamVid, LabelMeFacade and Cityscapes have in common
+    (
+        _Class("road", (128, 64, 128), "lanemkgsdriv, lanemkgsnondriv"),
+        _Class("sidewalk", (244, 35, 232), "pavement"),
+        _Class("building", (70, 70, 70), "door, window, house, facade"),
+        _Class("vegetation", (107, 142, 35), "tree, vegetationmisc"),
+        _Class("sky", (70, 130, 180)),
+        _Class("car", (0, 0, 142), "suvpickuptruck"),
+    ),
+)
+
+CITYSCAPES19 = _class_set(
+    "cityscapes19",  # also of GTA5, SYNTHIA and UrbanSyn
+    (
+        _Class("road", (128, 64, 128)),
+        _Class("sidewalk", (244, 35, 232), "pavement"),
+        _Class("building", (70, 70, 70)),
+        _Class("wall", (102, 102, 156)),
+        _Class("fence", (190, 153, 153)),
+        _Class("pole", (153, 153, 153)),
+        _Class("traffic light", (250, 170, 30)),
+        _Class("traffic sign", (220, 220, 0)),
+        _Class("vegetation", (107, 142, 35), "tree"),
+        _Class("terrain", (152, 251, 152)),
+        _Class("sky", (70, 130, 180)),
+        _Class("person", (220, 20, 60), "pedestrian"),
+        _Class("rider", (255, 0, 0), "bicyclist", ("rider", "cyclist")),
+        _Class("car", (0, 0, 142)),
+        _Class("truck", (0, 0, 70)),
+        _Class("bus", (0, 60, 100)),
+        _Class("train", (0, 80, 100)),
+        _Class("motorcycle", (0, 0, 230), "motorbike"),
+        _Class("bicycle", (119, 11, 32)),
+    ),
+)
+
+CAMVID11 = _class_set(
+    "camvid11",  # the usual eleven groups of CamVid's 32 labels
+    (
+        _Class("sky", (128, 128, 128)),
+        _Class("building", (128, 0, 0), "archway, bridge, tunnel, wall"),
+        _Class("pole", (192, 192, 128), "column_pole, trafficcone"),
+        _Class("road", (128, 64, 128), "lanemkgsdriv, lanemkgsnondriv"),
+        _Class("pavement", (60, 40, 222), "sidewalk, parkingblock, roadshoulder", ("pavement", "sidewalk")),
+        _Class("tree", (128, 128, 0), "vegetation, vegetationmisc", ("tree", "vegetation")),
+        _Class(
+            "sign",
+            (192, 128, 128),
+            "signsymbol, misc_text, trafficlight, traffic sign, traffic light",
+            ("traffic sign",),
+        ),
+        _Class("fence", (64, 64, 128)),
+        _Class("car", (64, 0, 128), "suvpickuptruck, truck_bus, train, othermoving, truck, bus"),
+        _Class("pedestrian", (64, 64, 0), "person, child, cartluggagepram, animal", ("pedestrian", "person")),
+        _Class("bicyclist", (0, 128, 192), "rider, motorcyclescooter", ("bicyclist", "cyclist")),
+    ),
+)
+
+CLASS_SETS: Mapping[str, ClassSet] = {known.name: known for known in (ROADS6, CITYSCAPES19, CAMVID11)}
+
+
+def class_set(name: str) -> ClassSet:
+    """The class set of that name.
+
+    Raises:
+        UserError: no such class set; the message lists those there are.
+    """
+    try:
+        return CLASS_SETS[name]
+    except KeyError:
+        known = ", ".join(sorted(CLASS_SETS))
+        raise UserError(f"unknown class set {name!r}; known class sets: {known}") from None

@@ -1,0 +1,89 @@
+"""What determines the result of a run: its hash, and the differences between two configurations."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import ConfigError
+
+# A run may go on when only these differ: they do not touch what is computed.
+# Shards and text may lie elsewhere: their content is compared by hash.
+_FREE_KEYS = (
+    "run",
+    "targets",
+    "monitoring",
+    "checkpoint",
+    "faults",
+    "train.log_every",
+    "train.ledger",
+    "train.micro_batch",
+    "engine.zero_stage",
+    "data.workers",
+    "data.max_bad_ratio",
+    "data.root",
+    "text.file",
+)
+
+
+def config_hash(config: Config) -> str:
+    """sha256 over what determines the result of a run."""
+    return hashlib.sha256(json.dumps(determining(config), sort_keys=True).encode()).hexdigest()
+
+
+def determining(config: Config) -> dict[str, Any]:
+    """What determines the result of a run: the configuration without its free keys, as plain values."""
+    tree: dict[str, Any] = config.model_dump(mode="json")
+    for key in _FREE_KEYS:
+        section, _, leaf = key.partition(".")
+        if leaf:
+            tree[section].pop(leaf, None)
+        else:
+            tree.pop(section, None)
+    return tree
+
+
+def config_changes(before: Config, after: Config) -> list[str]:
+    """Differences that change what is computed, as ``key: old -> new``."""
+    return changes_since(determining(before), after)
+
+
+def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
+    """Differences of a configuration to what a checkpoint noted with ``determining``."""
+    old, new = _flatten(before), _flatten(determining(after))
+    keys = sorted(old.keys() | new.keys())
+    return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def stored_config(run: Path) -> Config | None:
+    """The configuration a run was started with, if it was."""
+    path = run / "config.yaml"
+    return load_config(path) if path.exists() else None
+
+
+def content_hash(path: Path | None) -> str | None:
+    """sha256 of a file: it is the same text wherever it lies."""
+    if path is None:
+        return None
+    try:
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read text.file={path}: {error.strerror}; give the path of an .npz of class embeddings, "
+            "or put its folder into $PPAR_WEIGHTS (`ppar-dist text` writes such a file)"
+        ) from None
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

@@ -1,0 +1,96 @@
+"""Read a configuration: one YAML file plus ``key=value`` overrides, validated as a whole."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from ppar_dist.config.fields import (
+    url_keys,
+)
+from ppar_dist.config.schema import Config
+from ppar_dist.config.yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
+from ppar_dist.errors import ConfigError
+from ppar_dist.text import one_line, printable, problem, shown
+
+_PROBLEMS = 20  # named in one message; of more, only their number
+
+
+def load_config(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+    """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
+
+    Raises:
+        ConfigError: the file is missing or not a mapping, an override is malformed, or any key
+            or value is wrong; the message lists every problem.
+    """
+    try:
+        with Path(path).open(encoding="utf-8") as file:
+            tree = read_yaml(file.read(MAX_CHARACTERS + 1))  # enough to see that it is too long
+    except OSError as error:
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"config {path} is not valid YAML: {one_line(error)}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"config {path} holds keys and values, got {type(tree).__name__}")
+    for override in overrides:
+        _apply_override(tree, override)
+    return parse_config(tree, origin=str(path))
+
+
+def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
+    """Validate a tree of plain values; raises UserError naming every wrong key at once."""
+    keys = url_keys(tree)
+    if keys:
+        raise ConfigError(
+            f"{origin}: no key takes a URL, got one in {printable(', '.join(keys))}; mount the storage and "
+            "give a path (config.yaml would keep the URL, with any credentials in it)"
+        )
+    try:
+        config = Config.model_validate(tree)
+    except ValidationError as error:
+        items = error.errors(include_url=False)
+        problems = [problem(item) for item in items[:_PROBLEMS]]
+        if len(items) > _PROBLEMS:
+            problems.append(f"and {len(items) - _PROBLEMS} more problems")
+        raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
+    if not _reads_back(config):
+        raise ConfigError(
+            f"{origin}: too long or too deeply nested for the config.yaml of a run (at most {MAX_CHARACTERS} "
+            f"characters and {MAX_DEPTH} levels); shorten its texts, lists or model.backbone.options"
+        )
+    return config
+
+
+def dump_config(config: Config) -> str:
+    """The resolved configuration as YAML that ``load_config`` reads back to an equal object."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _reads_back(config: Config) -> bool:
+    try:
+        return Config.model_validate(read_yaml(dump_config(config))) == config
+    except (yaml.YAMLError, ValidationError):
+        return False
+
+
+def _apply_override(tree: dict[str, Any], override: str) -> None:
+    key, separator, text = override.partition("=")
+    parts = key.split(".")
+    if not separator or not all(parts):
+        raise ConfigError(f"an override is key=value, got {shown(override)}; for example train.steps=100")
+    try:
+        value = read_yaml(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(
+            f"override {shown(override)}: the value is not valid YAML: {one_line(error)}"
+        ) from None
+    node = tree
+    for part in parts[:-1]:
+        child = node.get(part, {})
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {shown(override)}: {printable(part)} is a value, not a section")
+        node[part] = node = dict(child)  # a copy: an alias may have put the same section elsewhere too
+    node[parts[-1]] = value

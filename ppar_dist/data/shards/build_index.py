@@ -1,0 +1,246 @@
+"""Make the index of a folder of shards; what is bad is listed by reason, and left out where allowed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, TextIO
+
+import numpy as np
+import numpy.typing as npt
+
+from ppar_dist.class_sets import class_set as find_class_set
+from ppar_dist.data.shards.check import Fault, ScannedSample, repeated_key, scan_shard
+from ppar_dist.data.shards.index import RECORD, DomainIndex
+from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, sha256
+from ppar_dist.data.shards.sample import printable
+from ppar_dist.errors import DataError
+
+QUARANTINE = "quarantine.jsonl"
+_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
+_NAMED = 5  # shards that a message names
+
+
+class BadSamples(DataError):
+    """More bad samples than allowed: ``findings`` has them by reason."""
+
+    def __init__(self, findings: Findings, remedy: str) -> None:
+        super().__init__(f"{findings.summary()}. {remedy}")
+        self.findings = findings
+
+
+@dataclass
+class Findings:
+    """What was found in the shards of a domain besides its good samples."""
+
+    domain: str
+    good: int = 0
+    bad: Counter[str] = field(default_factory=Counter)  # by reason; a shard that breaks off counts as one
+    examples: dict[str, str] = field(default_factory=dict)  # the first message of each reason
+    broken: list[str] = field(default_factory=list)  # shards that cannot be read to their end, and why
+    ignored: Counter[str] = field(default_factory=Counter)  # other members, by extension
+    empty: list[str] = field(default_factory=list)  # shards without a good sample
+
+    def add(self, shard: str, fault: Fault) -> None:
+        """Count a fault."""
+        self.bad[fault.error.reason] += 1
+        self.examples.setdefault(fault.error.reason, str(fault.error))
+        if fault.key is None:
+            self.broken.append(f"{shard}: {fault.error.detail}")
+
+    def exceed(self, max_bad_ratio: float) -> bool:
+        """Whether more is bad than that share of all samples."""
+        return self.bad.total() > max_bad_ratio * (self.bad.total() + self.good)
+
+    def summary(self) -> str:
+        """Every reason with its count and first example, in one line."""
+        reasons = "; ".join(f"{n} {reason} ({self.examples[reason]})" for reason, n in self.bad.most_common())
+        total = self.bad.total() + self.good
+        return f"{self.bad.total()} of {total} samples of domain {self.domain} are bad: {reasons}"
+
+    def lines(self) -> list[str]:
+        """What a user should know, most important first; none where all is well."""
+        lines = [f"broken shard {each}; whatever came after that is lost" for each in self.broken]
+        if self.bad:
+            counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
+            lines.append(f"left out {self.bad.total()} bad samples ({counts}), listed in {QUARANTINE}")
+        if self.empty:
+            more = f" and {len(self.empty) - _NAMED} more" if len(self.empty) > _NAMED else ""
+            lines.append(f"no good sample in {', '.join(self.empty[:_NAMED])}{more}")
+        if self.ignored:
+            counts = ", ".join(f".{kind} {count}" for kind, count in self.ignored.most_common())
+            pickles = any(kind.split(".")[-1] in _PICKLES for kind in self.ignored)
+            lines.append(f"ignored members of other kinds: {counts}" + "; pickles are never read" * pickles)
+        return lines
+
+
+class _Rows(NamedTuple):
+    """The arrays of an index as they grow, and its shards."""
+
+    records: list[tuple[int, ...]]
+    counts: list[npt.NDArray[np.uint32]]
+    keys: list[bytes]
+    shards: list[dict[str, Any]]
+
+
+def build_index(
+    folder: Path | str,
+    class_set: str,
+    name: str | None = None,
+    progress: Callable[[str, int], None] | None = None,
+    max_bad_ratio: float = 0.0,
+) -> DomainIndex:
+    """Index the ``*.tar`` shards of a folder and open the result: ``index_folder`` without its findings."""
+    return index_folder(folder, class_set, name, progress, max_bad_ratio)[0]
+
+
+def index_folder(
+    folder: Path | str,
+    class_set: str,
+    name: str | None = None,
+    progress: Callable[[str, int], None] | None = None,
+    max_bad_ratio: float = 0.0,
+) -> tuple[DomainIndex, Findings]:
+    """Index the ``*.tar`` shards of a folder, ours or anybody's.
+
+    Every image and label is decoded and checked. Bad samples up to ``max_bad_ratio`` of all are left out
+    and listed in ``quarantine.jsonl``; of a shard that breaks off the samples before that are kept. Shards
+    without a good sample are no part of the domain. The index appears whole: ``domain.json`` is written last.
+
+    Args:
+        folder: the domain folder; its shards are taken in the order of their names.
+        class_set: the class set of the label ids.
+        name: the domain's name, by default that of the folder.
+        progress: called after each shard with its name and the samples found so far.
+        max_bad_ratio: 0 refuses the folder for a single bad sample.
+
+    Raises:
+        DataError: no folder, or no samples.
+        BadSamples: (a UserError) more bad samples than allowed; the message gives every reason with its
+            count and an example.
+    """
+    folder = Path(folder)
+    num_classes = find_class_set(class_set).num_classes
+    if not folder.is_dir():
+        raise DataError(f"no folder {folder}; check the path, or {REMEDY}")
+    findings = Findings(name or folder.resolve().name)
+    rows = _Rows([], [], [], [])
+    draft = folder / f".{QUARANTINE}.{os.getpid()}"
+    try:
+        with draft.open("w", encoding="utf-8") as stream:
+            _scan_all(folder, num_classes, rows, findings, stream, progress)
+        if findings.exceed(max_bad_ratio):
+            raise BadSamples(findings, _remedy(findings))
+        if not rows.keys:
+            raise DataError(f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar); {REMEDY}")
+        _write(folder, class_set, rows, findings, draft)
+    finally:
+        draft.unlink(missing_ok=True)
+    return DomainIndex.open(folder), findings
+
+
+def _scan_all(
+    folder: Path,
+    num_classes: int,
+    rows: _Rows,
+    findings: Findings,
+    quarantine: TextIO,
+    progress: Callable[[str, int], None] | None,
+) -> None:
+    seen: set[bytes] = set()
+    for path in sorted(path for path in folder.glob("*.tar") if path.is_file()):
+        before = len(rows.keys)
+        for found in _scanned(path, num_classes, findings, seen):
+            if isinstance(found, Fault):
+                findings.add(path.name, found)
+                quarantine.write(json.dumps(_line(findings.domain, path.name, found)) + "\n")
+            else:
+                _add(rows, found)
+        if len(rows.keys) > before:
+            rows.shards.append(_describe(path, len(rows.keys) - before))
+        else:
+            findings.empty.append(path.name)
+        findings.good = len(rows.keys)
+        if progress is not None:
+            progress(path.name, len(rows.keys))
+
+
+def _scanned(
+    path: Path, num_classes: int, findings: Findings, seen: set[bytes]
+) -> Iterator[ScannedSample | Fault]:
+    """What a shard holds; a key that an earlier shard had is a fault."""
+    where = f"{findings.domain}/{path.name}"
+    for found in scan_shard(path, num_classes, where, findings.ignored):
+        if isinstance(found, ScannedSample):
+            key = found.key.encode("utf-8")
+            if key in seen:
+                here = f"{where} sample {printable(found.key)}"
+                yield Fault(found.key, repeated_key(found.key, here))
+                continue
+            seen.add(key)
+        yield found
+
+
+def _add(rows: _Rows, sample: ScannedSample) -> None:
+    spans = (*sample.image, *sample.label, *sample.json)
+    checksums = (sample.image_crc, sample.label_crc)
+    rows.records.append((len(rows.shards), *spans, sample.height, sample.width, *checksums))
+    rows.counts.append(sample.counts)
+    rows.keys.append(sample.key.encode("utf-8"))
+
+
+def _line(domain: str, shard: str, fault: Fault) -> dict[str, str | None]:
+    return {
+        "domain": domain,
+        "shard": shard,
+        "key": fault.key,
+        "reason": fault.error.reason,
+        "detail": fault.error.detail,
+    }
+
+
+def _remedy(findings: Findings) -> str:
+    if not findings.good:
+        return "Repair them: there are no others"
+    total = findings.bad.total() + findings.good
+    ratio = -(-1000 * findings.bad.total() // total) / 1000  # rounded up
+    return (
+        f"Repair them, or leave them out: `ppar-dist index --max-bad-ratio {ratio:g}` keeps the other "
+        f"{findings.good} and lists the bad ones in {QUARANTINE}"
+    )
+
+
+def _write(folder: Path, class_set: str, rows: _Rows, findings: Findings, quarantine: Path) -> None:
+    (folder / NAME).unlink(missing_ok=True)  # an old one must not describe the new arrays
+    _save(folder / "index.npy", np.array(rows.records, dtype=RECORD))
+    _save(folder / "counts.npy", np.stack(rows.counts))
+    _save(folder / "keys.npy", np.array(rows.keys, dtype=np.bytes_))
+    if findings.bad:
+        os.replace(quarantine, folder / QUARANTINE)
+    else:
+        (folder / QUARANTINE).unlink(missing_ok=True)
+    classes = find_class_set(class_set).classes
+    meta = {"version": VERSION, "name": findings.domain, "class_set": class_set, "classes": list(classes)}
+    meta |= {"num_samples": len(rows.keys), "shards": rows.shards}
+    _replace(folder / NAME, json.dumps(meta, indent=2).encode("utf-8"))
+
+
+def _describe(path: Path, samples: int) -> dict[str, Any]:
+    return {"name": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def _save(path: Path, array: npt.NDArray[Any]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with temporary.open("wb") as stream:
+        np.save(stream, array, allow_pickle=False)
+    os.replace(temporary, path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

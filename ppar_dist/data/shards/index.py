@@ -1,0 +1,229 @@
+"""The index of a domain: where each sample lies in its shards, so that any sample is one ``pread`` away.
+
+::
+
+    <domain>/domain.json         version, class set, shards with bytes and sha256 (written last)
+    <domain>/index.npy           (N,) records: shard, offsets, sizes and checksums of the members, label size
+    <domain>/counts.npy          (N, K) pixels per train id (255 is not counted)
+    <domain>/keys.npy            (N,) sample keys, UTF-8
+    <domain>/quarantine.jsonl    samples that were left out when the index was made, if any
+    <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
+
+The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million. So a
+record is checked when it is read, and what is read is held to its checksum. ``indexer`` makes an index.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
+from ppar_dist.data.shards.reader import ShardFiles
+from ppar_dist.data.shards.sample import RawSample, SampleError, check_member, printable
+from ppar_dist.errors import DataError
+
+RECORD = np.dtype(
+    [
+        ("shard", "<u4"),
+        ("image_offset", "<u8"),
+        ("image_size", "<u8"),
+        ("label_offset", "<u8"),
+        ("label_size", "<u8"),
+        ("json_offset", "<u8"),
+        ("json_size", "<u8"),  # 0: the sample has none
+        ("height", "<u4"),
+        ("width", "<u4"),
+        ("image_crc", "<u4"),  # CRC-32 of the member
+        ("label_crc", "<u4"),
+    ]
+)
+_NAMED = 5  # shards that a message names
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DomainIndex:
+    """A domain folder, opened: N samples of K classes. Immutable but for its open files."""
+
+    name: str
+    path: Path
+    class_set: str
+    classes: tuple[str, ...]
+    shards: tuple[str, ...]
+    num_samples: int
+    records: npt.NDArray[Any]  # (N,) RECORD
+    counts: npt.NDArray[np.uint32]  # (N, K)
+    keys: npt.NDArray[np.bytes_]  # (N,)
+    fingerprint: str  # changes whenever shards, their order or the class set change
+    _files: ShardFiles = field(repr=False, compare=False)
+
+    @classmethod
+    def open(cls, path: Path | str, max_missing_ratio: float | None = None) -> DomainIndex:
+        """Open a domain folder.
+
+        Args:
+            path: the folder.
+            max_missing_ratio: share of samples that may lie in missing shards, or beyond the end of
+                shortened ones: such shards are warnings, and their samples fail when they are read.
+                None: every shard is there and has the size it had when it was indexed.
+
+        Raises:
+            DataError: folder or index missing or damaged, another version, shards missing or changed.
+        """
+        index = cls._map(Path(path))
+        if max_missing_ratio is None:
+            index._refuse_changes()
+        else:
+            index._weigh_losses(max_missing_ratio)
+        return index
+
+    @classmethod
+    def _map(cls, path: Path) -> DomainIndex:
+        """Open the index and look at no shard."""
+        meta = read_domain_file(path)
+        arrays = {name: _map_array(path / f"{name}.npy") for name in ("index", "counts", "keys")}
+        n, k = meta.num_samples, len(meta.classes)
+        fits = arrays["index"].dtype == RECORD and arrays["keys"].dtype.kind == "S"
+        if not fits or {arrays["index"].shape, arrays["keys"].shape, arrays["counts"].shape[:1]} != {(n,)}:
+            raise DataError(f"{path}: the index does not belong to its domain.json; {REMEDY}")
+        if arrays["counts"].shape != (n, k) or arrays["counts"].dtype != np.uint32:
+            raise DataError(f"{path}: counts.npy is not {n} samples by {k} classes; {REMEDY}")
+        return cls(
+            name=meta.name,
+            path=path,
+            class_set=meta.class_set,
+            classes=tuple(meta.classes),
+            shards=tuple(shard.name for shard in meta.shards),
+            num_samples=n,
+            records=arrays["index"],
+            counts=arrays["counts"],
+            keys=arrays["keys"],
+            fingerprint=meta.fingerprint(),
+            _files=ShardFiles(path, meta.shards),
+        )
+
+    def __len__(self) -> int:
+        return self.num_samples
+
+    def __reduce__(self) -> tuple[Callable[[Path], DomainIndex], tuple[Path]]:
+        return DomainIndex._map, (self.path,)  # workers map the files again instead of copying them
+
+    def key(self, sample: int) -> str:
+        """The key of a sample, unique within the domain.
+
+        Raises:
+            SampleError: keys.npy is damaged there.
+        """
+        try:
+            return bytes(self.keys[sample]).decode("utf-8")
+        except UnicodeDecodeError:
+            raise SampleError(
+                self.name, "index", f"the key of sample {sample} in keys.npy is no UTF-8; {REMEDY}"
+            ) from None
+
+    def names(self, sample: int) -> tuple[str, str]:
+        """Shard and key of a sample as a message shows them, whatever state the index is in."""
+        shard = int(self.records[sample]["shard"])
+        key = printable(bytes(self.keys[sample]).decode("utf-8", "backslashreplace"))
+        return self.shards[shard] if shard < len(self.shards) else f"shard number {shard}", key
+
+    def read(self, sample: int) -> RawSample:
+        """The undecoded members of a sample, read at their offsets.
+
+        Raises:
+            SampleError: the shard has gone, ends before the member does or has changed, or the bytes are
+                not those that were indexed.
+        """
+        key, where = self.key(sample), self._where(sample)
+        image, label = (self._member(sample, kind, where) for kind in ("image", "label"))
+        return RawSample(where=where, key=key, image=image, label=label)
+
+    def metadata(self, sample: int) -> dict[str, Any]:
+        """The sample's JSON member, {} where it has none; raises SampleError when it is no JSON object."""
+        if not self.records[sample]["json_size"]:
+            return {}
+        where = self._where(sample)
+        raw = self._member(sample, "json", where)
+        try:
+            value = json.loads(raw)
+        except (ValueError, RecursionError) as error:
+            raise SampleError(where, "json", f"the .json member is not valid JSON ({error})") from None
+        if not isinstance(value, dict):
+            raise SampleError(where, "json", "the .json member holds no object")
+        return value
+
+    def _where(self, sample: int) -> str:
+        shard, key = self.names(sample)
+        return f"{self.name}/{shard} sample {key}"
+
+    def _member(self, sample: int, kind: str, where: str) -> bytes:
+        record = self.records[sample]
+        shard, offset, size = (int(record[name]) for name in ("shard", f"{kind}_offset", f"{kind}_size"))
+        if shard >= len(self.shards) or offset + size > self._files.shards[shard].bytes:
+            raise SampleError(where, "index", f"index.npy points outside its shards; {REMEDY}")
+        check_member(kind, size, where)
+        crc = None if kind == "json" else int(record[f"{kind}_crc"])
+        return self._files.read(shard, offset, size, crc, where, kind)
+
+    def _refuse_changes(self) -> None:
+        for number, shard in enumerate(self._files.shards):
+            found = self._files.size_now(number)
+            if found is None:
+                raise DataError(f"shard {self.path / shard.name} is missing; {REMEDY}")
+            if found != shard.bytes:
+                path = self.path / shard.name
+                raise DataError(f"shard {path} has {found} bytes, its index says {shard.bytes}; {REMEDY}")
+
+    def _weigh_losses(self, max_missing_ratio: float) -> None:
+        """Warn of missing and shortened shards; refuse when too many samples went with them."""
+        problems, lost = [], 0
+        for number, shard in enumerate(self._files.shards):
+            found = self._files.size_now(number)
+            if found is None:
+                problems.append(f"{shard.name} is missing")
+                lost += shard.samples
+            elif found != shard.bytes:
+                problems.append(f"{shard.name} has {found} bytes instead of {shard.bytes}")
+                lost += self._beyond(number, found)
+        if not problems:
+            return
+        text = f"domain {self.name}: {_listed(problems)} in {self.path}"
+        if lost > max_missing_ratio * self.num_samples:
+            raise DataError(
+                f"{text}: {lost} of {self.num_samples} samples lost, more than "
+                f"data.max_bad_ratio={max_missing_ratio:g}; bring the shards back, or index the folder again"
+            )
+        log.warning(
+            "%s: %d of %d samples lost; training replaces them, evaluation leaves them out",
+            text,
+            lost,
+            self.num_samples,
+        )
+
+    def _beyond(self, shard: int, size: int) -> int:
+        """Samples of a shard that a file of ``size`` bytes cannot hold."""
+        records = self.records[self.records["shard"] == shard]
+        ends = [records[f"{kind}_offset"] + records[f"{kind}_size"] for kind in ("image", "label")]
+        return int(np.count_nonzero(np.maximum(*ends) > size))
+
+
+def _listed(problems: Sequence[str]) -> str:
+    rest = len(problems) - _NAMED
+    return ", ".join(problems[:_NAMED]) + (f" and {rest} more shards like that" if rest > 0 else "")
+
+
+def _map_array(path: Path) -> npt.NDArray[Any]:
+    try:
+        return np.lib.format.open_memmap(path, mode="r", max_header_size=10_000)
+    except Exception as error:  # numpy parses the header as Python source, which fails in many ways
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"cannot read {path} ({printable(reason)}); {REMEDY}") from None

@@ -1,0 +1,95 @@
+"""``domain.json``: what a domain folder says of itself, and its fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ppar_dist.errors import DataError, UserError
+
+VERSION = 2
+NAME = "domain.json"
+REMEDY = "run `ppar-dist prepare` for a known data set, or `ppar-dist index` for shards of your own"
+_LARGEST = 256 << 20  # bytes of the file: shards by the million
+
+_Number = Annotated[int, Field(ge=0, lt=1 << 62)]
+_Text = Annotated[str, Field(min_length=1)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, frozen=True)
+
+
+class Shard(_Strict):
+    """A shard as it was when it was indexed."""
+
+    name: _Text
+    samples: _Number
+    bytes: _Number
+    sha256: str
+
+
+class DomainFile(_Strict):
+    """The content of ``domain.json``."""
+
+    version: int
+    name: _Text
+    class_set: _Text
+    classes: Annotated[list[str], Field(min_length=1)]
+    num_samples: Annotated[_Number, Field(ge=1)]
+    shards: list[Shard]
+
+    def fingerprint(self) -> str:
+        """Changes whenever the shards, their order, the classes or the form of the index change."""
+        parts: list[Any] = [self.version, self.class_set, self.classes, self.num_samples]
+        parts += [[shard.sha256 for shard in self.shards]]
+        return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
+
+
+def read_domain_file(folder: Path) -> DomainFile:
+    """Read and check the ``domain.json`` of a folder.
+
+    Raises:
+        DataError: it is not there, no JSON, of another version, or says what cannot be.
+    """
+    if not folder.is_dir():
+        raise DataError(f"no domain folder {folder}; {REMEDY}")
+    tree = _read_json(folder / NAME)
+    version = tree.get("version") if isinstance(tree, dict) else None
+    if version != VERSION:
+        shown = repr(version)[:40]
+        raise DataError(f"{folder}: index version {shown}, this program reads version {VERSION}; {REMEDY}")
+    try:
+        meta = DomainFile.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise DataError(f"{folder / NAME}: {place}: {first['msg']}; {REMEDY}") from None
+    for shard in meta.shards:
+        if os.path.basename(shard.name) != shard.name or shard.name in (".", "..") or "\0" in shard.name:
+            raise DataError(f"{folder}: shard name {shard.name!r} leaves the domain folder; {REMEDY}")
+    return meta
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise DataError(f"{path} has more than {_LARGEST} bytes, so it is no index; {REMEDY}")
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path.parent} has no domain.json, so it is not indexed; {REMEDY}") from None
+    except UserError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"cannot read {path} ({error}); {REMEDY}") from None
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,110 @@
+"""Read members of shards at their offsets, and tell what has become of a shard that does not give them."""
+
+from __future__ import annotations
+
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+
+from ppar_dist.data.shards.manifest import Shard
+from ppar_dist.data.shards.sample import SampleError
+
+OPEN_SHARDS = 32  # file descriptors held per domain and process
+
+
+class ShardFiles:
+    """The shards of a domain, opened when they are first needed, and again after anything went wrong."""
+
+    def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
+        self.folder, self.shards = folder, tuple(shards)
+        self._open: dict[int, int] = {}  # number to file descriptor
+        self._first: dict[int, tuple[int, int]] = {}  # size and mtime when each was opened first
+
+    def __len__(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    def size_now(self, number: int) -> int | None:
+        """Bytes of a shard's file; None where there is no plain file."""
+        try:
+            found = os.stat(self.folder / self.shards[number].name)
+        except OSError:
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    def read(self, number: int, offset: int, size: int, crc: int | None, where: str, kind: str) -> bytes:
+        """``size`` bytes of a shard, which have the CRC-32 ``crc``.
+
+        Raises:
+            SampleError: the shard is missing, unreadable, truncated or changed, or the checksum is another.
+        """
+        try:
+            raw = self._read(number, offset, size)
+        except OSError:
+            self._close(number)  # a stale handle of a network file system, perhaps: once more, opened anew
+            raw = self._read_or_say_why(number, offset, size, where)
+        if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
+            return raw
+        error = self._what_happened(number, size - len(raw), where, kind)
+        self._close(number)
+        raise error
+
+    def _read_or_say_why(self, number: int, offset: int, size: int, where: str) -> bytes:
+        try:
+            return self._read(number, offset, size)
+        except FileNotFoundError as error:
+            detail = f"cannot read the shard: {error.strerror}; bring it back"
+            raise SampleError(where, "shard_missing", detail) from None
+        except OSError as error:
+            self._close(number)
+            raise SampleError(where, "shard_unreadable", f"cannot read the shard: {error.strerror}") from None
+
+    def _read(self, number: int, offset: int, size: int) -> bytes:
+        file = self._file(number)
+        raw = os.pread(file, size, offset)
+        while len(raw) < size and (more := os.pread(file, size - len(raw), offset + len(raw))):
+            raw += more
+        return raw
+
+    def _file(self, number: int) -> int:
+        if number not in self._open:
+            if len(self._open) >= OPEN_SHARDS:
+                self._close(next(iter(self._open)))
+            path = self.folder / self.shards[number].name
+            file = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe must not be waited for
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode):
+                os.close(file)
+                raise OSError(0, "no plain file")
+            self._open[number] = file
+            self._first.setdefault(number, (found.st_size, found.st_mtime_ns))
+        return self._open[number]
+
+    def _what_happened(self, number: int, short: int, where: str, kind: str) -> SampleError:
+        """Why a member is not what was indexed: ``short`` bytes of it were not there."""
+        try:
+            now = os.fstat(self._open[number])
+        except OSError as error:
+            return SampleError(where, "shard_unreadable", f"cannot read the shard: {error.strerror}")
+        indexed = self.shards[number].bytes
+        if (now.st_size, now.st_mtime_ns) != self._first[number]:
+            return SampleError(
+                where, "shard_changed", "the shard was written to while in use; index it again"
+            )
+        if short:
+            return SampleError(where, "truncated", f"the shard ends {short} bytes early; copy it again")
+        if now.st_size != indexed:
+            detail = f"the shard has {now.st_size} bytes, its index says {indexed}; copy or index it again"
+            return SampleError(where, "shard_changed", detail)
+        detail = f"the {kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
+        return SampleError(where, "checksum", detail)
+
+    def _close(self, number: int) -> None:
+        if number in self._open:
+            os.close(self._open.pop(number))
+
+    def __del__(self) -> None:
+        for file in self._open.values():
+            os.close(file)

@@ -1,0 +1,65 @@
+"""The source domains of a run: open, of one class set, with a held-out part and a share of the positions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.schema import Config
+from ppar_dist.data.order import DomainShare
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.workers import WorkerDied as WorkerDied
+from ppar_dist.errors import DataError
+
+
+def open_sources(cfg: Config) -> list[DomainIndex]:
+    """Open every source domain of the configuration, in its order, for training.
+
+    A missing or changed shard is a warning: a run that has met it must be able to resume. Its samples are
+    replaced at their turn.
+
+    Raises:
+        DataError: a folder is missing, more than ``data.max_bad_ratio`` of a domain's samples went with
+            shards, or a domain has another class set than ``data.classes``.
+    """
+    wanted = class_set(cfg.data.classes)
+    indexes = [
+        DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio) for source in cfg.data.sources
+    ]
+    for index in indexes:
+        check_classes(index, wanted.name)
+    return indexes
+
+
+def check_classes(index: DomainIndex, wanted: str) -> None:
+    """Raises UserError, naming both class sets, when a domain's is not the wanted one."""
+    if index.class_set != wanted or index.classes != class_set(wanted).classes:
+        raise DataError(
+            f"domain {index.name} has class set {index.class_set} {list(index.classes)}, the run has "
+            f"{wanted} {list(class_set(wanted).classes)}; prepare it with --classes {wanted}"
+        )
+
+
+def holdout_range(index: DomainIndex, holdout: float) -> range:
+    """Sample numbers never trained on: the last ceil(holdout * N) of a domain."""
+    size = len(index)
+    return range(size - math.ceil(holdout * size - 1e-9), size)
+
+
+def training_shares(cfg: Config, indexes: Sequence[DomainIndex]) -> list[DomainShare]:
+    """Size and weight of each source; without configured weights a domain counts by its size.
+
+    Raises:
+        DataError: nothing of a domain is left to train on.
+    """
+    shares = []
+    for source, index in zip(cfg.data.sources, indexes, strict=True):
+        size = holdout_range(index, cfg.data.holdout).start
+        if size == 0:
+            raise DataError(
+                f"domain {index.name} has {len(index)} samples and data.holdout={cfg.data.holdout} "
+                "leaves none for training; lower it or remove the domain"
+            )
+        shares.append(DomainShare(index.name, size, float(source.weight or size)))
+    return shares

@@ -1,0 +1,306 @@
+"""Evaluation: whole images, logits at the label's own size, one confusion matrix per domain.
+
+A sample that cannot be used is left out, named in the log and counted in the results; more of a domain than
+``data.max_bad_ratio`` allows make its figures worth nothing, and are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from ppar_dist.checkpoint import opened, read_state, write_atomically
+from ppar_dist.class_sets import ClassSet
+from ppar_dist.config.schema import Config
+from ppar_dist.data.quarantine import FEW_SAMPLES
+from ppar_dist.data.reading import EvalSample, eval_samples
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.data.sources import check_classes, holdout_range
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.confusion import ConfusionMatrix
+from ppar_dist.evaluation.load import read_segmentor
+from ppar_dist.evaluation.prediction_examples import ExampleFolder, spread
+
+_NAMED = 20  # samples left out of a domain that the log names; of more, only their number
+
+log = logging.getLogger(__name__)
+
+
+class HeldOut(NamedTuple):
+    """What one rank, or the sum of all, found on the held-out part of M sources with K classes."""
+
+    counts: Tensor  # (M, K, K) int64: rows are labels, columns predictions
+    left_out: Tensor  # (M,) int64 samples that could not be used
+
+
+@dataclass(frozen=True)
+class TargetResult:
+    """What a checkpoint scores on one domain; ratios from 0 to 1, None for a class the domain lacks."""
+
+    domain: str
+    images: int
+    miou: float | None
+    pixel_accuracy: float | None
+    iou: dict[str, float | None]
+    left_out: int = 0  # samples that could not be used, and are not among the images
+
+
+@dataclass(frozen=True)
+class Results:
+    """The table of one checkpoint over its targets."""
+
+    run: str
+    checkpoint: str
+    step: int
+    classes: tuple[str, ...]
+    targets: dict[str, TargetResult]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in ``results.json``."""
+        return asdict(self)
+
+    def to_json(self) -> str:
+        """``to_dict`` as JSON text."""
+        return json.dumps(self.to_dict(), indent=1)
+
+    def write(self, path: Path) -> None:
+        """Replace ``path`` by the JSON text."""
+        write_atomically(path, self.to_json() + "\n")
+
+    def table(self) -> str:
+        """Plain text columns for a terminal: per cent, ``-`` where a class does not occur.
+
+        How many samples were left out is a column if any were.
+        """
+        some = any(item.left_out for item in self.targets.values())
+        head = ["target", "images", *(["left out"] if some else []), "mIoU", "pixel acc", *self.classes]
+        rows = [
+            [name, str(item.images), *([str(item.left_out)] if some else [])]
+            + [_percent(item.miou), _percent(item.pixel_accuracy)]
+            + [_percent(item.iou[label]) for label in self.classes]
+            for name, item in self.targets.items()
+        ]
+        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+        lines = []
+        for first, *cells in [head, *rows]:
+            figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
+            lines.append("  ".join([first.ljust(widths[0]), *figures]))
+        return "\n".join(lines)
+
+
+@torch.inference_mode()
+def predict_labels(segmentor: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Class ids of one whole image.
+
+    Args:
+        segmentor: returns a Prediction with ``logits`` (1, K, h', w').
+        image: (3, H, W) uint8 on the segmentor's device.
+        size: (height, width) in pixels of the wanted label map; logits are upsampled before the argmax.
+
+    Returns:
+        (height, width) int64.
+    """
+    logits = segmentor(image[None], dense=False).logits.float()  # (1, K, h', w')
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
+
+
+def confusion(
+    segmentor: nn.Module,
+    samples: Any,
+    num_classes: int,
+    device: torch.device | str = "cpu",
+    watch: Callable[[int, EvalSample, Tensor], None] | None = None,
+) -> tuple[ConfusionMatrix, int]:
+    """The confusion matrix over an iterable of EvalSample, and how many there were.
+
+    ``watch(number, sample, predicted)`` sees each prediction, for example to save it.
+    """
+    matrix = ConfusionMatrix(num_classes)
+    count = 0
+    for sample in samples:
+        height, width = sample.label.shape
+        predicted = predict_labels(segmentor, sample.image.to(device), (height, width)).cpu()
+        matrix.update(predicted, sample.label)
+        if watch is not None:
+            watch(count, sample, predicted)
+        count += 1
+    return matrix, count
+
+
+def evaluate(
+    path: Path,
+    targets: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    which: str = "latest",
+    examples: Path | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Results:
+    """Score a run or checkpoint on domains of labelled shards.
+
+    Args:
+        path: a run folder or a checkpoint folder.
+        targets: name in the table to domain folder (shards and index).
+        device: where the model runs.
+        which: ``latest`` or ``best`` (on held-out source data), for a run folder.
+        examples: a folder for a few predictions per target, shown by the report; None: none are kept.
+        progress: called with (target, images done, images in all).
+
+    Raises:
+        UserError: the checkpoint or a target is unusable, or their classes differ, or more samples of a
+            target are bad than ``data.max_bad_ratio`` of the run allows.
+    """
+    if not targets:
+        raise UserError("nothing to evaluate on: give --target NAME=FOLDER, or targets in the configuration")
+    with opened(Path(path), which) as checkpoint:
+        segmentor, config, classes = read_segmentor(checkpoint, device)
+        step = int(read_state(checkpoint).get("step", 0))
+    most = config.data.max_bad_ratio
+    indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
+    folder = ExampleFolder(examples, classes) if examples is not None else None
+    results = {}
+    for name, index in indexes.items():
+        watch = _watcher(name, len(index), folder, progress)
+        left_out = LeftOut(name)
+        samples = eval_samples(index, 0, len(index), config.data.size, left_out)
+        matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
+        refuse_too_many([name], [left_out.count], [len(index)], most)
+        results[name] = target_result(index.name, matrix, count, classes.classes, left_out.count)
+    if folder is not None:
+        folder.close()
+    return Results(config.run.name, checkpoint.name, step, classes.classes, results)
+
+
+def score(
+    path: Path,
+    targets: Mapping[str, Path],
+    device: torch.device | str = "cpu",
+    which: str = "latest",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Results:
+    """``evaluate``; the table and pictures of a run's last checkpoint are kept in its folder."""
+    keep = which == "latest" and (path / "config.yaml").exists()
+    results = evaluate(path, targets, device, which, path / "predictions" if keep else None, progress)
+    if keep:
+        results.write(path / "results.json")
+    return results
+
+
+class LeftOut:
+    """Counts the samples of a domain that an evaluation leaves out, and names them in the log."""
+
+    def __init__(self, domain: str) -> None:
+        self.domain, self.count = domain, 0
+
+    def __call__(self, sample: int, error: SampleError) -> None:
+        """Leave out ``sample``; to be passed to ``eval_samples``."""
+        self.count += 1
+        if self.count <= _NAMED:
+            log.warning("left out of the evaluation of %s (%s): %s", self.domain, error.reason, error)
+        elif self.count == _NAMED + 1:
+            log.warning("left out of the evaluation of %s: more samples, which are counted", self.domain)
+
+
+def refuse_too_many(
+    domains: Sequence[str], left_out: Sequence[int], samples: Sequence[int], max_bad_ratio: float
+) -> None:
+    """Raises UserError where an evaluation leaves out more than ``max_bad_ratio`` of a domain's samples.
+
+    As in training a domain counts as at least ``FEW_SAMPLES``.
+    """
+    problems = []
+    for name, bad, size in zip(domains, left_out, samples, strict=True):
+        allowed = max_bad_ratio * max(size, FEW_SAMPLES)
+        if bad > allowed:
+            problems.append(f"domain {name}: {bad} of {size} samples are bad, {allowed:.0f} may be left out")
+    if problems:
+        raise UserError(
+            f"too much bad data for an evaluation (data.max_bad_ratio={max_bad_ratio:g} of a domain's "
+            f"samples, counted as at least {FEW_SAMPLES}): {'; '.join(problems)}. The log names them; "
+            "repair the shards and index them again, or raise data.max_bad_ratio"
+        )
+
+
+def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None = None) -> DomainIndex:
+    """Open a target domain and hold it to the model's class set.
+
+    Args:
+        folder: the domain.
+        classes: of the model.
+        max_missing_ratio: share of samples that may have gone with shards; None: every shard is whole.
+
+    Raises:
+        UserError: the domain is unusable, or of another class set.
+    """
+    index = DomainIndex.open(Path(folder), max_missing_ratio)
+    check_classes(index, classes.name)
+    return index
+
+
+def target_result(
+    domain: str, matrix: ConfusionMatrix, images: int, classes: Sequence[str], left_out: int = 0
+) -> TargetResult:
+    """Figures of a confusion matrix."""
+    iou = [_figure(value) for value in matrix.iou().tolist()]
+    miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
+    return TargetResult(domain, images, miou, accuracy, dict(zip(classes, iou, strict=True)), left_out)
+
+
+def held_out(
+    segmentor: nn.Module,
+    config: Config,
+    indexes: Sequence[DomainIndex],
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
+    alive: Callable[[], None] = lambda: None,
+) -> HeldOut:
+    """Confusion counts on the held-out part of each source, this rank's share of the samples.
+
+    Summed over the ranks, the counts are those of a single rank: integers, so exactly. ``alive`` is called
+    after each sample. Whether too many were left out is for the caller to ask, who knows the sum.
+    """
+    counts, left_out = [], []
+    for index in indexes:
+        held = holdout_range(index, config.data.holdout)
+        start = held.start + len(held) * rank // world_size
+        stop = held.start + len(held) * (rank + 1) // world_size
+        bad = LeftOut(index.name)
+        samples = eval_samples(index, start, stop, config.data.size, bad)
+        matrix, _ = confusion(segmentor, samples, len(index.classes), device, lambda *_: alive())
+        counts.append(matrix.counts)
+        left_out.append(bad.count)
+    return HeldOut(torch.stack(counts), torch.tensor(left_out))
+
+
+def _watcher(
+    name: str,
+    total: int,
+    folder: ExampleFolder | None,
+    progress: Callable[[str, int, int], None] | None,
+) -> Callable[[int, EvalSample, Tensor], None]:
+    chosen = spread(total)
+
+    def watch(number: int, sample: EvalSample, predicted: Tensor) -> None:
+        if folder is not None and number in chosen:
+            folder.add(name, sample.key, sample.image, sample.label, predicted)
+        if progress is not None:
+            progress(name, number + 1, total)
+
+    return watch
+
+
+def _figure(value: float) -> float | None:
+    return None if value != value else value
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"

@@ -1,0 +1,59 @@
+"""Label maps as pictures: palette PNG, overlay and legend."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
+
+_ROW, _SWATCH, _PAD = 28, 18, 10
+
+
+def palette_image(labels: NDArray[np.uint8], classes: ClassSet) -> Image.Image:
+    """An indexed picture whose pixel values are the class ids; 255 (ignore) is black.
+
+    Args:
+        labels: (H, W) class ids.
+        classes: gives the palette.
+    """
+    flat = [0] * 768
+    for k, colour in enumerate(classes.palette):
+        flat[3 * k : 3 * k + 3] = colour
+    picture = Image.frombytes("P", labels.shape[::-1], np.ascontiguousarray(labels, np.uint8).tobytes())
+    picture.putpalette(flat)
+    return picture
+
+
+def overlay_image(
+    image: Image.Image, labels: NDArray[np.uint8], classes: ClassSet, opacity: float = 0.5
+) -> Image.Image:
+    """The photograph under the class colours; pixels to ignore stay as they are.
+
+    Args:
+        image: RGB, (H, W) pixels like ``labels``.
+        labels: (H, W) class ids.
+        classes: gives the palette.
+        opacity: of the colours, 0 to 1.
+    """
+    colours = np.zeros((256, 3), np.float32)
+    colours[: classes.num_classes] = np.asarray(classes.palette, np.float32)
+    photo = np.asarray(image.convert("RGB"), np.float32)
+    alpha = np.where(labels == IGNORE_INDEX, 0.0, opacity).astype(np.float32)[..., None]  # (H, W, 1)
+    blend = photo * (1.0 - alpha) + colours[labels] * alpha
+    return Image.fromarray(np.rint(blend).astype(np.uint8))
+
+
+def legend_image(classes: ClassSet) -> Image.Image:
+    """Swatch and name of every class, one below the other."""
+    font = ImageFont.load_default(size=15)
+    width = _SWATCH + 3 * _PAD + round(max(font.getlength(name) for name in classes.classes))
+    picture = Image.new("RGB", (width, _ROW * classes.num_classes + _PAD), "white")
+    draw = ImageDraw.Draw(picture)
+    for k, name in enumerate(classes.classes):
+        top = _PAD // 2 + k * _ROW
+        box = (_PAD, top + (_ROW - _SWATCH) // 2, _PAD + _SWATCH, top + (_ROW + _SWATCH) // 2)
+        draw.rounded_rectangle(box, 3, fill=classes.palette[k], outline=(120, 120, 120))
+        draw.text((2 * _PAD + _SWATCH, top + _ROW / 2), name, fill="black", font=font, anchor="lm")
+    return picture

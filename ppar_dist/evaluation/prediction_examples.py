@@ -1,0 +1,69 @@
+"""A few predictions of each target beside their labels, kept in a run for its report.
+
+::
+
+    <run>/predictions/
+      examples.json               list of {target, key, accuracy, image, label, prediction}
+      000-image.jpg  000-label.png  000-prediction.png
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from ppar_dist.checkpoint import write_atomically
+from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
+from ppar_dist.evaluation.palette_images import palette_image
+
+LISTING = "examples.json"
+PER_TARGET = 4
+
+
+class ExampleFolder:
+    """Writes examples; ``close`` publishes their list, replacing the examples of an earlier evaluation."""
+
+    def __init__(self, folder: Path, classes: ClassSet) -> None:
+        self.folder = folder
+        self.classes = classes
+        self._entries: list[dict[str, Any]] = []
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+
+    def add(self, target: str, key: str, image: Tensor, label: Tensor, predicted: Tensor) -> None:
+        """Keep one sample.
+
+        Args:
+            target: the target's name in the table.
+            key: the sample's key; shown, and never part of a file name, because shards are not trusted.
+            image: (3, h, w) uint8.
+            label: (H, W) class ids, 255 where ignored.
+            predicted: (H, W) class ids.
+        """
+        stem = f"{len(self._entries):03d}"
+        truth, guess = label.numpy().astype(np.uint8), predicted.numpy().astype(np.uint8)
+        valid = truth != IGNORE_INDEX
+        accuracy = float((truth == guess)[valid].mean()) if valid.any() else None
+        files = {
+            kind: f"{stem}-{kind}.{'jpg' if kind == 'image' else 'png'}"
+            for kind in ("image", "label", "prediction")
+        }
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / files["image"], quality=88)
+        palette_image(truth, self.classes).save(self.folder / files["label"])
+        palette_image(guess, self.classes).save(self.folder / files["prediction"])
+        self._entries.append({"target": target, "key": key, "accuracy": accuracy, **files})
+
+    def close(self) -> None:
+        """Write the list; until then a reader sees no examples."""
+        write_atomically(self.folder / LISTING, json.dumps(self._entries, indent=1))
+
+
+def spread(total: int, count: int = PER_TARGET) -> set[int]:
+    """``count`` sample numbers spread evenly over ``total`` samples (all of them when there are fewer)."""
+    return {min(total - 1, (2 * i + 1) * total // (2 * count)) for i in range(count)} if total else set()

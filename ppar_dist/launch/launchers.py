@@ -1,0 +1,58 @@
+"""The command lines with which DeepSpeed's launcher and torchrun start the ranks of one machine."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+
+from ppar_dist.launch.nodes import Nodes
+
+_VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def deepspeed(ranks: int, nodes: Nodes) -> list[str]:
+    """DeepSpeed's launcher on this machine.
+
+    Its runner (the ``deepspeed`` command, also with ``--no_ssh``) would only encode the machines and start
+    this launcher; it costs one more import of torch, forgets which GPUs a scheduler has given, and a SIGTERM
+    ends it without what it started.
+    """
+    machines = {f"node-{rank}": list(range(ranks)) for rank in range(nodes.count)}
+    world = machines | {f"node-{nodes.rank}": visible_devices(ranks, os.environ)}
+    return [
+        *(sys.executable, "-m", "deepspeed.launcher.launch"),
+        f"--world_info={base64.urlsafe_b64encode(json.dumps(world).encode()).decode()}",
+        f"--node_rank={nodes.rank}",
+        f"--master_addr={nodes.host}",
+        f"--master_port={nodes.port}",
+        "--no_local_rank",
+        *("--log_level", "warning"),
+        "--module",
+    ]
+
+
+def torchrun(ranks: int, nodes: Nodes) -> list[str]:
+    """Torchrun on this machine; it leaves the GPUs that a scheduler has given as they are."""
+    return [
+        *(sys.executable, "-m", "torch.distributed.run"),
+        *("--nnodes", str(nodes.count), "--node-rank", str(nodes.rank)),
+        *("--nproc-per-node", str(ranks)),
+        *("--master-addr", nodes.host, "--master-port", str(nodes.port)),
+        "--module",
+    ]
+
+
+def visible_devices(ranks: int, environment: Mapping[str, str]) -> list[int | str]:
+    """Which GPUs the ``ranks`` of this machine take: the first of those that a scheduler left visible.
+
+    By number or UUID, as the scheduler names them; DeepSpeed's launcher sets the variable to these.
+    """
+    given = [name.strip() for name in environment.get(_VISIBLE, "").split(",") if name.strip()]
+    return [*given[:ranks]] if len(given) >= ranks else list(range(ranks))
+
+
+COMMANDS: dict[str, Callable[[int, Nodes], list[str]]] = {"deepspeed": deepspeed, "torchrun": torchrun}
+LAUNCHERS = tuple(COMMANDS)

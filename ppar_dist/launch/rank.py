@@ -1,0 +1,80 @@
+"""What a rank does for the command that started it: notes of its start and end, an end with its launchers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from ppar_dist.processes import proc
+from ppar_dist.processes.proc import Process
+from ppar_dist.view import terminal
+
+NOTES_VARIABLE = "PPAR_EXIT_NOTES"
+FRONT_VARIABLE = "PPAR_FRONT"  # process id of the command that started the launcher
+_LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
+_LOOK_S = 1.0
+
+
+def is_rank(environment: Mapping[str, str] | None = None) -> bool:
+    """Whether a launcher started this process as one of its ranks."""
+    return "RANK" in (os.environ if environment is None else environment)
+
+
+def note_start() -> int:
+    """Called by a rank that listens to signals from now on; returns the process id of its launcher."""
+    if NOTES_VARIABLE in os.environ:  # what it started with, see _block_signals
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+    _note("started", f"{os.getpid()} {proc.born(os.getpid())}")
+    return os.getppid()
+
+
+def note_exit(code: int) -> None:
+    """Called by a rank that ends with ``code``: the last thing it does, which waits for nothing."""
+    terminal.close_all()
+    _note("exit", str(code))
+
+
+def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
+    """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
+
+    Not if ``unless`` holds then: a rank that was asked to end already must not be asked twice.
+
+    The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
+    its own child, which has started the ranks, lives on. What was killed before this call is no ancestor any
+    more: then the command that the environment names is none, either.
+    """
+    ancestors = proc.ancestors(os.getpid())
+    above = [
+        (pid, proc.born(pid))
+        for pid, command in ancestors
+        if any(name in command for name in _LAUNCHER_NAMES)
+    ]
+    is_ours = Path(
+        os.environ.get(NOTES_VARIABLE, os.devnull)
+    ).is_dir()  # not of a job that has ended long ago
+    front = os.environ.get(FRONT_VARIABLE) if is_ours else None
+    # Of a launcher that has been killed the kernel may make the command itself the heir, as process 1 of a
+    # container; it is never a rank's parent otherwise.
+    is_cut_off = bool(ancestors) and front is not None and int(front) not in [pid for pid, _ in ancestors[1:]]
+
+    def watch() -> None:
+        while not is_cut_off and all(proc.look(pid, born) is not Process.GONE for pid, born in above):
+            time.sleep(_LOOK_S)
+        if not unless():
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    if above or is_cut_off:
+        threading.Thread(target=watch, name="launchers", daemon=True).start()
+
+
+def _note(what: str, text: str) -> None:
+    folder = os.environ.get(NOTES_VARIABLE)
+    if folder and is_rank() and Path(folder).is_dir():
+        with contextlib.suppress(OSError):  # without a note this rank counts as one that was killed
+            (Path(folder) / f"rank-{os.environ['RANK']}.{what}").write_text(text)

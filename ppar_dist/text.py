@@ -1,0 +1,63 @@
+"""Foreign text in messages: one printable line of bounded length, whatever the value was."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_LONGEST = 400  # characters of one value
+# What follows a scheme up to the last @ (a path has lost one slash, a key may hold one), and values of a
+# query that sign it. Bounded: an attempt at every letter of a long value must not take for ever.
+_USER = re.compile(r"(?<=:/)(/?)[^\s'\"]{1,256}@")
+_SIGNING = "signature|credential|token|secret|password|api_?key"
+_SIGNED = re.compile(rf"(?i)(?<![\w-])([\w-]{{0,64}}?(?:{_SIGNING})|sig)=[^\s&'\"]+")
+
+
+def shown(value: Any) -> str:
+    """``repr`` of a value that a user gave; its type where it has no bounded ``repr``."""
+    try:
+        return printable(repr(value))
+    except (ValueError, RecursionError):  # an integer of thousands of digits, or very deep nesting
+        return f"a value of type {type(value).__name__}, too large to show"
+
+
+def one_line(error: Exception) -> str:
+    """The text of an error, its line breaks as spaces."""
+    return printable(" ".join(str(error).split()))
+
+
+def printable(text: str) -> str:
+    """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
+    text = masked(text)
+    if len(text) > _LONGEST:
+        text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
+    return visible(text)
+
+
+def visible_lines(text: str) -> str:
+    """``visible`` for text of several lines, without the credentials of URLs."""
+    return "\n".join(visible(line) for line in masked(text).split("\n"))
+
+
+def masked(text: str) -> str:
+    """``text`` without the user, password and signature of URLs in it."""
+    return _SIGNED.sub(r"\1=***", _USER.sub(r"\1***@", text))
+
+
+def visible(text: str) -> str:
+    """``text`` with what a terminal might obey or a file refuse written out: line ends, escapes."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def problem(item: Any) -> str:
+    """An error of a pydantic model as one line: the key, the rule and the value."""
+    key = printable(".".join(str(part) for part in item["loc"]))
+    message = printable(str(item["msg"]).removeprefix("Value error, "))
+    if item["type"] == "extra_forbidden":
+        return f"unknown key {key}; see ppar_dist/config/schema.py for the keys there are"
+    if item["type"] == "missing":
+        return f"{key} is required; add it"
+    value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
+    return f"{key}: {message}{value}" if key else message

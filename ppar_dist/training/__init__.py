@@ -1,0 +1,1 @@
+"""A rank from start to exit code: build, step, save, record."""

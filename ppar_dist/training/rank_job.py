@@ -1,0 +1,146 @@
+"""A rank's whole job: join the others, train, score, report; and the exit code that says how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from ppar_dist import exit_codes
+from ppar_dist.checkpoint import CheckpointError
+from ppar_dist.config.schema import Config
+from ppar_dist.data.loader import WorkerDied
+from ppar_dist.distributed import environment, rendezvous
+from ppar_dist.distributed.board import Board
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.evaluate import score
+from ppar_dist.launch.rank import end_with_launchers, is_rank, note_exit
+from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.processes.proc import die_with_parent
+from ppar_dist.processes.rank_log import last_words
+from ppar_dist.processes.signals import Preempted, Preemption
+from ppar_dist.report import write_report
+from ppar_dist.run.lock import RunLock
+from ppar_dist.text import visible_lines
+from ppar_dist.training.trainer import train
+from ppar_dist.watchdog import OFF, Watchdog
+
+# A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
+_TIMEOUT_FACTOR, _TIMEOUT_S = 2.0, 60.0
+_WORTH_A_RETRY = (WorkerDied, CheckpointError, OSError)  # memory and storage are not this program's fault
+
+
+def run(
+    config: Config,
+    preemption: Preemption,
+    accept_changes: bool = False,
+    progress: Callable[[str, int, int], None] | None = None,
+    launcher: int | None = None,
+) -> int:
+    """Run this rank's job to its end; returns the exit code.
+
+    ``progress`` is called with (target, images done, images in all) while targets are scored. ``launcher`` is
+    the process id that started this rank: it may have died since.
+
+    Raises:
+        UserError: the configuration or the data cannot work; a retry would fail alike.
+    """
+    faults = config.faults
+    world, board = _joined(config, preemption, launcher)
+    folder = config.run.dir / "logs"
+    job = environment.scheduler_job()
+    lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
+    monitor = Monitor(config, world)
+
+    def note_end(code: int) -> None:
+        note_exit(code)
+        monitor.withdraw()
+
+    with (
+        monitor,
+        Watchdog(world, board, faults.stall_s, faults.peer_s, folder, note_end) as watch,
+        contextlib.closing(lock),
+    ):
+        lock.on_lost = lambda text: _give_way(watch, monitor, text)
+        try:
+            train(config, world, preemption, watch, monitor, lock, accept_changes)
+            watch.phase(OFF, config.train.steps)
+            if world.is_main:
+                _finish(config, world, monitor, progress)
+                monitor.linger(lambda: preemption.requested)
+            code = exit_codes.DONE
+        except Preempted as end:
+            code = end.code
+        except Exception as error:
+            sentence = watch.blame(error)
+            if sentence is not None:
+                lock.close()
+                monitor.withdraw()
+                _leave_at_once(sentence, watch.code)
+            watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
+            if not isinstance(error, _WORTH_A_RETRY):
+                raise
+            lock.close()
+            monitor.withdraw()
+            _leave_at_once(str(error), exit_codes.RESUME)
+    rendezvous.leave()
+    return code
+
+
+def _joined(config: Config, preemption: Preemption, launcher: int | None) -> tuple[World, Board]:
+    """The other ranks, and the board on which they leave word; from here on a rank can be asked to end."""
+    faults = config.faults
+    if is_rank():
+        die_with_parent(signal.SIGTERM, launcher)  # a launcher that is killed leaves no rank behind
+        end_with_launchers(unless=lambda: preemption.requested)
+    longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
+    try:
+        met = rendezvous.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
+    except rendezvous.NotMet as error:  # the next start may find all hosts and a whole network
+        _leave_at_once(str(error), exit_codes.RESUME)
+    preemption.limit(faults.grace_s)
+    return met
+
+
+def _finish(
+    config: Config, world: World, monitor: Monitor, progress: Callable[[str, int, int], None] | None
+) -> None:
+    """Score the targets that the configuration names, and write the report."""
+    run = config.run.dir
+    results = score(run, config.targets, world.device, progress=progress) if config.targets else None
+    if results is not None and monitor.run is not None:
+        for name, target in results.targets.items():
+            monitor.run.publish_iou(name, target.miou, target.iou)
+    report = write_report(run)
+    if results is not None:
+        print(results.table())
+    print(f"report {report}")
+
+
+def code_of(error: Exception) -> int:
+    """The exit code of a job that ends with ``error``."""
+    if isinstance(error, UserError):
+        return exit_codes.CONFIG
+    return exit_codes.RESUME if isinstance(error, _WORTH_A_RETRY) else exit_codes.INTERNAL
+
+
+def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
+    """End this job: another one took this one for dead, and the run's folder is its now."""
+    monitor.withdraw()
+    watch.post_failure(sentence, exit_codes.CONFIG)
+    _leave_at_once(sentence, exit_codes.CONFIG)
+
+
+def _leave_at_once(sentence: str, code: int) -> NoReturn:
+    """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
+    last_words(f"ppar-dist: {visible_lines(sentence)}")
+    with contextlib.suppress(OSError):  # as in last_words
+        sys.stdout.flush()
+    logging.shutdown()
+    note_exit(code)
+    os._exit(code)

@@ -1,0 +1,243 @@
+"""What rank 0 says about a run: metric files, progress, and the Prometheus registry.
+
+All figures arrive already reduced; nothing here communicates.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ppar_dist.checkpoint import Outcome
+from ppar_dist.class_sets import class_set
+from ppar_dist.data.order import Order
+from ppar_dist.data.sources import training_shares
+from ppar_dist.distributed.world import World
+from ppar_dist.evaluation.confusion import class_iou, mean_iou
+from ppar_dist.files.jsonl import JsonLines
+from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.ppar.alignment import Stage, next_stage
+from ppar_dist.ppar.diagnostics import Detail, Figures
+from ppar_dist.run.state import TrainState
+from ppar_dist.training.engine import Engine
+from ppar_dist.training.plan import RunPlan
+from ppar_dist.view.progress import Progress, StepSummary
+
+EVENTS = "events"  # faults and resumes
+_DIVERGED = (
+    "the ranks' prototypes are no longer the same: memory or a device of one rank is faulty, or machines of "
+    "several kinds round differently; compare ppar_prototype_checksum of the ranks"
+)
+_BY_STEP = ("train", "samples", "eval")  # the files whose records belong to a step
+
+log = logging.getLogger(__name__)
+
+
+def finite(value: Any) -> Any:
+    """``value`` with non-finite floats as None, at any depth: JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    if isinstance(value, float) and not (abs(value) < float("inf")):
+        return None
+    return value
+
+
+def _broken(figures: Figures) -> str:
+    """Which of a step's figures were no numbers."""
+    names = [name for name, value in figures.loss.items() if not math.isfinite(value)]
+    return f"loss {', '.join(names)}" if names else "gradient"
+
+
+class RunLog:
+    """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
+
+    def __init__(self, plan: RunPlan, world: World, state: TrainState, monitor: Monitor) -> None:
+        """Open the files of ``run.dir`` at ``state``, and print the plan and where metrics are served."""
+        self._plan, self._world, self._monitor = plan, world, monitor
+        self._diverged = False  # said once, counted each time
+        config = plan.config
+        self._total, self._every = config.train.steps, config.train.log_every
+        if not world.is_main:
+            return
+        self._domains = tuple(index.name for index in plan.indexes)
+        self._classes = class_set(config.data.classes).classes
+        shares = training_shares(config, plan.indexes)
+        self._order = Order(shares, config.seed, config.data.block, config.data.window)
+        self.progress = Progress(self._total, state.step, self._every)
+        self._files = self._open(state)
+        assert monitor.run is not None, "the monitor is open"
+        self._metrics = monitor.run
+        for line in plan.lines():
+            self.progress.say(line)
+        if monitor.url is not None:
+            self.progress.say(f"metrics: {monitor.url}")
+
+    def rewind(self, state: TrainState) -> None:
+        """Open the metric files at ``state``: records of later steps, which will be done again, are dropped.
+
+        What happened stays: ``events.jsonl`` loses nothing. Where storage fails the records are kept as they
+        are: of two for one step the later counts.
+        """
+        if not self._world.is_main:
+            return
+        self.progress.rewind(state.step)
+        try:
+            files = self._open(state)
+        except OSError as error:
+            log.warning("cannot rewrite %s: %s", error.filename, error.strerror)
+            return
+        for file in self._files.values():
+            file.close()
+        self._files = files
+
+    def _open(self, state: TrainState) -> dict[str, JsonLines]:
+        folder = self._plan.config.run.dir / "metrics"
+        files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
+        return files | {EVENTS: JsonLines(folder / f"{EVENTS}.jsonl", None)}
+
+    def wants(self, step: int) -> bool:
+        """Whether ``step`` is one that is written down; every rank answers alike."""
+        return step == 1 or step % self._every == 0 or step == self._total
+
+    def step(
+        self, state: TrainState, figures: Figures, engine: Engine, seconds: float, waited: float
+    ) -> None:
+        """Record the step that led to ``state``, which took ``seconds`` after ``waited`` for its data."""
+        self._monitor.rank.publish_step(waited)
+        if figures.detail is not None:
+            self._monitor.rank.publish_checksum(figures.detail.prototype_checksum)
+        if not self._world.is_main:
+            return
+        step = state.step
+        rates, norm = engine.learning_rates(), engine.grad_norm()
+        self._metrics.publish_step(state, figures, rates, norm, seconds + waited)
+        if not figures.finite:
+            self.event(
+                "skipped", step, f"the result was not finite, nothing was changed ({_broken(figures)})"
+            )
+        self.progress.step(step, self._summary(step, figures), waited)
+        if not self.wants(step):
+            return
+        record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
+        record |= {f"lr/{name}": rate for name, rate in rates.items()}
+        record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
+        self._files["train"].write(finite(record))
+        self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def diverged(self, step: int) -> None:
+        """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""
+        self._monitor.rank.mismatches.inc()
+        if not self._diverged:
+            self._diverged = True
+            self.event("diverged", step, _DIVERGED)
+
+    def rolled_back(self, state: TrainState, text: str) -> None:
+        """Record that the run has returned to ``state``, and why."""
+        self.rewind(state)
+        if self._world.is_main:
+            self._metrics.publish_rollback(state)
+        self.event("rolled back", state.rollbacks[-1].at_step, text)
+
+    def event(self, kind: str, step: int, text: str) -> None:
+        """Record, and say, something that the report lists under faults and resumes."""
+        if not self._world.is_main:
+            return
+        self._files[EVENTS].write({"time": time.time(), "kind": kind, "step": step, "text": text})
+        self.progress.say(f"step {step}: {kind}: {text}")
+
+    def resumed(self, state: TrainState, folder: Path, detail: Detail | None) -> None:
+        """Record that the run goes on from a checkpoint, which left the method's state as in ``detail``."""
+        if detail is not None:
+            self._monitor.rank.publish_checksum(detail.prototype_checksum)
+        if not self._world.is_main:
+            return
+        self._metrics.resumes.inc()
+        self._metrics.publish_start(state, detail)
+        self.event("resumed", state.step, f"from {folder.name} on {self._world.world_size} ranks")
+
+    def _summary(self, step: int, figures: Figures) -> StepSummary:
+        ppar = self._plan.config.ppar
+        if not ppar.enabled:
+            return StepSummary(figures.loss)
+        stage = Stage(figures.stage)
+        weights = dict(zip(self._domains, figures.weight_mean, strict=True))
+        found = next_stage(step - 1, self._total, ppar.alignment.boundaries)
+        following = (found[0].name.lower(), found[1]) if found is not None else None
+        return StepSummary(figures.loss, stage.name.lower(), following, figures.ess_ratio, weights)
+
+    def _sample_rows(self, state: TrainState, figures: Figures) -> list[dict[str, Any]]:
+        """Weight and reliability of every sample of the global batch, by name."""
+        first = state.samples_seen - len(figures.sample_weights)
+        columns = zip(
+            figures.sample_weights, figures.sample_reliability, figures.sample_attempts, strict=True
+        )
+        rows = []
+        for position, (weight, reliability, attempt) in enumerate(columns, start=first):
+            where = self._order.locate(position, attempt)
+            index = self._plan.indexes[where.domain]
+            rows.append(
+                {
+                    "position": position,
+                    "domain": index.name,
+                    "sample": where.sample,
+                    "key": index.key(where.sample),
+                    "weight": weight,
+                    "reliability": reliability,
+                }
+            )
+        return rows
+
+    def evaluation(self, step: int, miou: float, counts: Tensor, left_out: dict[str, int]) -> None:
+        """Record what the model scores on held-out source data.
+
+        Args:
+            step: of the model.
+            miou: over all domains together.
+            counts: (M, K, K) confusion counts by domain.
+            left_out: by domain how many samples were left out, if any.
+        """
+        if not self._world.is_main:
+            return
+        per_domain = {name: mean_iou(matrix) for name, matrix in zip(self._domains, counts, strict=True)}
+        record = {"step": step, "miou": miou, "domains": per_domain}
+        self._files["eval"].write(finite(record | ({"left_out": left_out} if left_out else {})))
+        for (name, value), matrix in zip(per_domain.items(), counts, strict=True):
+            iou = dict(zip(self._classes, class_iou(matrix).tolist(), strict=True))
+            self._metrics.publish_iou(name, value, iou)
+        missing = f" ({sum(left_out.values())} bad samples left out)" if left_out else ""
+        self.progress.note("held-out mIoU", f"{100 * miou:.1f}")
+        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
+
+    def checkpoint(self, outcome: Outcome, stall: float) -> None:
+        """Record how the writing of a checkpoint ended, and for how long it held up training."""
+        if not self._world.is_main:
+            return
+        if outcome.folder is None:
+            self._metrics.checkpoint_failures.inc()
+            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
+            return
+        self._metrics.publish_checkpoint(outcome.seconds, stall)
+        self.progress.note("checkpoint", f"{outcome.step}")
+        self.progress.say(
+            f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training stood still for {stall:.2f} s)"
+        )
+
+    def warn(self, text: str) -> None:
+        """Say what went wrong without ending the run."""
+        if self._world.is_main:
+            log.warning("%s", text)
+
+    def close(self) -> None:
+        """End files and bar."""
+        if not self._world.is_main:
+            return
+        for file in self._files.values():
+            file.close()
+        self.progress.close()

@@ -1,0 +1,372 @@
+"""Training: next batch, step, evaluate, publish; and what happens when one of these goes wrong.
+
+One step makes one collective besides DeepSpeed's gradient reduction: the objective's flat buffer,
+summed while the backward pass runs. Everything logged comes out of it, and everything that ranks must
+agree on: bad samples, whether the step is finite, whether one of them was asked to stop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from itertools import islice
+
+import torch
+
+from ppar_dist.checkpoint import CheckpointError
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.schema import Config
+from ppar_dist.data import quarantine
+from ppar_dist.data.loader import Batch, train_loader
+from ppar_dist.data.shards import sample
+from ppar_dist.data.sources import holdout_range
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.confusion import mean_iou
+from ppar_dist.evaluation.evaluate import held_out, refuse_too_many
+from ppar_dist.models.losses import segmentation_loss
+from ppar_dist.models.segmentor import build_segmentor
+from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.ppar.diagnostics import Figures
+from ppar_dist.ppar.objective import Objective
+from ppar_dist.ppar.replica_check import ReplicaCheck
+from ppar_dist.ppar.teacher import build_teacher
+from ppar_dist.processes.signals import Preempted, Preemption, exit_code
+from ppar_dist.run.ledger import Ledger, next_attempt
+from ppar_dist.run.lock import RunLock
+from ppar_dist.run.state import BAD, TrainState, bad_names
+from ppar_dist.training.engine import Engine
+from ppar_dist.training.plan import RunPlan, make_plan
+from ppar_dist.training.recorder import RunLog
+from ppar_dist.training.runfolder import RunFolder, Training
+from ppar_dist.training.saver import Saver
+from ppar_dist.watchdog import Watchdog
+
+_STOP = "stop"  # sum over the ranks that were asked to stop
+
+
+class Trainer:
+    """One run on one rank."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        world: World,
+        preemption: Preemption,
+        watch: Watchdog,
+        monitor: Monitor,
+        lock: RunLock,
+        accept_changes: bool = False,
+    ) -> None:
+        """Build model, objective and engine, then take up the newest checkpoint of ``run.dir``."""
+        self.plan, self.config, self.world = plan, plan.config, world
+        self.preemption, self.watch = preemption, watch
+        self.domains = [index.name for index in plan.indexes]
+        self.folder = RunFolder(plan, world, lock)
+        self.folder.claim(accept_changes, watch.alive)
+        monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
+        self.training = build_training(plan, world)
+        resumed_from = self.folder.resume(self.training)
+        self.folder.record()
+        self.log = self._open_log(monitor)
+        self.replica_check = ReplicaCheck(world.world_size)
+        if resumed_from is not None:
+            detail = self.training.objective.detail()
+            self.replica_check.note(detail)
+            self.log.resumed(self.state, resumed_from, detail)
+        self.quarantine = quarantine.QuarantineLog(self.folder.quarantine_file(), self.domains)
+        self.saver = Saver(self.folder, self.log, world, watch)
+        self.ledger = self._open_ledger()
+
+    def _open_log(self, monitor: Monitor) -> RunLog:
+        """The run's records; what stops rank 0 from opening them (a full disk) stops every rank."""
+        log, problem = None, None
+        try:
+            log = RunLog(self.plan, self.world, self.state, monitor)
+        except OSError as error:
+            problem = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
+        self.folder.refuse_together(problem)
+        assert log is not None, "a rank without a problem has its log"
+        return log
+
+    def _open_ledger(self) -> Ledger | None:
+        if not self.config.train.ledger:
+            return None
+        attempt = self.world.broadcast(next_attempt(self.folder.path) if self.world.is_main else None)
+        return Ledger(self.folder.path, attempt, self.world.rank, self.world.world_size, self.state)
+
+    @property
+    def state(self) -> TrainState:
+        """Where the run stands."""
+        return self.training.state
+
+    def fit(self) -> TrainState:
+        """Train to the last step.
+
+        Raises:
+            Preempted: a rank was asked to stop; a checkpoint of the last step was saved.
+            UserError: too many bad samples, or too many steps without a finite result.
+            CheckpointError: the last checkpoint could not be written.
+        """
+        if self.folder.resumed_from is not None and self._is_evaluation_due():
+            self.evaluate()  # the run was stopped between the step and this
+            self.saver.rewrite(self.training)
+        for batches, waited in self._steps():
+            began = time.monotonic()
+            figures = self.train_step(batches)
+            seconds = time.monotonic() - began
+            self.log.step(self.state, figures, self.training.engine, seconds, waited)
+            self._refuse_too_many_bad()
+            if self.state.non_finite >= self.config.faults.max_non_finite:
+                self.roll_back()
+            if figures.extras[_STOP]:
+                self.stop()
+            is_best = self._is_evaluation_due() and self.evaluate()
+            if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
+                self.saver.save(self.training)
+            self.saver.log_finished()
+        self.saver.finish(self.training)
+        return self.state
+
+    def train_step(self, batches: list[Batch]) -> Figures:
+        """One optimiser step over this rank's micro-batches; returns figures of the global batch.
+
+        Where the global loss or gradient is not finite, all ranks leave parameters, moments and statistics as
+        they are; data position and step move on.
+        """
+        engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
+        step = self.state.step
+        torch.manual_seed(noise_seed(self.config.seed, step, self.world.rank))
+        objective.begin_step(step / self.config.train.steps)
+        self._add_to_sync(batches)
+        for number, batch in enumerate(batches, start=1):
+            last = number == len(batches)
+            self.watch.phase("forward", step + 1)
+            loss = self._loss(batch.to(self.world.device))
+            if last:
+                pending = self.world.start_sum(objective.buffer.flat)
+            self.watch.phase("backward", step + 1)
+            engine.backward(loss, last)
+        self.watch.phase("all-reduce", step + 1)
+        pending.wait()
+        self.watch.phase("step", step + 1)
+        applied = self._apply(step)
+        figures = objective.end_step(detail=self.log.wants(step + 1), fold=applied)
+        if self.replica_check.is_broken(figures.extras):
+            self.log.diverged(step)
+        self.replica_check.note(figures.detail)
+        if teacher is not None and applied:
+            teacher.follow(engine.module)
+        consumed = dict(zip(self.domains, figures.samples, strict=True))
+        self.state.advance(self.config.train.global_batch, applied, consumed, figures.extras)
+        return figures
+
+    def _apply(self, step: int) -> bool:
+        """Take the step, unless loss or gradient is not finite; all ranks decide alike."""
+        if self.training.objective.is_finite():
+            return self.training.engine.step(step)
+        self.training.engine.skip()
+        return False
+
+    def _add_to_sync(self, batches: list[Batch]) -> None:
+        """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
+        objective = self.training.objective
+        if self.preemption.requested:
+            objective.add_extra(_STOP, 1)
+        for name, piece in self.replica_check.tell().items():
+            objective.add_extra(name, piece)
+        for bad in (bad for batch in batches for bad in batch.bad):
+            domain = self.domains[bad.domain]
+            objective.add_extra(f"{BAD}{domain}/{bad.reason}", 1)
+            self.quarantine.write(bad)
+        if self.ledger is not None:
+            positions = [int(position) for batch in batches for position in batch.positions]
+            rows = [row for batch in batches for row in zip(batch.domains.tolist(), batch.keys, strict=True)]
+            samples = [f"{self.domains[domain]}/{key}" for domain, key in rows]
+            self.ledger.write(self.state.step + 1, positions, samples)
+
+    def _loss(self, batch: Batch) -> torch.Tensor:
+        """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
+        prediction = self.training.engine.forward(batch.images, self.config.ppar.enabled)
+        terms = self.training.objective.terms(
+            prediction.dense,
+            batch.labels,
+            batch.domains,
+            segmentation_loss(prediction.logits, batch.labels),
+            slots=batch.positions - self.state.samples_seen,
+            teacher_dense=self._teacher_features(batch),
+            attempts=batch.attempts,
+        )
+        return terms.total.mean()
+
+    def _teacher_features(self, batch: Batch) -> torch.Tensor | None:
+        teacher = self.training.teacher
+        if teacher is None or not teacher.is_due(self.state.step):
+            return None
+        return teacher.features(batch.images)
+
+    def _steps(self) -> Iterator[tuple[list[Batch], float]]:
+        """This rank's micro-batches of each step to come, and the seconds it waited for them."""
+        train, rank, ranks = self.config.train, self.world.rank, self.world.world_size
+        expected: tuple[int, int] | None = None  # step and position to come, as far as the loader knows
+        micro_batches: Iterator[Batch] = iter(())
+        while self.state.step < train.steps:
+            self.watch.phase("data", self.state.step + 1)
+            began = time.monotonic()
+            step, position = self.state.step, self.state.samples_seen
+            if (step, position) != expected:  # at the start, and after a rollback
+                stop = position + (train.steps - step) * train.global_batch
+                micro_batches = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
+            expected = step + 1, position + train.global_batch
+            batches = list(islice(micro_batches, self.plan.batching.accumulation))
+            yield batches, time.monotonic() - began
+
+    def _refuse_too_many_bad(self) -> None:
+        """All ranks count alike, so all of them end."""
+        bad = [sum(self.state.bad.get(domain, {}).values()) for domain in self.domains]
+        consumed = [self.state.consumed.get(domain, 0) for domain in self.domains]
+        problem = quarantine.excess(bad, consumed, self.domains, self.config.data.max_bad_ratio)
+        if problem:
+            raise UserError(problem)
+
+    def roll_back(self) -> None:
+        """Return to the newest checkpoint that the streak of non-finite steps cannot have spoiled.
+
+        The data between it and now is stepped over, and the checkpoint written anew with that in its state.
+
+        Raises:
+            UserError: there is none, or the run has rolled back too often.
+        """
+        state, most = self.state, self.config.faults.max_rollbacks
+        fault = f"{state.non_finite} steps in a row up to step {state.step} gave no finite loss or gradient"
+        remedy = "lower optim.lr, or look at the samples of these steps"
+        if len(state.rollbacks) >= most:
+            raise UserError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
+        self.watch.phase("roll back", state.step)
+        self.saver.wait()
+        if self.folder.resume(self.training, before=state.rollback_limit()) is None:
+            raise UserError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
+        state.roll_back(self.training.state)
+        self.training.state, done = state, state.rollbacks[-1]
+        positions = f"positions {done.first_position} to {done.stop_position - 1} are stepped over"
+        self.log.rolled_back(state, f"{fault}: back to step {done.to_step}, {positions}")
+        if self.ledger is not None:
+            self.ledger.close()
+        self.ledger = self._open_ledger()
+        self.saver.rewrite_after_rollback(self.training)
+
+    def stop(self) -> None:
+        """Save, and leave together with all ranks.
+
+        Raises:
+            Preempted: always.
+        """
+        signals = self.world.gather(self.preemption.signal)
+        asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
+        try:
+            self.saver.finish(self.training)
+        except CheckpointError as error:
+            self.log.warn(f"{error}; the run ends with the checkpoint before")
+        self.preemption.done()
+        self.log.event("stopped", self.state.step, ", ".join(sorted(asked)))
+        raise Preempted(exit_code(signals))
+
+    def _is_due(self, every: int) -> bool:
+        """Every so many steps, and at the end."""
+        step = self.state.step
+        return step == self.config.train.steps or (every > 0 and step % every == 0)
+
+    def _is_evaluation_due(self) -> bool:
+        state, due = self.state, self._is_due(self.config.train.eval_every)
+        return due and self.config.data.holdout > 0 and state.evaluated_step != state.step
+
+    def evaluate(self) -> bool:
+        """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
+
+        Raises:
+            UserError: on every rank alike, when too many of these samples are bad.
+        """
+        self.watch.phase("evaluate", self.state.step)
+        self.state.evaluated_step = self.state.step
+        world, model = self.world, self.training.engine.module.eval()
+        config, indexes = self.config, self.plan.indexes
+        found = held_out(model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive)
+        model.train()
+        self.watch.phase("all-reduce", self.state.step)
+        counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
+        sizes = [len(holdout_range(index, config.data.holdout)) for index in indexes]
+        refuse_too_many(self.domains, left_out.tolist(), sizes, config.data.max_bad_ratio)
+        miou = mean_iou(counts.sum(0))
+        is_best = miou > (-1.0 if self.state.best_miou is None else self.state.best_miou)  # nan never is
+        if is_best:
+            self.state.best_miou, self.state.best_step = miou, self.state.step
+        missing = {name: bad for name, bad in zip(self.domains, left_out.tolist(), strict=True) if bad}
+        self.log.evaluation(self.state.step, miou, counts, missing)
+        return is_best
+
+    def close(self) -> None:
+        """End the write under way and close the run's records."""
+        self.saver.close()
+        self.log.close()
+        self.quarantine.close()
+        if self.ledger is not None:
+            self.ledger.close()
+
+
+def noise_seed(seed: int, step: int, rank: int) -> int:
+    """Seed of the noise inside the model (drop path): another on each rank, the same after a resume."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def build_training(plan: RunPlan, world: World) -> Training:
+    """Model, engine, objective and teacher as ``plan`` describes them, at step 0."""
+    config, classes = plan.config, class_set(plan.config.data.classes)
+    torch.manual_seed(config.seed)
+    segmentor, text = build_segmentor(config, classes)
+    if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
+        raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
+    engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
+    objective = Objective(
+        config.ppar,
+        text,
+        num_domains=len(plan.indexes),
+        num_classes=classes.num_classes,
+        global_batch=config.train.global_batch,
+        device=world.device,
+        extras=[
+            _STOP,
+            *ReplicaCheck.NAMES,
+            *bad_names([index.name for index in plan.indexes], sample.REASONS),
+        ],
+    )
+    teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
+    return Training(engine, objective, teacher, TrainState())
+
+
+def train(
+    config: Config,
+    world: World,
+    preemption: Preemption,
+    watch: Watchdog,
+    monitor: Monitor,
+    lock: RunLock,
+    accept_changes: bool = False,
+) -> TrainState:
+    """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
+
+    ``monitor`` is opened for it, and left open: what follows the training is shown too.
+
+    Raises:
+        UserError: the configuration cannot work with this data, run folder or number of ranks.
+        Preempted: the run was asked to stop, and has saved a checkpoint.
+        CheckpointError: the last checkpoint could not be written.
+    """
+    watch.phase("start", 0)
+    plan = make_plan(config, world.world_size)
+    trainer = Trainer(plan, world, preemption, watch, monitor, lock, accept_changes)
+    try:
+        return trainer.fit()
+    finally:
+        trainer.close()
