@@ -1,6 +1,6 @@
 """Cost of the method alone: time of its parts in a training step, and bytes of the one all-reduce.
 
-    python benchmarks/method.py [--threads 1] [--repeats 30]
+    python benchmarks/speed/method.py [--threads 1] [--repeats 30]
 
 Per size, of the pixel stage (all losses on): `begin_step`, `terms` forward, backward from the total
 to the dense features, `end_step` with and without detail; then the same terms in the warm-up stage.

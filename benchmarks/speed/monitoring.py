@@ -1,6 +1,6 @@
 """What everything that is published costs a step: its parts, and steps with and without, paired in one run.
 
-    PPAR_TEST_DATA=D/.. python -m benchmarks.monitoring [--rounds 9] [--scrape-s 5] [key=value ...]
+    PPAR_TEST_DATA=D/.. python -m benchmarks.speed.monitoring [--rounds 9] [--scrape-s 5] [key=value ...]
 
 The parts are CPU times of the calls themselves, medians of many: their sum is what a step loses. The paired
 rounds, of the process's CPU time on one thread while it is scraped, would show if something was forgotten;
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.runs import prepare_streets, real_data
-from benchmarks.trainers import batches_in_memory, build_trainer
+from benchmarks.speed.trainers import batches_in_memory, build_trainer
 from ppar_dist.config.load import load_config
 from ppar_dist.distributed import rendezvous
 from ppar_dist.monitoring.monitor import Monitor
