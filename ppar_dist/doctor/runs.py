@@ -12,10 +12,11 @@ from typing import Any
 from ppar_dist.checkpoint import MANIFEST, checkpoints_dir
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
-from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, size, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning
 from ppar_dist.errors import UserError
 from ppar_dist.run import paths
 from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
+from ppar_dist.text import duration
 
 
 @dataclass

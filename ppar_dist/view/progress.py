@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ppar_dist.text import visible
+from ppar_dist.text import clock, visible
 from ppar_dist.view import terminal
 
 _REFRESH_S = 0.25
@@ -138,7 +138,7 @@ class Progress:
         return f"step {step}/{self._total} {text} {rate:.2f} step/s eta {self._eta(step, rate)}"
 
     def _eta(self, step: int, rate: float) -> str:
-        return duration((self._total - step) / rate) if rate > 0 else "?"
+        return clock((self._total - step) / rate) if rate > 0 else "?"
 
     def _draw(self, footer: terminal.Footer) -> None:
         try:
@@ -154,21 +154,12 @@ class Progress:
         rate, waiting = self._pace.figures()
         late = self._pace.since_step(now)
         is_late = rate > 0 and late > max(_LATE_S, 5 / rate)
-        pace = f"no step for {duration(late)}" if is_late else f"{rate:.2f} step/s"
+        pace = f"no step for {clock(late)}" if is_late else f"{rate:.2f} step/s"
         rows = bar(step, self._total, [pace, f"eta {self._eta(step, rate)}"], width)
         groups = [] if summary is None else _groups(summary, step)
-        notes = [f"{name} {text}, {duration(now - at)} ago" for name, (text, at) in self._notes.items()]
+        notes = [f"{name} {text}, {clock(now - at)} ago" for name, (text, at) in self._notes.items()]
         groups.append([f"data wait {100 * waiting:.0f} %", *notes])
         return [*rows, *(line for group in groups for line in flow(map(visible, group), width))]
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds; days before them where there are any: 0:01:05, 2 d 3:00:00."""
-    if not 0 <= seconds < 1e9:
-        return "?"
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} d {clock}" if days else clock
 
 
 def bar(step: int, total: int, pace: Sequence[str], width: int) -> list[str]:
