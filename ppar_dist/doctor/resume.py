@@ -62,7 +62,7 @@ def configuration(case: ConfigCase) -> Finding | None:
     text = "\n".join(changes)
     if case.newest is None and not case.passed_over:
         return ok(f"differs from {origin}, which has no checkpoint yet:\n{text}", changes=changes)
-    remedy = "give another run.dir, or `train --accept-changes` to go on with the new one"
+    remedy = "give another run.dir, or `train --accept-changes` to continue with the new one"
     return failure(f"the run was started with another configuration:\n{text}", remedy, changes=changes)
 
 

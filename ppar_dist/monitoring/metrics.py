@@ -57,7 +57,7 @@ class RunMetrics:
 
         Args:
             state: of the run.
-            detail: figures of the method's state, of a run that goes on from a checkpoint.
+            detail: figures of the method's state, of a run that resumes from a checkpoint.
         """
         self._place(state)
         if state.step:  # of the last step, as after every other
@@ -104,7 +104,7 @@ class RunMetrics:
         self._place(state)
 
     def publish_checkpoint(self, seconds: float, stall: float) -> None:
-        """Publish that a checkpoint was written in ``seconds``; training stood still for ``stall``."""
+        """Publish that a checkpoint was written in ``seconds``; it blocked training for ``stall`` seconds."""
         self.checkpoint_duration.observe(seconds)
         self.checkpoint_stall.set(stall)
         self.checkpoint_success.set(time.time())

@@ -1,4 +1,4 @@
-"""Processes of this machine, as /proc tells of them; where there is none, nothing is known."""
+"""Processes of this machine; states and start times from /proc, where there is one."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def sample_record(step: int, entry: Any) -> SampleRecord | None:
 
 
 def results_table(value: Any) -> dict[str, Any] | None:
-    """The content of ``results.json``, with figures where its table shows them; None where it is no table."""
+    """The content of ``results.json``, with figures where its table shows them; None for any other value."""
     if not isinstance(value, dict):
         return None
     kept = {key: item for key, item in value.items() if key != "targets"}

@@ -32,7 +32,7 @@ class Ledger:
     """One rank's ledger of one attempt."""
 
     def __init__(self, run: Path, attempt: int, rank: int, world_size: int, state: TrainState) -> None:
-        """Begin an attempt that goes on from ``state``."""
+        """Begin an attempt that continues from ``state``."""
         start = {"step": state.step, "position": state.samples_seen, "stepped_over": state.stepped_over}
         path = paths.rank_file(paths.attempt(run, attempt), rank)
         self._file = JsonLines(path, {"rank": rank, "world_size": world_size, **start}, waits=True)

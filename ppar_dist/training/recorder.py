@@ -238,7 +238,7 @@ class Recorder:
             return
         if outcome.folder is None:
             self._metrics.checkpoint_failures.inc()
-            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
+            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training continues")
             return
         self._metrics.publish_checkpoint(outcome.seconds, stall)
         self.progress.note("checkpoint", f"{outcome.step}")

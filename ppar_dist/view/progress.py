@@ -17,14 +17,14 @@ from ppar_dist.view import terminal
 
 _REFRESH_S = 0.25
 _WINDOW, _WINDOW_S = 200, 60.0  # steps and seconds that the rate is of
-_LATE_S = 10.0  # a step that takes longer, and five times what it should, is said to be late
+_LATE_S = 10.0  # a step that takes longer, and five times what it should, is shown as late
 _DOMAINS = 6  # weights shown
 _ACCENT, _BOLD, _DIM, _NORMAL = "\x1b[36m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class StepSummary:
-    """What of a step is worth a look; parts without a value are left out.
+    """What the view shows of a step; parts without a value are left out.
 
     Attributes:
         loss: by term; ``total`` is their weighted sum.
@@ -71,7 +71,7 @@ class Pace:
 
 
 class Progress:
-    """Rank 0's word on where the run stands: rows at the bottom of a terminal, and lines."""
+    """Rank 0's view of the progress: rows at the bottom of a terminal, and lines."""
 
     def __init__(self, total: int, start: int, log_every: int) -> None:
         """Show steps ``start`` to ``total``; off a terminal, as a line every ``log_every`` steps."""
@@ -110,7 +110,7 @@ class Progress:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return  # a line is lost; there may be room for the next
-            # Whoever read has gone (`train … | head`, a closed window); the run goes on unwatched.
+            # The reader has ended (`train … | head`, a closed window); the run continues unwatched.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
@@ -145,7 +145,7 @@ class Progress:
             while not self._closed.wait(_REFRESH_S):
                 footer.draw(self._rows(footer.size()[1]))
         except OSError:
-            return  # the terminal has gone
+            return  # the terminal was closed
         footer.close()
 
     def _rows(self, width: int) -> list[str]:

@@ -38,7 +38,7 @@ class Footer:
         atexit.register(self.close)
 
     def size(self) -> tuple[int, int]:
-        """Lines and columns of the terminal, as they are now; (0, 0) where it has gone."""
+        """Lines and columns of the terminal, as they are now; (0, 0) where it was closed."""
         try:
             size = os.get_terminal_size(self._fd)
         except OSError:
@@ -49,7 +49,7 @@ class Footer:
         """Show ``rows``; on a terminal too small for them the last are left out.
 
         Raises:
-            OSError: the terminal has gone.
+            OSError: the terminal was closed.
         """
         lines, columns = self.size()
         with self._lock:
