@@ -16,7 +16,7 @@ from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.clip_vit import resize_positions, value_path
-from tests.unit.tiny_clip import noise, randomise, register, tower
+from tests.unit.models.tiny_clip import noise, randomise, register, tower
 
 CLIP_MEAN = torch.tensor([0.48145466, 0.4578275, 0.40821073])
 

@@ -17,7 +17,7 @@ from ppar_dist.config.schema import BackboneConfig, TextConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.text import text_prototypes, write_embeddings
-from tests.unit.tiny_clip import register
+from tests.unit.models.tiny_clip import register
 
 CLASSES = ClassSet(
     name="three",

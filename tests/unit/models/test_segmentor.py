@@ -19,7 +19,7 @@ from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import EPSILON, cosine_logits
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
-from tests.unit.tiny_clip import register
+from tests.unit.models.tiny_clip import register
 
 K, D = 6, 16
 

@@ -12,7 +12,7 @@ import torch
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar.objective import Figures, Objective, Terms
-from tests.unit.naive_method import Image, NaiveMethod, Sample
+from tests.unit.ppar.naive_method import Image, NaiveMethod, Sample
 
 M, K, D, GRID, STRIDE, G = 3, 4, 6, (3, 4), 4, 8
 PROGRESS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)  # every stage, at least twice

@@ -13,10 +13,10 @@ import pytest
 
 from ppar_dist.data.quarantine import BadSample, QuarantineLog, excess
 from ppar_dist.data.shards.sample import REASONS, SampleError
-from tests.unit.test_bad_data import FAULTS
-from tests.unit.test_bad_shards import BROKEN
+from tests.unit.data.shards.test_bad_shards import BROKEN
+from tests.unit.data.test_bad_data import FAULTS
 
-PACKAGE = Path(__file__).parents[2] / "ppar_dist"
+PACKAGE = Path(__file__).parents[3] / "ppar_dist"
 BAD = BadSample(7, 1, 3, "shard-000000.tar", "rain_3", "checksum", "the image is not what was indexed")
 
 
