@@ -66,7 +66,7 @@ class Results:
     targets: dict[str, TargetResult]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in ``results.json``."""
+        """Plain values, as in ``results.json``."""
         return asdict(self)
 
     def to_json(self) -> str:

@@ -109,7 +109,7 @@ class Monitor:
         return self._endpoint.url if self._endpoint is not None else None
 
     def linger(self, enough: Callable[[], bool]) -> None:
-        """Wait until somebody has fetched what was published last, if this rank is watched at all.
+        """Wait until the last figures were fetched, if this rank is scraped at all.
 
         That is, if it was scraped within ``monitoring.linger_s``, for which this waits at most, or until
         ``enough()``.

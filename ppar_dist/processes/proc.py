@@ -28,7 +28,7 @@ class Process(Enum):
 def machine() -> str:
     """An id that two processes share if, and only if, they see each other by pid; "" where unknown.
 
-    A host name does not tell: containers on one host may share it and yet have pids of their own.
+    A host name is not enough: containers on one host may share it and yet have pids of their own.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

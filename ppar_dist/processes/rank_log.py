@@ -1,7 +1,7 @@
 """A log file for every rank but the first, where the job's one log would mix them up.
 
-A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 speaks for all and stays in the job's log, as do
-the last words of every rank.
+A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 stays in the job's log, and so does
+the last line of every rank.
 """
 
 from __future__ import annotations

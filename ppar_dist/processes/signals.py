@@ -1,4 +1,4 @@
-"""Signals that ask a rank to stop: noted at once, obeyed at the next step boundary, by all ranks together.
+"""Signals that ask a rank to stop: noted, obeyed at the next step boundary, by all ranks together.
 
 SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
 step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,

@@ -35,7 +35,7 @@ def is_figure(value: Any) -> bool:
 
 
 def train_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Figures and counts of a line of the training log; None stays, it stands for a figure without value."""
+    """Figures and counts of a line of the training log; None stays: a figure without a value."""
     return {key: value for key, value in record.items() if value is None or _fits(key, value)}
 
 

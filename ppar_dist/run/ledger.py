@@ -12,7 +12,7 @@ attempt, the steps up to where the next one began.
 
 Storage that fails does not end the run: records wait in memory, in their order, and are written when it works
 again. What was still waiting when the process ended, or had been written to a file that somebody deleted, is
-missing then, and the audit says so of every step that this leaves without proof.
+missing, and the audit names every step that this leaves without proof.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ class Recorder:
     """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
 
     def __init__(self, plan: RunPlan, world: World, state: TrainState, monitor: Monitor) -> None:
-        """The run stands at ``state``; nothing is written before ``open``."""
+        """The run is at ``state``; nothing is written before ``open``."""
         self._plan, self._world, self._monitor = plan, world, monitor
         self._diverged = False  # logged once, counted each time
         config = plan.config
@@ -121,7 +121,7 @@ class Recorder:
         return files
 
     def wants(self, step: int) -> bool:
-        """Whether ``step`` is logged; every rank answers alike."""
+        """Whether ``step`` is logged; the same on every rank."""
         return step == 1 or step % self._every == 0 or step == self._total
 
     def step(
