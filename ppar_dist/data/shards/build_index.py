@@ -16,9 +16,10 @@ import numpy.typing as npt
 from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
 from ppar_dist.data.shards.index import RECORD, DomainIndex
-from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, sha256
+from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION
 from ppar_dist.data.shards.sample import printable
 from ppar_dist.errors import DataError
+from ppar_dist.files.durable import fingerprint
 
 QUARANTINE = "quarantine.jsonl"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -230,7 +231,8 @@ def _write(folder: Path, class_set: str, rows: _Rows, findings: Findings, quaran
 
 
 def _describe(path: Path, samples: int) -> dict[str, Any]:
-    return {"name": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    size, digest = fingerprint(path)
+    return {"name": path.name, "samples": samples, "bytes": size, "sha256": digest}
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:
