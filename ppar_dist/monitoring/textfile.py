@@ -1,4 +1,4 @@
-"""The metrics as a text file, for machines without an open port: the text file collector of a node exporter."""
+"""The metrics as a text file, for machines without an open port: a node exporter collects it."""
 
 from __future__ import annotations
 
