@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 
+from tests import shapes
 from tests.ranks import write_blocks_domain
+
+install_import_hook(["ppar_dist.ppar", "ppar_dist.models"], f"{shapes.__name__}.checked")
 
 # The same examples each time, and no limit of time but for what hangs: neither the luck of the draw nor a
 # machine that stands still for a moment turns a test red. tests/fuzz/budget.py draws new ones when told to.
