@@ -25,7 +25,7 @@ from ppar_dist.files.jsonl import JsonLines, parse_record
 from ppar_dist.report import write_report
 from ppar_dist.report.records import RunRecords
 from tests.fuzz.budget import fuzzed, fuzzed_less
-from tests.unit.test_report import log_run
+from tests.unit.report.test_report import log_run
 
 TRAIN, EVAL, SAMPLES = "metrics/train.jsonl", "metrics/eval.jsonl", "metrics/samples.jsonl"
 RESULTS, EXAMPLES = "results.json", "predictions/examples.json"
