@@ -51,6 +51,27 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people read them: ``7.5 s``, ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return in_seconds(seconds)
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds beside a limit in seconds: with a decimal while it matters."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds; days before them where there are any: 0:01:05, 2 d 3:00:00."""
+    if not 0 <= seconds < 1e9:
+        return "?"
+    days, rest = divmod(round(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
+
+
 def problem(item: Any) -> str:
     """An error of a pydantic model as one line: the key, the rule and the value."""
     key = printable(".".join(str(part) for part in item["loc"]))

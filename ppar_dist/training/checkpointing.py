@@ -1,7 +1,7 @@
 """When a run's checkpoints are written, which of them are kept, and how their writing ended.
 
 The ranks gather a copy of their state in the memory of rank 0, which writes it, by default while training
-goes on: one write at most is under way.
+continues: one write at most is under way.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Checkpointing:
     def save(self, training: Training) -> None:
         """Have a checkpoint of the present step written, unless that was done. Collective.
 
-        A failure is logged, and training goes on.
+        A failure is logged, and training continues.
         """
         step = training.state.step
         if self._step == step:

@@ -48,7 +48,7 @@ def run(
     the process id that started this rank: it may have died since.
 
     Raises:
-        UserError: the configuration or the data cannot work; a retry would fail alike.
+        UserError: the configuration or the data cannot work; a retry would fail, too.
     """
     faults = config.faults
     world, board = _joined(config, preemption, launcher)
@@ -132,14 +132,14 @@ def code_of(error: Exception) -> int:
 
 
 def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
-    """End this job: another one took this one for dead, and the run's folder is its now."""
+    """End this job: another one took this one for dead and holds the run's folder."""
     monitor.withdraw()
     watch.post_failure(sentence, exit_codes.CONFIG)
     _leave_at_once(sentence, exit_codes.CONFIG)
 
 
 def _leave_at_once(sentence: str, code: int) -> NoReturn:
-    """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
+    """Say why, and end; cleaning up the process group would mean waiting for ranks that have ended."""
     last_words(f"ppar-dist: {visible_lines(sentence)}")
     with contextlib.suppress(OSError):  # as in last_words
         sys.stdout.flush()

@@ -62,7 +62,7 @@ class Recorder:
     """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
 
     def __init__(self, plan: RunPlan, world: World, state: TrainState, monitor: Monitor) -> None:
-        """The run stands at ``state``; nothing is written before ``open``."""
+        """The run is at ``state``; nothing is written before ``open``."""
         self._plan, self._world, self._monitor = plan, world, monitor
         self._diverged = False  # logged once, counted each time
         config = plan.config
@@ -121,7 +121,7 @@ class Recorder:
         return files
 
     def wants(self, step: int) -> bool:
-        """Whether ``step`` is logged; every rank answers alike."""
+        """Whether ``step`` is logged; the same on every rank."""
         return step == 1 or step % self._every == 0 or step == self._total
 
     def step(
@@ -247,7 +247,7 @@ class Recorder:
             return
         if outcome.folder is None:
             self._metrics.checkpoint_failures.inc()
-            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
+            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training continues")
             return
         self._metrics.publish_checkpoint(outcome.seconds, stall)
         self.progress.note("checkpoint", f"{outcome.step}")
