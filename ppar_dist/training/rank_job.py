@@ -27,7 +27,7 @@ from ppar_dist.processes.signals import Preempted, Preemption
 from ppar_dist.run import paths
 from ppar_dist.run.lock import RunLock
 from ppar_dist.text import visible_lines
-from ppar_dist.training.trainer import train
+from ppar_dist.training.trainer import train_rank
 from ppar_dist.watchdog import OFF, Watchdog
 
 # A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
@@ -68,7 +68,7 @@ def run(
     ):
         lock.on_lost = lambda text: _give_way(watch, monitor, text)
         try:
-            train(config, world, preemption, watch, monitor, lock, accept_changes)
+            train_rank(config, world, preemption, watch, monitor, lock, accept_changes)
             watch.phase(OFF, config.train.steps)
             if world.is_main:
                 _finish(config, world, monitor, progress)
