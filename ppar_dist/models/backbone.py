@@ -73,7 +73,7 @@ class Backbone(nn.Module):
         self.tower = tower if self.batch_norm_frozen else _synchronised(tower)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-        self._text: list[TextEncoder] = []  # a list, so that it is no submodule: never trained nor saved
+        self._text: list[TextEncoder] = []  # a list, so that it is not a submodule: never trained nor saved
         for module in self._fixed_modules():
             module.requires_grad_(False)
         self.train()

@@ -23,7 +23,7 @@ from ppar_dist.models.pyramid import SimplePyramid, level_depths, pyramid_stride
 
 
 class ClipTimm(Backbone):
-    """Token trunks get a simple pyramid; trunks with stages hand on the last four stages."""
+    """Token trunks get a simple pyramid; of trunks with stages, the last four are the levels."""
 
     tower: TimmModel
 

@@ -1,6 +1,6 @@
 """From multi-level features to narrow pixel features, with torchvision's FPN and ASPP.
 
-GroupNorm stands in for BatchNorm, and dropout is off: no statistics of a batch and no noise, so that any
+GroupNorm replaces BatchNorm, and dropout is off: no statistics of a batch and no noise, so that any
 number of ranks computes what one would.
 
 Letters: B images, C_l channels of level l (fine to coarse), W decoder width, (h_0, w_0) finest grid.

@@ -1,4 +1,4 @@
-"""What a backbone hands on.
+"""What a backbone returns.
 
 Letters: B images, C_l channels of level l, D width of the joint image-text space, (h, w) feature grid.
 """

@@ -98,7 +98,7 @@ class Trainer:
 
     @property
     def state(self) -> TrainState:
-        """Where the run stands."""
+        """Where the run is."""
         return self.learner.state
 
     def fit(self) -> TrainState:
@@ -164,14 +164,14 @@ class Trainer:
         return figures
 
     def _apply(self, step: int) -> bool:
-        """Take the step, unless loss or gradient is not finite; all ranks decide alike."""
+        """Take the step, unless loss or gradient is not finite; all ranks decide the same."""
         if self.learner.objective.is_finite():
             return self.learner.engine.step(step)
         self.learner.engine.skip()
         return False
 
     def _add_to_sync(self, batches: list[Batch]) -> None:
-        """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
+        """Add to the step's sums what ranks must agree on, and write the ledger."""
         buffer = self.learner.objective.buffer
         if self.preemption.requested:
             buffer.view("stop").add_(1)
@@ -223,7 +223,7 @@ class Trainer:
             yield batches, time.monotonic() - began
 
     def _refuse_too_many_bad(self) -> None:
-        """All ranks count alike, so all of them end."""
+        """All ranks have the same counts, so all of them end."""
         bad = [sum(self.state.bad.get(domain, {}).values()) for domain in self.domains]
         consumed = [self.state.consumed.get(domain, 0) for domain in self.domains]
         problem = quarantine.excess(bad, consumed, self.domains, self.config.data.max_bad_ratio)
@@ -284,7 +284,7 @@ class Trainer:
         """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
 
         Raises:
-            UserError: on every rank alike, when too many of these samples are bad.
+            UserError: on every rank, when too many of these samples are bad.
         """
         self.watch.phase("evaluate", self.state.step)
         self.state.evaluated_step = self.state.step

@@ -86,7 +86,7 @@ class Watchdog:
         return self.exchange.report()
 
     def blame(self, error: BaseException) -> str | None:
-        """Who made a collective fail with ``error``: a sentence, also told to the other ranks.
+        """Who made a collective fail with ``error``: a sentence, which is also posted for the other ranks.
 
         None if ``error`` is not about another rank. Waits until the board shows who it was, at most
         ``peer_s`` and two beats. From here on this rank is expected to end: it has ``peer_s`` for that.
