@@ -17,8 +17,8 @@ from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
 from ppar_dist.data.shards.index import RECORD, DomainIndex
 from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, sha256
-from ppar_dist.data.shards.sample import printable
 from ppar_dist.errors import DataError
+from ppar_dist.text import printable
 
 QUARANTINE = "quarantine.jsonl"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
