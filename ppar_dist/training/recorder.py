@@ -16,6 +16,7 @@ from torch import Tensor
 from ppar_dist.checkpoint import Outcome
 from ppar_dist.class_sets import class_set
 from ppar_dist.data.order import Order
+from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.data.sources import training_shares
 from ppar_dist.distributed.world import World
 from ppar_dist.evaluation.confusion import class_iou, mean_iou
@@ -23,7 +24,7 @@ from ppar_dist.files.jsonl import JsonLines
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.alignment import Stage, next_stage
 from ppar_dist.ppar.diagnostics import Detail, Figures
-from ppar_dist.run.state import TrainState
+from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.view.progress import Progress, StepSummary
@@ -128,8 +129,16 @@ class RunLog:
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
         record |= {f"lr/{name}": rate for name, rate in rates.items()}
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
+        record |= self._counts(figures)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def _counts(self, figures: Figures) -> dict[str, float]:
+        """What ranks counted in a step besides the figures, by name; without zeros."""
+        bad = bad_counts(figures.shared_counts["bad"].tolist(), self._domains, REASONS)
+        named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
+        stop = float(figures.shared_counts["stop"])
+        return ({"stop": stop} if stop else {}) | named
 
     def diverged(self, step: int) -> None:
         """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""

@@ -29,21 +29,19 @@ from ppar_dist.models.losses import segmentation_loss
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
-from ppar_dist.ppar.objective import Objective
+from ppar_dist.ppar.objective import Objective, StepSettings
 from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.teacher import build_teacher
 from ppar_dist.processes.signals import Preempted, Preemption, exit_code
 from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
-from ppar_dist.run.state import BAD, TrainState, bad_names
+from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.recorder import RunLog
 from ppar_dist.training.runfolder import RunFolder, Training
 from ppar_dist.training.saver import Saver
 from ppar_dist.watchdog import Watchdog
-
-_STOP = "stop"  # sum over the ranks that were asked to stop
 
 
 class Trainer:
@@ -120,7 +118,7 @@ class Trainer:
             self._refuse_too_many_bad()
             if self.state.non_finite >= self.config.faults.max_non_finite:
                 self.roll_back()
-            if figures.extras[_STOP]:
+            if figures.shared_counts["stop"]:
                 self.stop()
             is_best = self._is_evaluation_due() and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
@@ -138,12 +136,12 @@ class Trainer:
         engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
         step = self.state.step
         torch.manual_seed(noise_seed(self.config.seed, step, self.world.rank))
-        objective.begin_step(step / self.config.train.steps)
+        settings = objective.begin_step(step / self.config.train.steps)
         self._add_to_sync(batches)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             self.watch.phase("forward", step + 1)
-            loss = self._loss(batch.to(self.world.device))
+            loss = self._loss(batch.to(self.world.device), settings)
             if last:
                 pending = self.world.start_sum(objective.buffer.flat)
             self.watch.phase("backward", step + 1)
@@ -152,14 +150,15 @@ class Trainer:
         pending.wait()
         self.watch.phase("step", step + 1)
         applied = self._apply(step)
-        figures = objective.end_step(detail=self.log.wants(step + 1), fold=applied)
-        if self.replica_check.is_broken(figures.extras):
+        figures = objective.end_step(settings, detail=self.log.wants(step + 1), fold=applied)
+        if self.replica_check.is_broken(figures.shared_counts["checksum"]):
             self.log.diverged(step)
         self.replica_check.note(figures.detail)
         if teacher is not None and applied:
             teacher.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
-        self.state.advance(self.config.train.global_batch, applied, consumed, figures.extras)
+        bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, sample.REASONS)
+        self.state.advance(self.config.train.global_batch, applied, consumed, bad)
         return figures
 
     def _apply(self, step: int) -> bool:
@@ -171,14 +170,12 @@ class Trainer:
 
     def _add_to_sync(self, batches: list[Batch]) -> None:
         """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
-        objective = self.training.objective
+        buffer = self.training.objective.buffer
         if self.preemption.requested:
-            objective.add_extra(_STOP, 1)
-        for name, piece in self.replica_check.tell().items():
-            objective.add_extra(name, piece)
+            buffer.view("stop").add_(1)
+        buffer.add("checksum", self.replica_check.tell())
         for bad in (bad for batch in batches for bad in batch.bad):
-            domain = self.domains[bad.domain]
-            objective.add_extra(f"{BAD}{domain}/{bad.reason}", 1)
+            buffer.view("bad")[bad.domain, sample.REASONS.index(bad.reason)] += 1
             self.quarantine.write(bad)
         if self.ledger is not None:
             positions = [int(position) for batch in batches for position in batch.positions]
@@ -186,19 +183,20 @@ class Trainer:
             samples = [f"{self.domains[domain]}/{key}" for domain, key in rows]
             self.ledger.write(self.state.step + 1, positions, samples)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch, settings: StepSettings) -> torch.Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
         prediction = self.training.engine.forward(batch.images, self.config.ppar.enabled)
-        terms = self.training.objective.terms(
+        losses = self.training.objective.losses(
+            settings,
             prediction.dense,
             batch.labels,
             batch.domains,
             segmentation_loss(prediction.logits, batch.labels),
-            slots=batch.positions - self.state.samples_seen,
+            batch_slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
             attempts=batch.attempts,
         )
-        return terms.total.mean()
+        return losses.total.mean()
 
     def _teacher_features(self, batch: Batch) -> torch.Tensor | None:
         teacher = self.training.teacher
@@ -335,11 +333,11 @@ def build_training(plan: RunPlan, world: World) -> Training:
         num_classes=classes.num_classes,
         global_batch=config.train.global_batch,
         device=world.device,
-        extras=[
-            _STOP,
-            *ReplicaCheck.NAMES,
-            *bad_names([index.name for index in plan.indexes], sample.REASONS),
-        ],
+        shared_counts={
+            "stop": (1,),  # ranks that were asked to stop
+            "checksum": (ReplicaCheck.PIECES,),
+            "bad": (len(plan.indexes), len(sample.REASONS)),  # bad samples by domain and reason
+        },
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Training(engine, objective, teacher, TrainState())

@@ -1,6 +1,6 @@
 """What a PPAR step costs against a plain step, paired in one run, with the bytes and time of the all-reduce.
 
-    PPAR_TEST_DATA=D/.. python -m benchmarks.step [--steps 8] [--rounds 5] [key=value ...]
+    PPAR_TEST_DATA=D/.. python -m benchmarks.speed.step [--steps 8] [--rounds 5] [key=value ...]
 
 Both trainers live in one process and take turns, a few steps each, on batches already in memory: only the
 step is measured. Ratios are medians over rounds, of CPU time on one thread and of wall time. Then each side
@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.runs import prepare_streets, real_data
-from benchmarks.trainers import batches_in_memory, build_trainer
+from benchmarks.speed.trainers import batches_in_memory, build_trainer
 from ppar_dist.config.load import load_config
 from ppar_dist.distributed import rendezvous
 from ppar_dist.distributed.world import World
@@ -98,10 +98,10 @@ def in_processes(arguments: Sequence[str], ranks: int = 1) -> None:
     children = []
     for rank in range(ranks):
         variables = joined | {"RANK": str(rank), "LOCAL_RANK": str(rank)} if ranks > 1 else {}
-        command = [sys.executable, "-m", "benchmarks.step", *arguments]
+        command = [sys.executable, "-m", "benchmarks.speed.step", *arguments]
         children.append(subprocess.Popen(command, env=os.environ | variables, stderr=subprocess.DEVNULL))
     if any([child.wait() for child in children]):
-        sys.exit(f"benchmarks.step {' '.join(arguments)} failed")
+        sys.exit(f"benchmarks.speed.step {' '.join(arguments)} failed")
 
 
 def main() -> None:

@@ -1,8 +1,8 @@
 """How long a job lives on after a rank has died or hangs, and who is named: a table of faults.
 
-    python -m benchmarks.watchdog [--stall 3] [--peer 2] [--ranks 3] [--runs 3] [CASE ...]
+    python -m benchmarks.faults.watchdog [--stall 3] [--peer 2] [--ranks 3] [--runs 3] [CASE ...]
 
-Each case starts real gloo ranks (``benchmarks.faulty_rank``), of which one goes wrong at step 3,
+Each case starts real gloo ranks (``benchmarks.faults.faulty_rank``), of which one goes wrong at step 3,
 a second after its phase began, or when all others have heard of that phase. The time runs from the fault to
 the end of the last rank that had none.
 Then what watching costs.
@@ -112,7 +112,7 @@ def _start(arguments: Sequence[str], files: Sequence[Path]) -> list[subprocess.P
     shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     processes = []
     for rank, file in enumerate(files):
-        command = [sys.executable, "-m", "benchmarks.faulty_rank", *arguments]
+        command = [sys.executable, "-m", "benchmarks.faults.faulty_rank", *arguments]
         variables = shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
         with file.open("wb") as output:
             processes.append(

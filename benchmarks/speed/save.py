@@ -1,6 +1,6 @@
 """What a checkpoint costs the training that takes it, written by a thread or by the training thread itself.
 
-    python -m benchmarks.save --parameters 100e6 --out /shared/storage [--rounds 5] [--work matmul python]
+    python -m benchmarks.speed.save --parameters 100e6 --out /shared/storage [--work matmul python]
 
 The checkpoint is that of AdamW: parameters and two moments, fp32, 12 bytes a parameter. One thread "trains":
 ``matmul`` multiplies matrices on one core (Python's lock is free meanwhile), ``python`` counts in a Python

@@ -1,9 +1,10 @@
 """What the method gains on real streets: plain fine-tuning against PPAR and PPAR without each part.
 
-    PPAR_TEST_DATA=D/.. python -m benchmarks.ablation --out results/ablation
+    PPAR_TEST_DATA=D/.. python -m benchmarks.gain.ablation --out results/ablation
 
 Same model, data, budget and augmentation; three seeds; judged on targets that no run trained on, with
-the last checkpoint. `PPAR, equal time` takes fewer steps, by the ratio that benchmarks/step.py measured.
+the last checkpoint. `PPAR, equal time` takes fewer steps, by the ratio that
+benchmarks/speed/step.py measured.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """How fast is the loader? Paired rounds in one run, so that a noisy machine hits all sides alike.
 
-    python benchmarks/loader.py shards/camvid_0016E5 --workers 1 --rounds 7
+    python benchmarks/speed/loader.py shards/camvid_0016E5 --workers 1 --rounds 7
 
 Every round runs all contestants once, in turn, over the same number of samples of one domain:
 

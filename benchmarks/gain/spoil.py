@@ -1,6 +1,6 @@
 """Spoils a known part of prepared shards, to measure what reweighting is for.
 
-    python -m benchmarks.spoil --shards shards
+    python -m benchmarks.gain.spoil --shards shards
 
 `<domain>_permuted`: in a third of a domain's images the class ids of the label are permuted by a random
 derangement of the K classes, drawn per image. `<domain>_kept`: the same domain without that third.

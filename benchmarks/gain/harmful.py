@@ -1,8 +1,8 @@
 """How much harm of spoiled sources reweighting takes away, and how early its weights tell them.
 
-    PPAR_TEST_DATA=D/.. python -m benchmarks.harmful --out results/harmful --chart docs/harmful.png
+    PPAR_TEST_DATA=D/.. python -m benchmarks.gain.harmful --out results/harmful --chart docs/harmful.png
 
-Two scenarios on real streets (see benchmarks/spoil.py): the labels of a third of one source are
+Two scenarios on real streets (see benchmarks/gain/spoil.py): the labels of a third of one source are
 permuted; a further source shows no street and has random labels. For each: the method with
 reweighting, without it, without it after the spoiled part was removed by hand, and plain fine-tuning
 on the spoiled data; the same model, steps and augmentation. Runs that have results are not repeated.
@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.gain.separation import chart, course, mean_known, read_draws, weight_ratio
+from benchmarks.gain.spoil import spoil, spoiled_keys
 from benchmarks.runs import Job, prepare_streets, run_all, scores, table
-from benchmarks.separation import chart, course, mean_known, read_draws, weight_ratio
-from benchmarks.spoil import spoil, spoiled_keys
 
 SPOILT, OTHERS = "camvid_0016E5", ("camvid_0006R0", "camvid_Seq05VD")
 TARGETS = {"dusk": "camvid_0001TP", "facade": "labelmefacade_test"}

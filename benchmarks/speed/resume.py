@@ -1,6 +1,6 @@
 """What a resume waits for its first batch, against the position it resumes at.
 
-    python -m benchmarks.resume shards/camvid_0016E5 --rounds 5
+    python -m benchmarks.speed.resume shards/camvid_0016E5 --rounds 5
 
 Each contestant begins with nothing open and ends with one batch of the samples from a position on, whole
 images at their stored size, in this process:
@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import torch
 import webdataset
 
-from benchmarks.loader import BATCH, PLAIN, configuration, to_tensors
+from benchmarks.speed.loader import BATCH, PLAIN, configuration, to_tensors
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.shards.index import DomainIndex
 

@@ -1,6 +1,6 @@
 """What a run loses that is killed again and again, on ever other numbers of ranks: nothing.
 
-    python -m benchmarks.kills --kills 40 --out results/kills [--seed 0] [--same-ranks]
+    python -m benchmarks.faults.kills --kills 40 --out results/kills [--seed 0] [--same-ranks]
 
 A tiny model trains on rendered streets (with PPAR_TEST_DATA on real ones) and notes in the sample ledger
 what it trains on. At moments that the seed draws, among them those in which a checkpoint is being
@@ -26,8 +26,8 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.faults.siege import Job, Siege, besiege
 from benchmarks.runs import prepare_streets, real_data
-from benchmarks.siege import Job, Siege, besiege
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.run.audit import audit

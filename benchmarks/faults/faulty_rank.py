@@ -1,9 +1,9 @@
 """One rank of a small training loop under the watchdog, in which one rank goes wrong at step 3.
 
-    python -m benchmarks.faulty_rank FAULT --rank 1 --stall 3 --peer 2 --folder F     # started once per rank
+    python -m benchmarks.faults.faulty_rank FAULT --rank 1 --stall 3 --peer 2 --folder F   # once per rank
 
-The program that ``benchmarks.watchdog`` and the watchdog's tests run. Just before it goes wrong the faulty
-rank prints ``fault at T``, T in seconds of the machine's monotonic clock.
+The program that ``benchmarks.faults.watchdog`` and the watchdog's tests run. Just before it goes wrong
+the faulty rank prints ``fault at T``, T in seconds of the machine's monotonic clock.
 """
 
 from __future__ import annotations

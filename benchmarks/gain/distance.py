@@ -1,6 +1,6 @@
 """What alignment does to the distance between domains, against the baseline.
 
-    python -m benchmarks.distance --shards shards --run "plain fine-tuning" results/ablation/plain-* \\
+    python -m benchmarks.gain.distance --shards shards --run "plain fine-tuning" results/ablation/plain-* \\
         --run PPAR results/ablation/PPAR-seed*
 
 Features are those of the trunk's level of stride 16 (`--level trunk`), before any projection to the joint
