@@ -51,7 +51,7 @@ class Side:
             self.publish(self.figures)
 
     def publish(self, figures: Figures) -> None:
-        """What ``RunLog.step`` publishes."""
+        """What ``Recorder.step`` publishes."""
         engine, monitor = self.trainer.training.engine, self.monitor
         assert monitor.run is not None
         monitor.rank.publish_step(0.001)

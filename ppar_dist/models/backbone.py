@@ -14,7 +14,6 @@ import math
 
 import torch
 import torch.nn.functional as F
-from timm.layers import convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -70,7 +69,7 @@ class Backbone(nn.Module):
         self.dense_stride, self.embed_dim, self.multiple = shape.dense_stride, shape.embed_dim, shape.multiple
         self.frozen = cfg.trainable == "none"
         self.batch_norm_frozen = cfg.batch_norm == "frozen"
-        self.tower = tower if self.batch_norm_frozen else convert_sync_batchnorm(tower)
+        self.tower = tower if self.batch_norm_frozen else _synchronised(tower)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self._text: list[TextEncoder] = []  # a list, so that it is no submodule: never trained nor saved
@@ -157,3 +156,9 @@ class Backbone(nn.Module):
 
     def _padded(self, size: int) -> int:
         return math.ceil(4 * math.ceil(size / 4) / self.multiple) * self.multiple
+
+
+def _synchronised(tower: nn.Module) -> nn.Module:
+    from timm.layers import convert_sync_batchnorm  # late: its import takes a second
+
+    return convert_sync_batchnorm(tower)

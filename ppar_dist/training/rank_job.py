@@ -24,7 +24,7 @@ from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.rank_log import last_words
 from ppar_dist.processes.signals import Preempted, Preemption
-from ppar_dist.report import write_report
+from ppar_dist.run import paths
 from ppar_dist.run.lock import RunLock
 from ppar_dist.text import visible_lines
 from ppar_dist.training.trainer import train
@@ -52,7 +52,7 @@ def run(
     """
     faults = config.faults
     world, board = _joined(config, preemption, launcher)
-    folder = config.run.dir / "logs"
+    folder = paths.logs(config.run.dir)
     job = environment.scheduler_job()
     lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
     monitor = Monitor(config, world)
@@ -111,6 +111,8 @@ def _finish(
     config: Config, world: World, monitor: Monitor, progress: Callable[[str, int, int], None] | None
 ) -> None:
     """Score the targets that the configuration names, and write the report."""
+    from ppar_dist.report import write_report  # late: only rank 0, and only at the end
+
     run = config.run.dir
     results = score(run, config.targets, world.device, progress=progress) if config.targets else None
     if results is not None and monitor.run is not None:

@@ -11,17 +11,18 @@ import io
 import struct
 import zlib
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, UnidentifiedImageError
-from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.errors import DataError
 from ppar_dist.text import printable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Every reason a SampleError may give; metrics are labelled with these words.
 REASONS = (
@@ -153,6 +154,9 @@ def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None 
 
     ``image`` is ``raw`` opened by ``open_image``.
     """
+    import torch  # late, with torchvision: who indexes or inspects shards makes no tensors
+    from torchvision.io import ImageReadMode, decode_jpeg
+
     scaled = min_side is not None and min(image.size) >= 2 * min_side
     if scaled or image.mode != "RGB":
         pixels = np.array(decode_pixels(image, where, min_side))
