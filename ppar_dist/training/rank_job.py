@@ -13,7 +13,7 @@ from typing import NoReturn
 from ppar_dist import exit_codes
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.config.schema import Config
-from ppar_dist.data.loader import WorkerDied
+from ppar_dist.data.workers import WorkerDied
 from ppar_dist.distributed import environment, rendezvous
 from ppar_dist.distributed.board import Board
 from ppar_dist.distributed.world import World
