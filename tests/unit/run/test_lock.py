@@ -23,6 +23,8 @@ from ppar_dist.run import lock as run_lock
 from ppar_dist.run.lock import NAME, Holder, RunLock, read_holder
 from tests.ranks import TIMEOUT_S, rank_environment
 
+pytestmark = pytest.mark.process
+
 SILENT_S = 1.5
 LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may stand still for seconds
 # Holds the lock until it is told to end; `machine` as another machine's processes would have it.
