@@ -18,7 +18,7 @@ quick: $(STAMP)  ## style and the unit tests, which start no process
 	$(PYTEST) -m unit --hypothesis-profile quick tests/unit
 
 test: $(STAMP) lint  ## every module, with real processes and ranks
-	$(PYTEST) tests/distributed tests/unit
+	$(PYTEST) -m 'unit or process'
 
 test-all: $(STAMP) lint  ## also whole jobs, faults, kills and fuzzing: everything but the cluster
 	$(PYTEST)

@@ -1,1 +1,1 @@
-"""Measurements: every figure of the README comes from one of these commands."""
+"""Measurements: every figure of the docs comes from one of these commands."""

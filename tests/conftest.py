@@ -22,6 +22,7 @@ TIERS = {
     "jobs": "job",
     "kill": "kill",
     "distributed": "process",
+    "written_before": "process",
     "fuzz": "fuzz",
     "unit": "unit",
     "cluster": "cluster",

@@ -40,6 +40,7 @@ class Forked:
         self, command: Sequence[str], environment: Mapping[str, str], stdout: IO[Any], stderr: IO[Any]
     ) -> None:
         """``python -m COMMAND`` in this folder."""
+        sys.audit("subprocess.Popen", sys.executable, command, None, environment)
         self.returncode: int | None = None
         request = {"command": list(command), "environment": dict(environment), "folder": os.getcwd()}
         self._connection, theirs = socket.socketpair()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.watchdog import CASES, Case, Outcome, run_case
+from benchmarks.faults.watchdog import CASES, Case, Outcome, run_case
 from tests.ranks import TIMEOUT_S, rank_environment
 
 STALL_S, PEER_S = 3.0, 2.5
@@ -155,7 +155,7 @@ def test_under_torchrun_each_start_has_a_board_of_its_own(tmp_path: Path) -> Non
     launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
     limits = ["--stall", str(STALL_S), "--peer", str(PEER_S), "--folder", str(tmp_path)]
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "benchmarks.faulty_rank", "hang", *limits],
+        [sys.executable, *launcher, "-m", "benchmarks.faults.faulty_rank", "hang", *limits],
         env=rank_environment(),
         capture_output=True,
         text=True,

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kills import history
+from benchmarks.faults.kills import history
 from ppar_dist import checkpoint
 from ppar_dist.config.load import load_config
 from ppar_dist.data.order import Order

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.kills import GLOBAL_BATCH, history, tensors
-from benchmarks.siege import Siege, Stand, besiege
+from benchmarks.faults.kills import GLOBAL_BATCH, history, tensors
+from benchmarks.faults.siege import Siege, Stand, besiege
 from ppar_dist.run.audit import audit
 from tests.distributed.test_equivalence import Run
 from tests.faults.held import Hold
@@ -78,5 +78,5 @@ def test_other_ranks_and_stages_end_the_same_up_to_rounding(
     run, siege = killed(blocks, tmp_path, None, monkeypatch)
     assert_proven(run, siege, undisturbed)
     assert len(set(siege.ranks)) > 1
-    if STEPS <= 30:  # rounding grows with the steps; benchmarks.kills measures it
+    if STEPS <= 30:  # rounding grows with the steps; benchmarks.faults.kills measures it
         assert_equal_up_to_rounding(Run(undisturbed), Run(run))

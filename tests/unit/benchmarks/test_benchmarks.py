@@ -13,10 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.distance import distances, domain_centroids
-from benchmarks.harmful import harm_taken_away
-from benchmarks.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
-from benchmarks.spoil import (
+from benchmarks.gain.distance import distances, domain_centroids
+from benchmarks.gain.harmful import harm_taken_away
+from benchmarks.gain.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
+from benchmarks.gain.spoil import (
     PICTURES,
     derangement,
     irrelevant_domain,

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import resume
-from benchmarks.loader import BATCH
+from benchmarks.speed import resume
+from benchmarks.speed.loader import BATCH
 from ppar_dist.data.loader import Batch
 from ppar_dist.data.shards.index import DomainIndex
 from tests.ranks import write_blocks_domain

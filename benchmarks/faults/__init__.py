@@ -1,0 +1,1 @@
+"""What a run survives, and how soon it ends."""

@@ -1,0 +1,1 @@
+"""What the method gains, and how it is measured."""

@@ -1,0 +1,232 @@
+"""How fast is the loader? Paired rounds in one run, so that a noisy machine hits all sides alike.
+
+    python benchmarks/speed/loader.py shards/camvid_0016E5 --workers 1 --rounds 7
+
+Every round runs all contestants once, in turn, over the same number of samples of one domain:
+
+* ``decode``      JPEG (torchvision) and PNG (Pillow) decoding alone, by the very calls of the loader, of
+                  bytes already in memory, in as many processes;
+* ``loader``      ours without augmentation: whole images at their stored size, checked, in batches;
+* ``stock``       a stock WebDataset pipeline over the same shards doing the same;
+* ``loader+aug``  ours with the default augmentation;
+* ``stock+aug``   the stock pipeline with torchvision.transforms.v2 classes of the same strengths.
+
+The figure of a contestant is the median over rounds; a ratio is the median of the rounds' ratios.
+Goal: loader at least 0.9 of decode. ``--workers 0`` keeps everything in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import webdataset
+from PIL import Image
+from torchvision import tv_tensors
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import AugmentConfig, Config
+from ppar_dist.data.loader import train_loader
+from ppar_dist.data.shards.index import DomainIndex
+
+PLAIN = {"scale": (1, 1), "flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
+BATCH = 8
+
+
+def main() -> None:
+    """Run the rounds and print medians and ratios."""
+    args = parse_arguments()
+    torch.set_num_threads(1)
+    index = DomainIndex.open(args.domain)
+    count = max(args.samples // BATCH, 1) * BATCH
+    contestants = build(index, args.workers, count)
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(args.rounds + 1):
+        names = list(contestants)
+        for name in names[number % len(names) :] + names[: number % len(names)]:
+            seconds = contestants[name]()
+            if number:  # the first round warms the page cache
+                times[name].append(seconds)
+    report(times, count, args.json)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("domain", type=Path, help="a domain folder; its images have one size")
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--json", action="store_true")
+    return parser.parse_args()
+
+
+def report(times: dict[str, list[float]], count: int, as_json: bool) -> None:
+    """Samples per second, and ratios of speeds paired by round."""
+    rates = {name: count / np.array(seconds) for name, seconds in times.items()}
+    pairs = [("loader", "decode"), ("loader", "stock"), ("loader+aug", "stock+aug"), ("loader+aug", "decode")]
+    if as_json:
+        figures = {f"{a}/{b}": float(np.median(rates[a] / rates[b])) for a, b in pairs}
+        print(
+            json.dumps({"samples_per_second": {n: float(np.median(r)) for n, r in rates.items()}, **figures})
+        )
+        return
+    for name, rate in rates.items():
+        print(f"{name:12s}{np.median(rate):8.1f} samples/s   [{rate.min():.1f}, {rate.max():.1f}]")
+    for one, other in pairs:
+        ratio = rates[one] / rates[other]
+        print(f"{one} / {other:12s} {np.median(ratio):.2f}   [{ratio.min():.2f}, {ratio.max():.2f}]")
+
+
+def build(index: DomainIndex, workers: int, count: int) -> dict[str, Callable[[], float]]:
+    """The contestants: each runs once and returns seconds from its first batch on, per ``count`` samples."""
+    height, width = int(index.records[0]["height"]), int(index.records[0]["width"])
+    plain = configuration(index, workers, PLAIN, min(height, width), (height, width))
+    augmented = configuration(index, workers, {}, 180, (180, 240))
+    raw = [(sample.image, sample.label) for sample in map(index.read, range(min(len(index), count)))]
+    return {
+        "decode": lambda: decode_alone(raw, max(workers, 1), count),
+        "loader": lambda: consume(ours(plain, index, count + BATCH * warm(workers)), warm(workers)),
+        "stock": lambda: consume(stock(index, workers, count, to_tensors), warm(workers)),
+        "loader+aug": lambda: consume(ours(augmented, index, count + BATCH * warm(workers)), warm(workers)),
+        "stock+aug": lambda: consume(stock(index, workers, count, Augment(augmented.augment)), warm(workers)),
+    }
+
+
+def warm(workers: int) -> int:
+    """Batches before the clock starts: workers have been forked, and hold what they prefetch."""
+    return 3 * workers
+
+
+def consume(batches: Iterator[Any], skip: int) -> float:
+    """Seconds for all batches after the first ``skip``, which the caller has added."""
+    for _ in range(skip):
+        next(batches)
+    start = time.perf_counter()
+    for _ in batches:
+        pass
+    return time.perf_counter() - start
+
+
+def configuration(
+    index: DomainIndex, workers: int, augment: dict[str, Any], size: int, crop: tuple[int, int]
+) -> Config:
+    """A run's configuration over one domain, nothing held out."""
+    data = {"root": str(index.path.parent), "classes": index.class_set, "sources": [index.name]}
+    return parse_config(
+        {
+            "run": {"dir": "unused"},
+            "data": data | {"size": size, "crop": crop, "holdout": 0, "workers": workers},
+            "augment": augment,
+            "model": {"backbone": {"kind": "open_clip"}},
+            "train": {"steps": 1, "global_batch": BATCH},
+        }
+    )
+
+
+def ours(cfg: Config, index: DomainIndex, count: int) -> Iterator[Any]:
+    """Our loader."""
+    return iter(train_loader(cfg, [index], rank=0, world_size=1, start_position=0, stop_position=count))
+
+
+def stock(index: DomainIndex, workers: int, count: int, transform: Callable[..., Any]) -> Iterator[Any]:
+    """WebDataset as its documentation shows it: tars parsed, a shuffle buffer, Pillow decoding, batches."""
+    urls = [str(index.path / shard) for shard in index.shards]
+    dataset = (
+        webdataset.WebDataset(urls, resampled=True, shardshuffle=False)
+        .shuffle(100)
+        .decode("pil")
+        .to_tuple("jpg", "png")
+        .map(transform)
+        .batched(BATCH)
+        .with_epoch(-(-count // BATCH // max(workers, 1)) + 3)
+    )
+    loader = webdataset.WebLoader(dataset, batch_size=None, num_workers=workers)
+    return limited(iter(loader), count // BATCH + warm(workers))
+
+
+def limited(batches: Iterator[Any], number: int) -> Iterator[Any]:
+    """The first ``number`` batches."""
+    for _, batch in zip(range(number), batches, strict=False):
+        yield batch
+
+
+def to_tensors(pair: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+    """uint8 (3, H, W) and (H, W)."""
+    return v2.functional.pil_to_tensor(pair[0]), label_tensor(pair[1])
+
+
+def label_tensor(image: Image.Image) -> torch.Tensor:
+    """WebDataset decodes every PNG to RGB: one channel of it holds the ids."""
+    return torch.from_numpy(np.array(image)[..., 0].copy())
+
+
+class Augment:
+    """What a user would write with the classes of torchvision.transforms.v2, on uint8 tensors."""
+
+    def __init__(self, cfg: AugmentConfig) -> None:
+        jitter = v2.ColorJitter(cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
+        self.transform = v2.Compose(
+            [
+                v2.ScaleJitter((180, 240), cfg.scale, antialias=True),
+                v2.RandomCrop(
+                    (180, 240), pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}
+                ),
+                v2.RandomHorizontalFlip(cfg.flip),
+                v2.RandomApply([jitter], cfg.photometric),
+                v2.RandomGrayscale(cfg.grayscale),
+                v2.RandomApply([v2.GaussianBlur(5, (0.3, 1.5))], cfg.blur),
+            ]
+        )
+
+    def __call__(self, pair: tuple[Image.Image, Image.Image]) -> tuple[torch.Tensor, torch.Tensor]:
+        """uint8 (3, h, w) and (h, w)."""
+        image, label = to_tensors(pair)
+        return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
+
+
+def decode_alone(raw: list[tuple[bytes, bytes]], processes: int, count: int) -> float:
+    """Seconds to decode ``count`` pairs from memory, by as many processes as the loader has workers.
+
+    Forked processes have the bytes already and time themselves, so that starting them does not count.
+    """
+    if processes == 1:
+        return decode_part(raw, range(count))
+    context = multiprocessing.get_context("fork")
+    ready, times = context.Barrier(processes), context.Queue()
+
+    def work(part: int) -> None:
+        ready.wait()
+        times.put(decode_part(raw, range(part, count, processes)))
+
+    workers = [context.Process(target=work, args=(part,)) for part in range(processes)]
+    for worker in workers:
+        worker.start()
+    slowest = max(times.get() for _ in workers)
+    for worker in workers:
+        worker.join()
+    return slowest
+
+
+def decode_part(raw: list[tuple[bytes, bytes]], numbers: range) -> float:
+    """Seconds to decode these numbers (modulo the samples there are)."""
+    start = time.perf_counter()
+    for number in numbers:
+        image, label = raw[number % len(raw)]
+        decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        np.asarray(Image.open(io.BytesIO(label)))
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
