@@ -178,6 +178,7 @@ def test_a_report_survives_the_board() -> None:
     assert Heartbeat.from_text(report.to_text()) == report
 
 
+@pytest.mark.process
 def test_the_kernel_knows_a_stopped_a_killed_and_another_process_of_that_pid() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
@@ -219,6 +220,7 @@ def test_a_board_is_read_without_waiting_for_ranks_that_never_posted() -> None:
     assert boards[0].read() == boards[2].read() == {0: "mine", 2: "second"}
 
 
+@pytest.mark.process
 def test_a_board_whose_store_has_gone_says_so() -> None:
     program = (
         "import sys, torch.distributed as dist\n"
@@ -319,6 +321,7 @@ with Watchdog(world, board.open_board(world), 1.0, 1.5, Path(sys.argv[2])) as wa
 """
 
 
+@pytest.mark.process
 def test_a_write_under_way_is_waited_for_before_the_end(tmp_path: Path) -> None:
     note = tmp_path / "note"
     command = [sys.executable, "-c", LAST_WORK, str(note), str(tmp_path / "logs")]
