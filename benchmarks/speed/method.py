@@ -48,17 +48,14 @@ class Case:
     def step(self, progress: float, detail: bool) -> dict[str, float]:
         """Milliseconds of each part of one step."""
         spent: dict[str, float] = {}
-        slots = torch.arange(len(self.domains))
-        _timed(spent, "begin", lambda: self.objective.begin_step(progress))
-        terms = _timed(
-            spent,
-            "terms",
-            lambda: self.objective.terms(self.dense, self.labels, self.domains, self.seg_loss, slots),
-        )
+        batch_slots = torch.arange(len(self.domains))
+        settings = _timed(spent, "begin", lambda: self.objective.begin_step(progress))
+        inputs = (self.dense, self.labels, self.domains, self.seg_loss, batch_slots)
+        losses = _timed(spent, "losses", lambda: self.objective.losses(settings, *inputs))
         self.dense.grad = None
-        if terms.total.requires_grad:
-            _timed(spent, "backward", lambda: terms.total.mean().backward())
-        _timed(spent, "end, detail" if detail else "end", lambda: self.objective.end_step(detail))
+        if losses.total.requires_grad:
+            _timed(spent, "backward", lambda: losses.total.mean().backward())
+        _timed(spent, "end, detail" if detail else "end", lambda: self.objective.end_step(settings, detail))
         return spent
 
 

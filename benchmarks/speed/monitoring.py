@@ -51,7 +51,7 @@ class Side:
             self.publish(self.figures)
 
     def publish(self, figures: Figures) -> None:
-        """What ``RunLog.step`` publishes."""
+        """What ``Recorder.step`` publishes."""
         engine, monitor = self.trainer.training.engine, self.monitor
         assert monitor.run is not None
         monitor.rank.publish_step(0.001)
@@ -63,16 +63,16 @@ class Side:
 
     def seconds(self, steps: int, publishes: bool) -> float:
         """CPU seconds of this process per step."""
-        state, agreement = self.trainer.training.objective.state, self.trainer.agreement
+        state, check = self.trainer.training.objective.state, self.trainer.replica_check
         if not publishes:
             state.checksum = lambda: 0  # type: ignore[union-attr, method-assign]
-            agreement.note = lambda detail: None  # type: ignore[method-assign]
+            check.note = lambda detail: None  # type: ignore[method-assign]
         began = time.process_time()
         for number in range(steps):
             self.step(number, publishes)
         taken = time.process_time() - began
         if not publishes:
-            del state.checksum, agreement.note  # type: ignore[union-attr]
+            del state.checksum, check.note  # type: ignore[union-attr]
         return taken / steps
 
 
@@ -125,10 +125,10 @@ def parts(side: Side, every: int, scrapes: float) -> list[tuple[str, float, floa
     plain, full = replace(figures, detail=None), replace(figures, detail=state.detail())
 
     def compare() -> None:
-        trainer.agreement.note(full.detail)
-        for name, piece in trainer.agreement.tell().items():
-            trainer.training.objective.add_extra(name, piece)
-        trainer.agreement.is_broken(dict.fromkeys(trainer.agreement.NAMES, 0.0))
+        check, buffer = trainer.replica_check, trainer.training.objective.buffer
+        check.note(full.detail)
+        buffer.add("checksum", check.tell())
+        check.is_broken(torch.zeros(check.PIECES))
 
     assert side.monitor.url is not None
     return [

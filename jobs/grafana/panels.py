@@ -214,7 +214,7 @@ MACHINE = (
         (
             Query(f"run:ppar_checkpoint_age_seconds{RUN}", "age"),
             Query(f"run:ppar_checkpoint_interval_seconds{RUN}", "planned interval"),
-            Query(f"max by (run) (ppar_checkpoint_stall_seconds{RUN})", "training stood still"),
+            Query(f"max by (run) (ppar_checkpoint_stall_seconds{RUN})", "training blocked"),
         ),
         "s",
         low=0,

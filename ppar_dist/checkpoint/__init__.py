@@ -24,8 +24,13 @@ Hidden names, which a kill may leave and the next save clears away: ``.writing-s
 from ppar_dist.checkpoint.finding import find_checkpoint, is_complete, opened, resolve, verify
 from ppar_dist.checkpoint.layout import (
     FORMAT,
+    GENERATOR,
     LATEST,
     MANIFEST,
+    METHOD,
+    MODEL,
+    OPTIMIZER,
+    STATE,
     CheckpointError,
     checkpoint_name,
     checkpoints_dir,
@@ -43,8 +48,13 @@ from ppar_dist.files.durable import write_atomically
 
 __all__ = [
     "FORMAT",
+    "GENERATOR",
     "LATEST",
     "MANIFEST",
+    "METHOD",
+    "MODEL",
+    "OPTIMIZER",
+    "STATE",
     "CheckpointError",
     "CheckpointGone",
     "Outcome",

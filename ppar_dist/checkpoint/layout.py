@@ -1,4 +1,4 @@
-"""What lies where in a run's checkpoints: names, and the two files that are read as text."""
+"""The files and folders of a run's checkpoints: names, and the two files that are read as text."""
 
 from __future__ import annotations
 
@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any
 
 FORMAT = 3
-MANIFEST = "manifest.json"
+MODEL = "model.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+METHOD = "ppar.safetensors"
+GENERATOR = "rng.safetensors"
 STATE = "state.json"
+MANIFEST = "manifest.json"
 LATEST = "latest"
 WRITING = ".writing-"
 REPLACED = ".replaced-"

@@ -11,6 +11,7 @@ from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import load_config
 from ppar_dist.launch.front import launch
+from ppar_dist.run import paths
 from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
 
 _SAMPLES = 96  # scenes per domain
@@ -33,7 +34,7 @@ def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
-        print(f"table {run / 'results.json'}\ncheckpoint {checkpoint.resolve(run)}")
+        print(f"table {run / paths.RESULTS}\ncheckpoint {checkpoint.resolve(run)}")
     return code
 
 

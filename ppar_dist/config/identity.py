@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import ConfigError
+from ppar_dist.files.durable import fingerprint
 
 # A run may go on when only these differ: they do not touch what is computed.
 # Shards and text may lie elsewhere: their content is compared by hash.
@@ -60,18 +60,12 @@ def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
 
-def stored_config(run: Path) -> Config | None:
-    """The configuration a run was started with, if it was."""
-    path = run / "config.yaml"
-    return load_config(path) if path.exists() else None
-
-
 def content_hash(path: Path | None) -> str | None:
     """sha256 of a file: it is the same text wherever it lies."""
     if path is None:
         return None
     try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return fingerprint(path)[1]
     except OSError as error:
         raise ConfigError(
             f"cannot read text.file={path}: {error.strerror}; give the path of an .npz of class embeddings, "

@@ -114,7 +114,7 @@ class Order:
         if block < 1 or window < 1:
             raise ValueError(f"block and window are at least 1, got {block} and {window}")
         self.shares = tuple(shares)
-        self._seed, self._block, self._window = seed, block, window
+        self.seed, self.block, self.window = seed, block, window
         self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
         self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
 
@@ -129,8 +129,8 @@ class Order:
         number = cycle * self.quotas[domain] + self._before[slot] + attempt
         share = self.shares[domain]
         epoch, place = divmod(number, share.size)
-        key = _key(self._seed, f"{share.name}/{epoch}")
-        return SampleAddress(domain, epoch, _permute(place, share.size, self._block, self._window, key))
+        key = _key(self.seed, f"{share.name}/{epoch}")
+        return SampleAddress(domain, epoch, _permute(place, share.size, self.block, self.window, key))
 
 
 def _permute(place: int, n: int, block: int, window: int, key: int) -> int:

@@ -7,10 +7,11 @@ import logging
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple, TextIO
+from typing import NamedTuple
 
-FEW_SAMPLES = 100  # a domain counts as at least so many: its first bad sample is no ratio yet
+from ppar_dist.files.jsonl import JsonLines
 
+FEW_SAMPLES = 100  # a domain counts as at least so many: its first bad sample is not a ratio yet
 
 log = logging.getLogger(__name__)
 
@@ -38,39 +39,26 @@ class QuarantineLog:
     def __init__(self, path: Path | str, domains: Sequence[str]) -> None:
         self.path = Path(path)
         self._domains = tuple(domains)
-        self._stream: TextIO | None = None
+        self._file = JsonLines(self.path)
         self._seen: Counter[tuple[str, str]] = Counter()
 
     def write(self, bad: BadSample) -> None:
-        """Append a bad sample and flush.
+        """Append a bad sample.
 
-        The first of each domain and reason is logged as a warning, then the 10th, 100th, … A file that
-        cannot be written (storage full) is a warning too: the run goes on. One that was deleted is made anew.
+        The first of each domain and reason is logged as a warning, then the 10th, 100th, … One that cannot be
+        written (storage full) is a warning too: the run goes on.
         """
         domain = self._domains[bad.domain]
         self._seen[domain, bad.reason] += 1
         if _is_power_of_ten(self._seen[domain, bad.reason]):
             self._warn(domain, bad)
-        line = json.dumps(bad._asdict() | {"domain": domain})
-        try:
-            if self._stream is not None and not self.path.exists():
-                self.close()
-            if self._stream is None:
-                self._stream = _open_whole(self.path)
-            self._stream.write(line + "\n")
-            self._stream.flush()
-        except OSError as error:
-            self.close()
-            log.warning("cannot write %s (%s); lost: %s", self.path, error.strerror, line)
+        record = bad._asdict() | {"domain": domain}
+        if not self._file.write(record):
+            log.warning("lost from %s: %s", self.path, json.dumps(record))
 
     def close(self) -> None:
         """Close the file; a later ``write`` opens it again."""
-        stream, self._stream = self._stream, None
-        if stream is not None:
-            try:
-                stream.close()
-            except OSError as error:  # what was buffered is flushed here once more
-                log.warning("cannot write %s (%s)", self.path, error.strerror)
+        self._file.close()
 
     def _warn(self, domain: str, bad: BadSample) -> None:
         count = self._seen[domain, bad.reason]
@@ -115,19 +103,3 @@ def excess(
 
 def _is_power_of_ten(number: int) -> bool:
     return str(number).rstrip("0") == "1"
-
-
-def _open_whole(path: Path) -> TextIO:
-    """Open for appending, on a line of its own whatever a killed run left."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.exists() and path.stat().st_size > 0 and _last_byte(path) != b"\n"
-    stream = path.open("a", encoding="utf-8")
-    if torn:
-        stream.write("\n")
-    return stream
-
-
-def _last_byte(path: Path) -> bytes:
-    with path.open("rb") as stream:
-        stream.seek(-1, 2)
-        return stream.read(1)

@@ -21,7 +21,7 @@ from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.signals import SAME_REQUEST_S
 
 PREFETCH = 2  # micro-batches that each worker holds ready
-_DYING_S = 5.0  # between a process's sockets and its end lies the freeing of its memory
+DYING_S = 5.0  # between a process's sockets and its end lies the freeing of its memory
 
 
 class WorkerDied(RuntimeError):
@@ -34,10 +34,11 @@ class LoaderWorkers:
     Args:
         count: number of workers; 0 loads in this process.
         rank: for messages.
+        dying_s: seconds that a worker whose connection broke has to end.
     """
 
-    def __init__(self, count: int, rank: int) -> None:
-        self.count, self.rank = count, rank
+    def __init__(self, count: int, rank: int, dying_s: float = DYING_S) -> None:
+        self.count, self.rank, self.dying_s = count, rank, dying_s
         self._children: list[BaseProcess] = []  # by worker number
 
     def iterate(self, dataset: IterableDataset[Any]) -> Generator[Any, None, None]:
@@ -97,7 +98,7 @@ class LoaderWorkers:
         The kernel closes the sockets of a killed process before its parent can learn of the end: a batch that
         is being fetched from it fails with a reset connection while the worker still counts as alive.
         """
-        end = time.monotonic() + _DYING_S
+        end = time.monotonic() + self.dying_s
         while self._children and self._death() is None and time.monotonic() < end:
             time.sleep(0.01)
 

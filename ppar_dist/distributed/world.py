@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
+
+from ppar_dist.errors import UserError
+
+_T = TypeVar("_T")
 
 
 class Waiting:
@@ -78,6 +82,24 @@ class World:
         with self.waiting.inside("broadcast"):
             dist.broadcast_object_list(box, src=0, device=device)
         return box[0]
+
+    def on_main(self, fn: Callable[[], _T]) -> _T:
+        """What ``fn`` returns on rank 0, the only rank that calls it, on every rank. Collective.
+
+        Raises:
+            UserError: on every rank, with the text of the one that ``fn`` raised: on rank 0 alone, the others
+                would wait for it.
+        """
+        result, problem = None, None
+        if self.is_main:
+            try:
+                result = fn()
+            except UserError as error:
+                problem = str(error)
+        result, problem = self.broadcast((result, problem))
+        if problem is not None:
+            raise UserError(problem)
+        return cast(_T, result)
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's picklable ``value``, in rank order, on every rank."""

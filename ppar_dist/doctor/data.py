@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from typing import Any
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.doctor.case import ConfigCase, Domain
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
+from ppar_dist.files.durable import fingerprint
 from ppar_dist.run.facts import read_log
 
 _THREADS = 4  # hashing lets go of the interpreter; more would only compete for the storage
@@ -108,8 +108,7 @@ def _shard_problem(path: Path, expected: dict[str, Any], quick: bool) -> str | N
             return f"{path} has {found:,} bytes, {expected['bytes']:,} were indexed"
         if quick:
             return None
-        with path.open("rb") as stream:
-            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest = fingerprint(path)[1]
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as error:

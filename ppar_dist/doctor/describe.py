@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from ppar_dist.checkpoint import MANIFEST
+from ppar_dist.checkpoint import MANIFEST, STATE
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.check import split_name
@@ -18,6 +18,7 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.tar import members
 from ppar_dist.errors import UserError
 from ppar_dist.models.load_errors import reason
+from ppar_dist.run import paths
 from ppar_dist.run.facts import (
     LogFacts,
     last_logged,
@@ -149,17 +150,17 @@ def _tensors(path: Path) -> dict[str, Any]:
 def _run(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": "run", "path": str(path)}
     try:
-        facts |= _settings(load_config(path / "config.yaml"))
+        facts |= _settings(load_config(paths.config_file(path)))
     except UserError as error:
         facts["config"] = f"unreadable: {error}"
-    logs = {file.name: read_log(file) for file in sorted((path / "metrics").glob("*.jsonl"))}
+    logs = {file.name: read_log(file) for file in paths.metrics_files(path)}
     return facts | {
         "last_logged": last_logged(logs.get("train.jsonl")),
         "logs": {name: _log(log) for name, log in logs.items() if log is not None},
         "checkpoints": {item.path.name: item.problems or "whole" for item in read_checkpoints(path)},
         "latest": read_latest(path),
         "leftovers": leftovers(path),
-        "results": (path / "results.json").exists(),
+        "results": (path / paths.RESULTS).exists(),
     }
 
 
@@ -221,6 +222,6 @@ _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], dict[str, Any]]], .
     (lambda path: (path / "domain.json").is_file(), _domain),
     (lambda path: path.name in _INDEX_FILES, lambda path: _domain(path.parent)),
     (lambda path: path.is_file() and path.name.endswith(".tar"), _tar),
-    (lambda path: (path / MANIFEST).is_file() or (path / "state.json").is_file(), _checkpoint),
-    (lambda path: (path / "config.yaml").is_file(), _run),
+    (lambda path: (path / MANIFEST).is_file() or (path / STATE).is_file(), _checkpoint),
+    (lambda path: paths.config_file(path).is_file(), _run),
 )

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from ppar_dist.config.identity import changes_since, config_changes, content_hash, stored_config
+from ppar_dist.config.identity import changes_since, config_changes, content_hash
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, warning
 from ppar_dist.errors import UserError
-from ppar_dist.run import lock
+from ppar_dist.run import holder, paths
+from ppar_dist.run.claim import stored_config
 from ppar_dist.run.facts import CheckpointFacts
 
 
@@ -50,7 +51,7 @@ def configuration(case: ConfigCase) -> Finding | None:
         return failure(str(error), "give another run.dir, or `train --accept-changes` to replace it")
     noted = case.newest.manifest.get("config") if case.newest is not None else None
     if before is not None:
-        changes, origin = config_changes(before, case.config), str(run / "config.yaml")
+        changes, origin = config_changes(before, case.config), str(paths.config_file(run))
     elif case.newest is not None and isinstance(noted, dict):
         changes, origin = changes_since(noted, case.config), case.newest.path.name
     else:
@@ -119,7 +120,7 @@ def position(case: ConfigCase) -> Finding | None:
 def other_job(case: ConfigCase) -> Finding | None:
     """No other job holds the run's folder."""
     run = case.config.run.dir
-    held = lock.read_state(run)
+    held = holder.read_state(run)
     if held is None:
         return ok("none") if run.exists() else None
     facts = {"holder": held.text, "lives": held.lives, "seconds": round(held.age_s, 1)}

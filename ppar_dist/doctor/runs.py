@@ -26,6 +26,7 @@ from ppar_dist.doctor.findings import (
     warning,
 )
 from ppar_dist.errors import UserError
+from ppar_dist.run import paths
 from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
 
 
@@ -39,7 +40,7 @@ class RunCase:
     def config(self) -> Config | None:
         """Its configuration, None where it cannot be read."""
         try:
-            return load_config(self.path / "config.yaml")
+            return load_config(paths.config_file(self.path))
         except UserError:
             return None
 
@@ -56,15 +57,15 @@ class RunCase:
     @cached_property
     def logs(self) -> dict[str, LogFacts]:
         """Its metric files by name."""
-        paths = sorted((self.path / "metrics").glob("*.jsonl"))
-        return {path.name: log for path in paths if (log := read_log(path)) is not None}
+        files = paths.metrics_files(self.path)
+        return {path.name: log for path in files if (log := read_log(path)) is not None}
 
 
 def configuration(case: RunCase) -> Finding:
     """``config.yaml`` can be read."""
     if case.config is None:
         try:
-            load_config(case.path / "config.yaml")
+            load_config(paths.config_file(case.path))
         except UserError as error:
             remedy = (
                 "a job started with --accept-changes writes it anew; or give the run.dir of a training run"
@@ -182,7 +183,7 @@ def repeated(case: RunCase) -> Finding | None:
 def events(case: RunCase) -> Finding | None:
     """What the run wrote down as out of the ordinary."""
     count: Counter[str] = Counter()
-    log = read_log(case.path / "metrics" / "events.jsonl", count)
+    log = read_log(paths.metrics_file(case.path, "events"), count)
     if log is None or not count:
         return None
     text = ", ".join(f"{kind} {number}" for kind, number in count.most_common())
@@ -195,7 +196,8 @@ def bad_samples(case: RunCase) -> Finding | None:
     """Samples that were found bad and replaced, against data.max_bad_ratio."""
     reasons: Counter[str] = Counter()
     domains: Counter[str] = Counter()
-    for path in sorted((case.path / "quarantine").glob("*.jsonl")):
+    folder = paths.quarantine(case.path)
+    for path in sorted(folder.glob(paths.RANK_FILES)):
         read_log(path, reasons, "reason")
         read_log(path, domains, "domain")
     if not reasons:
@@ -208,7 +210,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     text += f" of {total:,} seen" if isinstance(total, int) else ""
     return warning(
         text,
-        f"see {case.path / 'quarantine'}; mend what it names, before data.max_bad_ratio ends a job",
+        f"see {folder}; mend what it names, before data.max_bad_ratio ends a job",
         reasons=dict(reasons),
         domains=dict(domains),
     )
@@ -219,7 +221,7 @@ def results(case: RunCase) -> Finding | None:
     config, newest = case.config, case.newest
     if config is None or newest is None or (newest.step() or 0) < config.train.steps:
         return None
-    expected = ["report.html", *(["results.json"] if config.targets else [])]
+    expected = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
     missing = [name for name in expected if not (case.path / name).is_file()]
     facts = {"missing": missing}
     if missing:

@@ -29,6 +29,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.evaluation.prediction_examples import ExampleFolder, spread
+from ppar_dist.run import paths
 
 _NAMED = 20  # samples left out of a domain that the log names; of more, only their number
 
@@ -187,10 +188,10 @@ def score(
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Results:
     """``evaluate``; the table and pictures of a run's last checkpoint are kept in its folder."""
-    keep = which == "latest" and (path / "config.yaml").exists()
-    results = evaluate(path, targets, device, which, path / "predictions" if keep else None, progress)
+    keep = which == "latest" and paths.config_file(path).exists()
+    results = evaluate(path, targets, device, which, paths.predictions(path) if keep else None, progress)
     if keep:
-        results.write(path / "results.json")
+        results.write(path / paths.RESULTS)
     return results
 
 

@@ -8,14 +8,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ppar_dist.checkpoint import opened
+from ppar_dist.checkpoint import MODEL, opened
 from ppar_dist.class_sets import ClassSet, class_set
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
-
-MODEL_FILE = "model.safetensors"
+from ppar_dist.run import paths
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -47,7 +46,7 @@ def read_segmentor(
     checkpoint: Path, device: torch.device | str = "cpu"
 ) -> tuple[Segmentor, Config, ClassSet]:
     """As ``load_segmentor``, from a checkpoint folder that the caller has opened."""
-    config = load_config(run_of(checkpoint) / "config.yaml")
+    config = load_config(paths.config_file(run_of(checkpoint)))
     classes = class_set(config.data.classes)
     segmentor, _ = build_segmentor(config, classes, load_weights=False)
     _load_weights(segmentor, checkpoint)
@@ -55,7 +54,7 @@ def read_segmentor(
 
 
 def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:
-    path = checkpoint / MODEL_FILE
+    path = checkpoint / MODEL
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:

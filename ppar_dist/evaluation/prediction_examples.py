@@ -21,8 +21,8 @@ from torch import Tensor
 from ppar_dist.checkpoint import write_atomically
 from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
 from ppar_dist.evaluation.palette_images import palette_image
+from ppar_dist.run import paths
 
-LISTING = "examples.json"
 PER_TARGET = 4
 
 
@@ -61,7 +61,7 @@ class ExampleFolder:
 
     def close(self) -> None:
         """Write the list; until then a reader sees no examples."""
-        write_atomically(self.folder / LISTING, json.dumps(self._entries, indent=1))
+        write_atomically(self.folder / paths.EXAMPLES, json.dumps(self._entries, indent=1))
 
 
 def spread(total: int, count: int = PER_TARGET) -> set[int]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 
 from ppar_dist import __version__
 from ppar_dist.config.schema import Config
+from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.monitoring.method import MethodMetrics
 from ppar_dist.monitoring.registry import Registry, set_known
 from ppar_dist.ppar.alignment import stage_at
@@ -92,7 +93,8 @@ class RunMetrics:
             self.loss.labels(term).set(value)  # a nan stays: it says that training broke
         for domain, count in zip(self.domains, figures.samples, strict=True):
             self.samples.labels(domain).inc(count)
-        for (domain, reason), count in bad_counts(figures.extras).items():
+        bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, REASONS)
+        for (domain, reason), count in bad.items():
             self.bad_samples.labels(domain, reason).inc(count)
         if not figures.finite:
             self.skipped.inc()

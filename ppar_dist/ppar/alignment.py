@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from enum import IntEnum
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppar_dist.config.schema import AlignmentConfig
@@ -23,6 +25,15 @@ class Stage(IntEnum):
     TEXT = 1  # pooled class features to the original text prototypes
     VISUAL_TEXT = 2  # pooled class features to the visual text prototypes
     PIXEL = 3  # cells to the visual text prototypes, the easiest first
+
+
+@dataclass(frozen=True)
+class Term:
+    """A loss of one kind, per image, and its weight in the total."""
+
+    weight: float  # λ
+    value: Float[Tensor, " B"]  # unweighted, 0 where not present
+    present: Bool[Tensor, " B"]  # images that have it
 
 
 def stage_at(progress: float, boundaries: Sequence[float]) -> Stage:
@@ -63,31 +74,36 @@ def admission_quantile(progress: float, start: float, admit_from: float) -> floa
 
 
 def pooled_alignment(
-    pooled: Tensor, present: Tensor, prototypes: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+    pooled: Float[Tensor, "B K D"],
+    present: Bool[Tensor, "B K"],
+    prototypes: Float[Tensor, "K D"],
+    temperature: float,
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
     """Cross-entropy of cos / τ between pooled class features and prototypes.
 
     Args:
-        pooled: (B, K, D) unit rows.
-        present: (B, K) bool, the classes an image has.
-        prototypes: (K, D) unit rows.
+        pooled: unit rows.
+        present: the classes an image has.
+        prototypes: unit rows.
         temperature: τ.
 
     Returns:
-        loss (B,), the mean over the image's classes and 0 without any; valid (B,) bool.
+        loss, the mean over the image's classes and 0 without any; which images have a class.
     """
     logits = pooled @ prototypes.t() / temperature  # (B, K, K): feature of class, prototype
     own = torch.log_softmax(logits, dim=2).diagonal(dim1=1, dim2=2)  # (B, K)
     return masked_mean(-own, present), present.any(1)
 
 
-def difficulty(cross_entropy: Tensor) -> Tensor:
+def difficulty(cross_entropy: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """1 - p(true class) from -log p, without the rounding of 1 - exp(x) near 0."""
     return -torch.expm1(-cross_entropy)
 
 
-def difficulty_histogram(values: Tensor, mask: Tensor, bins: int) -> Tensor:
-    """(bins,) counts of ``values`` in [0, 1] where ``mask`` holds, in equal bins."""
+def difficulty_histogram(
+    values: Float[Tensor, "*shape"], mask: Bool[Tensor, "*shape"], bins: int
+) -> Float[Tensor, " bins"]:
+    """Counts of ``values`` in [0, 1] where ``mask`` holds, in equal bins."""
     index = (values * bins).long().clamp_(0, bins - 1).masked_fill_(~mask, bins).flatten()
     counts = torch.zeros(bins + 1, dtype=torch.float32, device=values.device)
     return counts.scatter_add_(0, index, torch.ones_like(index, dtype=torch.float32))[:bins]
@@ -124,7 +140,7 @@ class DifficultyHistogram:
         self.edges = [number / bins for number in range(bins + 1)]
 
     def fold(self, counts: Sequence[float]) -> None:
-        """Take in the counts of a global batch; a batch without cells changes nothing."""
+        """Add the counts of a global batch; a batch without cells changes nothing."""
         if sum(counts) > 0:
             pairs = zip(self.counts, counts, strict=True)
             self.counts = [self.momentum * old + (1 - self.momentum) * new for old, new in pairs]
@@ -132,10 +148,12 @@ class DifficultyHistogram:
     def threshold(self, q: float) -> float:
         """Difficulty up to which cells are admitted; 1 (all) at q = 1; nan (none) while empty."""
         quantile = histogram_quantile(self.counts, self.edges, q)
-        # past the last bin that has cells lie difficulties not seen yet: q = 1 means them too
+        # difficulties not seen yet are past the last bin that has cells: q = 1 means them too
         return 1.0 if q >= 1.0 and not math.isnan(quantile) else quantile
 
 
-def admitted_cells(values: Tensor, mask: Tensor, threshold: float) -> Tensor:
-    """(B, N) bool: valid cells whose difficulty is at most the threshold (nan admits none)."""
+def admitted_cells(
+    values: Float[Tensor, "B N"], mask: Bool[Tensor, "B N"], threshold: float
+) -> Bool[Tensor, "B N"]:
+    """Valid cells whose difficulty is at most the threshold (nan admits none)."""
     return mask & (values <= threshold)

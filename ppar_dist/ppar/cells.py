@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -23,7 +24,7 @@ from ppar_dist.models.losses import full_precision
 _TINY = 1e-12  # squared norm below which a vector counts as zero
 
 
-def inverse_norm(x: Tensor, dim: int) -> Tensor:
+def inverse_norm(x: Float[Tensor, " ..."], dim: int) -> Float[Tensor, " ..."]:
     """1 / ‖x‖ along ``dim``, kept as an axis of length 1.
 
     A (near) zero vector gets 0, so that it normalises to zero and receives no gradient; dividing
@@ -35,7 +36,7 @@ def inverse_norm(x: Tensor, dim: int) -> Tensor:
     return torch.where(zero, torch.zeros_like(square), root)
 
 
-def unit(x: Tensor, dim: int = -1) -> Tensor:
+def unit(x: Float[Tensor, "*shape"], dim: int = -1) -> Float[Tensor, "*shape"]:
     """x / ‖x‖ along ``dim``; zero vectors stay zero."""
     return x * inverse_norm(x, dim)
 
@@ -68,7 +69,9 @@ def _preferred(strides: list[int]) -> int:
     return powers[0] if powers else strides[0]
 
 
-def cell_labels(labels: Tensor, grid: tuple[int, int], num_classes: int, min_purity: float) -> Tensor:
+def cell_labels(
+    labels: Integer[Tensor, "B H W"], grid: tuple[int, int], num_classes: int, min_purity: float
+) -> Int64[Tensor, "B h w"]:
     """Label of each cell: the class that covers at least ``min_purity`` of its pixels, else 255.
 
     Every pixel counts (the histogram of labels per cell, which is one strided pooling of one-hot
@@ -76,13 +79,10 @@ def cell_labels(labels: Tensor, grid: tuple[int, int], num_classes: int, min_pur
     share (only possible up to a half), the more frequent wins, then the lower id.
 
     Args:
-        labels: (B, H, W) class ids of any integer type; ids of K and above are ignored.
+        labels: class ids of any integer type; ids of K and above are ignored.
         grid: (h, w) of the features.
         num_classes: K.
         min_purity: share of a cell's pixels, above 0 and up to 1.
-
-    Returns:
-        (B, h, w) int64.
     """
     (batch, height, width), (h, w) = labels.shape, grid
     sy, sx = grid_stride((height, width), grid)
@@ -146,29 +146,32 @@ class _UnitProducts(torch.autograd.Function):
 class CellFeatures:
     """What a grid of features gives: sums per class, and cosines to prototypes."""
 
-    labels: Tensor  # (B, N), 255 is ignored
-    counts: Tensor  # (B, K) labelled cells per class
-    sums: Tensor  # (B, K, D) of unit features
-    cosines: Tensor | None  # (B, K, N) to the prototypes, if there were any
+    labels: Int64[Tensor, "B N"]  # 255 is ignored
+    counts: Float[Tensor, "B K"]  # labelled cells per class
+    sums: Float[Tensor, "B K D"]  # of unit features
+    cosines: Float[Tensor, "B K N"] | None  # to the prototypes, if there were any
 
     @property
-    def pooled(self) -> Tensor:
-        """(B, K, D) mean unit feature of each class, renormalised; zero rows for absent classes."""
-        return unit(self.sums)  # the mean has the direction of the sum
-
-    @property
-    def present(self) -> Tensor:
-        """(B, K) bool, the classes an image has."""
+    def present(self) -> Bool[Tensor, "B K"]:
+        """The classes an image has."""
         return self.counts > 0
 
 
+def pool(sums: Float[Tensor, "B K D"]) -> Float[Tensor, "B K D"]:
+    """Mean unit feature of each class, renormalised; zero rows for absent classes."""
+    return unit(sums)  # the mean has the direction of the sum
+
+
 def cell_features(
-    dense: Tensor, cells: Tensor, num_classes: int, prototypes: Tensor | None = None
+    dense: Float[Tensor, "B D h w"],
+    cells: Int64[Tensor, "B h w"],
+    num_classes: int,
+    prototypes: Float[Tensor, "K D"] | None = None,
 ) -> CellFeatures:
-    """Products of the unit features of dense features (B, D, h, w) labelled by cells (B, h, w).
+    """Products of the unit features of dense features labelled by cells.
 
     Works in float32 (float64 stays), because norms and sums over cells lose too much in bf16.
-    ``prototypes`` (K, D), unit rows, get no gradient.
+    ``prototypes``, unit rows, get no gradient.
     """
     features = full_precision(dense).flatten(2)  # (B, D, N)
     labels = cells.flatten(1)  # (B, N)
@@ -178,11 +181,11 @@ def cell_features(
     return CellFeatures(labels, one_hot.sum(2), sums, cosines)
 
 
-def valid_cells(cells: Tensor) -> Tensor:
+def valid_cells(cells: Int64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Mask of the cells that carry a class."""
     return cells != IGNORE_INDEX
 
 
-def cell_cross_entropy(logits: Tensor, cells: Tensor) -> Tensor:
-    """-log p(true class) per cell: logits (B, K, N), labels (B, N) → (B, N), 0 where ignored."""
+def cell_cross_entropy(logits: Float[Tensor, "B K N"], cells: Int64[Tensor, "B N"]) -> Float[Tensor, "B N"]:
+    """-log p(true class) per cell, 0 where ignored."""
     return F.cross_entropy(logits, cells, ignore_index=IGNORE_INDEX, reduction="none")

@@ -10,18 +10,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppar_dist.ppar.alignment import histogram_quantile
 from ppar_dist.ppar.reweighting import WEIGHT_EDGES
 
 
-def domain_discrepancy(centroids: Tensor, seen: Tensor) -> float:
+def domain_discrepancy(centroids: Float[Tensor, "M K D"], seen: Bool[Tensor, "M K"]) -> float:
     """Largest distance between two domains' unit centroids of a class, averaged over classes.
 
     Args:
-        centroids: (M, K, D) unit rows.
-        seen: (M, K) bool; a class counts when two domains or more have seen it.
+        centroids: unit rows.
+        seen: a class counts when two domains or more have seen it.
 
     Returns:
         0 to 2; nan when no class is shared.
@@ -34,13 +35,15 @@ def domain_discrepancy(centroids: Tensor, seen: Tensor) -> float:
     return float(largest[seen.sum(0) >= 2].mean())  # the mean of nothing is nan
 
 
-def prototype_text_similarity(prototypes: Tensor, text: Tensor) -> Tensor:
-    """(K,) cosines of visual text prototypes and original text prototypes, unit rows (K, D)."""
+def prototype_text_similarity(
+    prototypes: Float[Tensor, "K D"], text: Float[Tensor, "K D"]
+) -> Float[Tensor, " K"]:
+    """Cosines of visual text prototypes and original text prototypes, unit rows."""
     return (prototypes * text).sum(1)
 
 
-def prototype_drift(prototypes: Tensor, before: Tensor) -> Tensor:
-    """(K,) distances ‖v_k - v_k before‖ that prototypes (K, D) moved in one step."""
+def prototype_drift(prototypes: Float[Tensor, "K D"], before: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
+    """Distances ‖v_k - v_k before‖ that prototypes moved in one step."""
     return (prototypes - before).norm(dim=1)
 
 
@@ -59,7 +62,7 @@ class Detail:
 class Figures:
     """Figures of one global batch. None or nan stands for a mean over nothing."""
 
-    finite: bool  # False: a nan or inf was reduced and the state did not take this batch in
+    finite: bool  # False: a nan or inf was reduced and this batch was not folded into the state
     stage: int
     loss: dict[str, float]  # total, segmentation, text, visual_text, pixel
     samples: list[int]  # (M,)
@@ -76,7 +79,7 @@ class Figures:
     sample_weights: list[float]  # (G,) of the global batch, in its order
     sample_reliability: list[float]  # (G,) in nats, nan where an image has no class
     sample_attempts: list[int]  # (G,) bad samples that each one stands for
-    extras: dict[str, float] = field(default_factory=dict)
+    shared_counts: dict[str, Tensor] = field(default_factory=dict)  # what the trainer sums besides; float64
     detail: Detail | None = None
 
     def weight_quantile(self, domain: int, q: float) -> float:
@@ -109,7 +112,6 @@ class Figures:
             ("reliability", self.reliability),
         ):
             values |= _by_name(name, domains, column)
-        values |= {name: value for name, value in self.extras.items() if value}
         if self.detail:
             values |= _detail_by_name(self.detail, domains, classes)
         kept = {name: value for name, value in values.items() if not math.isnan(value)}

@@ -6,6 +6,7 @@ Letters: M domains, K classes, D joint width. A reconstruction; see README, Meth
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ppar_dist.ppar.cells import unit
@@ -29,40 +30,44 @@ class PrototypeBank:
         # float64: a cumulative float32 count stops growing at 2^24 cells
         self.cells_total = torch.zeros(domains, classes, dtype=torch.float64, device=device)
 
-    def fold(self, sums: Tensor, counts: Tensor) -> None:
-        """Take in the global batch's sums (M, K, D) and counts (M, K) of unit cell features."""
+    def fold(self, sums: Float[Tensor, "M K D"], counts: Float[Tensor, "M K"]) -> None:
+        """Add the global batch's sums and counts of unit cell features."""
         rate = (1.0 - self.momentum) * (counts > 0).to(self.counts.dtype)  # 0 keeps the value
         self.sums.lerp_(sums, rate.unsqueeze(-1))
         self.counts.lerp_(counts, rate)
         self.cells_total += counts
 
-    def centroids(self) -> tuple[Tensor, Tensor]:
-        """Unit centroids (M, K, D), zero where nothing was seen, and what was seen (M, K) bool."""
+    def centroids(self) -> tuple[Float[Tensor, "M K D"], Bool[Tensor, "M K"]]:
+        """Unit centroids, zero where nothing was seen, and what was seen."""
         return unit(self.sums), self.counts > 0  # S̄ / n̄ and S̄ have one direction
 
-    def class_means(self) -> Tensor:
-        """(K, D): mean of a class's unit centroids over the domains that have it, each alike; else 0."""
+    def class_means(self) -> Float[Tensor, "K D"]:
+        """Mean of a class's unit centroids over the domains that have it, each alike; else 0."""
         centroids, seen = self.centroids()
         return centroids.sum(0) / seen.sum(0).clamp_min(1).unsqueeze(-1)
 
 
 def visual_text_prototypes(
-    text: Tensor, means: Tensor, cells: Tensor, alpha_max: float, count_0: float
-) -> Tensor:
+    text: Float[Tensor, "K D"],
+    means: Float[Tensor, "K D"],
+    cells: Float[Tensor, " K"],
+    alpha_max: float,
+    count_0: float,
+) -> Float[Tensor, "K D"]:
     """v_k = norm((1 - α_k) t_k + α_k norm(μ_k)) with α_k = α_max (1 - exp(-count_k / count_0)).
 
     The text prior leads where evidence is thin, vision where it is rich; an unseen class has
     α_k = 0 and keeps its text prototype.
 
     Args:
-        text: (K, D) unit rows.
-        means: (K, D) class means of the bank, of any length.
-        cells: (K,) cells seen of each class, over all domains.
+        text: unit rows.
+        means: class means of the bank, of any length.
+        cells: how many were seen of each class, over all domains.
         alpha_max: largest share of vision, 0 to 1.
         count_0: cells after which 63 % of it is reached.
 
     Returns:
-        (K, D) unit rows in the dtype of ``text``.
+        Unit rows in the dtype of ``text``.
     """
     share = alpha_max * -torch.expm1(-cells.double() / count_0)  # (K,)
     alpha = share.to(text.dtype).unsqueeze(-1)

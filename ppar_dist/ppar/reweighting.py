@@ -9,6 +9,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ppar_dist.config.schema import ReweightingConfig
@@ -19,20 +20,25 @@ WEIGHT_EDGES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.25, 1.5, 2.0
 
 
 def reliability(
-    pooled: Tensor, present: Tensor, prototypes: Tensor, temperature: float
-) -> tuple[Tensor, Tensor]:
+    pooled: Float[Tensor, "B K D"],
+    present: Bool[Tensor, "B K"],
+    prototypes: Float[Tensor, "K D"],
+    temperature: float,
+) -> tuple[Float[Tensor, " B"], Bool[Tensor, " B"]]:
     """r_i = mean over the image's classes of log p(class | pooled feature, prototypes).
 
     Arguments as `pooled_alignment`, whose negative this is.
 
     Returns:
-        r (B,) in nats, 0 where the image has no class; valid (B,) bool.
+        r in nats, 0 where the image has no class; which images have one.
     """
     loss, valid = pooled_alignment(pooled, present, prototypes, temperature)
     return -loss, valid
 
 
-def raw_weights(r: Tensor, mean: float, spread: float, config: ReweightingConfig) -> Tensor:
+def raw_weights(
+    r: Float[Tensor, "*shape"], mean: float, spread: float, config: ReweightingConfig
+) -> Float[Tensor, "*shape"]:
     """u_i = clip(exp(β (r_i - r̄) / max(σ_r, σ_min)), min, max) for reliabilities of any shape.
 
     The floor σ_min keeps weights near 1 where reliabilities hardly differ: a source without harmful
@@ -47,8 +53,8 @@ def effective_sample_size(total: float, squares: float) -> float:
     return total * total / squares if squares else 0.0
 
 
-def weight_histogram(weights: Tensor) -> Tensor:
-    """(B, E + 1) one-hot of the bin of each weight (B,), E = len(WEIGHT_EDGES)."""
+def weight_histogram(weights: Float[Tensor, " B"]) -> Int64[Tensor, "B bins"]:
+    """One-hot of the bin of each weight, one bin more than ``WEIGHT_EDGES``."""
     edges = torch.tensor(WEIGHT_EDGES, dtype=weights.dtype, device=weights.device)
     return torch.nn.functional.one_hot(torch.bucketize(weights, edges), len(WEIGHT_EDGES) + 1)
 
@@ -74,7 +80,7 @@ class MovingMoments:
         self.sums = [0.0] * 5
 
     def fold(self, r: float, r_square: float, n_r: float, u: float, n_u: float) -> None:
-        """Take in the sums of a global batch."""
+        """Add the sums of a global batch."""
         for start, new in ((0, (r, r_square, n_r)), (3, (u, n_u))):
             if new[-1] > 0:
                 for offset, value in enumerate(new):

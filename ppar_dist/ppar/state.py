@@ -6,37 +6,65 @@ Letters: M domains, K classes, D joint width. A reconstruction; see README, Meth
 
 from __future__ import annotations
 
+import math
 import zlib
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
-from ppar_dist.ppar import diagnostics, statistics
-from ppar_dist.ppar.alignment import DifficultyHistogram
+from ppar_dist.ppar import alignment, diagnostics, statistics
 from ppar_dist.ppar.cells import unit
 from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
 from ppar_dist.ppar.reweighting import MovingMoments
+from ppar_dist.ppar.step_settings import StepSettings
 from ppar_dist.ppar.sync import SyncBuffer
 
 
 class MethodState:
     """Statistics over the steps done so far, and the prototypes that follow from them."""
 
-    def __init__(self, config: PparConfig, text: Tensor, num_domains: int, device: torch.device) -> None:
-        """Empty statistics; ``text`` (K, D) are the original text prototypes."""
+    def __init__(
+        self, config: PparConfig, text: Float[Tensor, "K D"], num_domains: int, device: torch.device
+    ) -> None:
+        """Empty statistics; ``text`` are the original text prototypes."""
         self.config = config
         self.text = unit(text.detach().to(device, torch.float32))  # (K, D)
         classes, width = self.text.shape
         self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
         self.moments = MovingMoments(config.reweighting.momentum)
-        self.difficulty = DifficultyHistogram(config.alignment.difficulty_bins)
+        self.difficulty = alignment.DifficultyHistogram(config.alignment.difficulty_bins)
         self.prototypes = self._visual_text()  # (K, D)
         self._before = self.prototypes
 
+    def settings(self, progress: float) -> StepSettings:
+        """What the step at ``progress`` (0 to 1) uses: statistics of the steps before, prototypes, λ."""
+        align, weighing = self.config.alignment, self.config.reweighting
+        stage = alignment.stage_at(progress, align.boundaries)
+        text, visual, pixel = alignment.stage_weights(stage, align)
+        quantile = threshold = math.nan
+        if pixel > 0:
+            quantile = alignment.admission_quantile(progress, align.boundaries[2], align.admit_from)
+            threshold = self.difficulty.threshold(quantile)
+        ready = align.enabled and align.pixel_weight > 0
+        return StepSettings(
+            stage=stage,
+            text_weight=text,
+            visual_weight=visual,
+            pixel_weight=pixel,
+            quantile=quantile,
+            threshold=threshold,
+            needs_cosines=ready and stage >= alignment.Stage.VISUAL_TEXT,
+            moments=self.moments.moments(),
+            reweight=weighing.enabled and stage >= weighing.start_stage,
+            text=self.text,
+            prototypes=self.prototypes,
+        )
+
     def layout(self) -> dict[str, tuple[int, ...]]:
-        """Entries of the buffer that `fold` takes in, the large ones last."""
+        """Entries of the buffer that `fold` reads, the large ones last."""
         return {
             "admission": (2,),  # admitted, labelled cells
             "difficulty": (len(self.difficulty.counts),),
@@ -44,10 +72,10 @@ class MethodState:
             "sums": tuple(self.bank.sums.shape),
         }
 
-    def fold(self, buffer: SyncBuffer, head: Tensor) -> None:
-        """Take in the reduced buffer; ``head`` is a float64 copy on the CPU of all before "counts"."""
-        sums = statistics.whole(buffer, head)
-        self.moments.fold(sums["r"], sums["r_square"], sums["n_r"], sums["u"], sums["n_u"])
+    def fold(self, buffer: SyncBuffer, head: Float[Tensor, " front"]) -> None:
+        """Add the reduced buffer; ``head`` is a float64 copy on the CPU of all before "counts"."""
+        sums = statistics.overall(buffer, head)
+        self.moments.fold(sums.r, sums.r_square, sums.n_r, sums.u, sums.n_u)
         self.difficulty.fold(buffer.view("difficulty", head).tolist())
         self.bank.fold(buffer.view("sums"), buffer.view("counts"))
         self._before, self.prototypes = self.prototypes, self._visual_text()

@@ -1,57 +1,85 @@
 """Sums of a batch per domain, and the figures that the reduced sums give.
 
 Ranks add sums and counts, and divide only afterwards: an average of averages would weigh ranks,
-not images. Letters: B images, M domains. A reconstruction; see README, Method.
+not images. Letters: B images, M domains, G images of the global batch. A reconstruction; see README, Method.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Generic, NamedTuple, TypeVar
 
 import torch
+from jaxtyping import Bool, Float, Int64, Num, Shaped
 from torch import Tensor
 
 from ppar_dist.ppar import reweighting
+from ppar_dist.ppar.alignment import Term
 from ppar_dist.ppar.diagnostics import Detail, Figures
+from ppar_dist.ppar.step_settings import StepSettings
 from ppar_dist.ppar.sync import SyncBuffer
 
-# Sums over the images of a domain; r and u only over images with a class.
-COLUMNS = ("n", "w", "w_square", "w_ce", "ce", "r", "r_square", "n_r", "u", "n_u")
 ALIGNED = ("text", "visual_text", "pixel")
+_T = TypeVar("_T")
+
+
+class Sums(NamedTuple, Generic[_T]):
+    """Sums over images: one per domain, or over all domains. r and u count images with a class only."""
+
+    n: _T
+    w: _T
+    w_square: _T
+    w_ce: _T
+    ce: _T
+    r: _T
+    r_square: _T
+    n_r: _T
+    u: _T
+    n_u: _T
+
+
+class Sample(NamedTuple, Generic[_T]):
+    """What the buffer holds of each image of the global batch."""
+
+    weight: _T
+    reliability: _T
+    has_reliability: _T
+    attempts: _T
 
 
 @dataclass(frozen=True)
-class Batch:
-    """What a micro-batch adds, one value per image (B,)."""
+class BatchStatistics:
+    """What a micro-batch adds, one value per image."""
 
-    domains: Tensor
-    seg_loss: Tensor
-    total: Tensor
-    weights: Tensor
-    reliability: Tensor  # 0 where not valid
-    valid: Tensor  # has a class
-    u: Tensor  # raw weight, 0 where unknown
-    u_known: Tensor
-    slots: Tensor | None  # place in the global batch
-    attempts: Tensor | None = None  # bad samples that this one stands for
+    domains: Int64[Tensor, " B"]
+    seg_loss: Float[Tensor, " B"]
+    total: Float[Tensor, " B"]
+    weights: Float[Tensor, " B"]
+    reliability: Float[Tensor, " B"]  # 0 where not valid
+    valid: Bool[Tensor, " B"]  # has a class
+    u: Float[Tensor, " B"]  # raw weight, 0 where unknown
+    u_known: Bool[Tensor, " B"]
+    batch_slots: Int64[Tensor, " B"] | None  # place in the global batch
+    attempts: Int64[Tensor, " B"] | None = None  # bad samples that this one stands for
 
 
-def layout(domains: int, global_batch: int, extras: int) -> dict[str, tuple[int, ...]]:
+def layout(domains: int, global_batch: int) -> dict[str, tuple[int, ...]]:
     """Entries of the buffer that `collect` fills, with their shapes."""
     return {
-        "domains": (domains, len(COLUMNS)),
+        "domains": (domains, len(Sums._fields)),
         "weights": (domains, len(reweighting.WEIGHT_EDGES) + 1),
         "losses": (len(ALIGNED), 2),  # Σ over images, number of images that have the term
         "total": (1,),
-        "samples": (global_batch, 4),  # w, r, has r, attempts: each row is filled by one rank, so Σ gathers
-        "extras": (extras,),
+        "samples": (global_batch, len(Sample._fields)),  # each row is filled by one rank, so Σ gathers
     }
 
 
-def by_domain(domains: Tensor, values: Tensor, num_domains: int) -> Tensor:
-    """Sums over the images of each domain: (B, ...) → (M, ...) float32.
+def by_domain(
+    domains: Int64[Tensor, " B"], values: Num[Tensor, " B *rest"], num_domains: int
+) -> Float[Tensor, " M *rest"]:
+    """Sums over the images of each domain, in float32.
 
     In float64, where GPUs use no TF32, and in a fixed order, unlike a scattered sum.
     """
@@ -60,35 +88,51 @@ def by_domain(domains: Tensor, values: Tensor, num_domains: int) -> Tensor:
 
 
 @torch.no_grad()
-def collect(buffer: SyncBuffer, batch: Batch, losses: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-    """Add a micro-batch to the buffer; ``losses``: name → loss (B,), images that have it (B,)."""
+def collect(buffer: SyncBuffer, batch: BatchStatistics, terms: Mapping[str, Term]) -> None:
+    """Add a micro-batch and its loss terms to the buffer."""
     w, ce, r = batch.weights, batch.seg_loss.float(), batch.reliability
-    one = torch.ones_like(w)
-    columns = [one, w, w**2, w * ce, ce, r, r**2, batch.valid, batch.u, batch.u_known]
-    table = torch.stack([column.float() for column in columns], 1)  # (B, columns)
+    table = _columns(
+        Sums(
+            n=torch.ones_like(w),
+            w=w,
+            w_square=w**2,
+            w_ce=w * ce,
+            ce=ce,
+            r=r,
+            r_square=r**2,
+            n_r=batch.valid,
+            u=batch.u,
+            n_u=batch.u_known,
+        )
+    )
     num_domains = buffer.layout["domains"][0]
     buffer.add("domains", by_domain(batch.domains, table, num_domains))
     buffer.add("weights", by_domain(batch.domains, reweighting.weight_histogram(w), num_domains))
     buffer.add("total", batch.total.sum().view(1))
-    if batch.slots is not None:
+    if batch.batch_slots is not None:
         attempts = torch.zeros_like(w) if batch.attempts is None else batch.attempts.to(w)
-        buffer.view("samples")[batch.slots] = torch.stack([w, r, batch.valid.float(), attempts], 1)
-    rows = buffer.view("losses")
-    for name, (loss, has) in losses.items():
-        rows[ALIGNED.index(name)] += torch.stack([loss.sum(), has.sum().float()])
+        rows = _columns(Sample(weight=w, reliability=r, has_reliability=batch.valid, attempts=attempts))
+        buffer.view("samples")[batch.batch_slots] = rows
+    sums = buffer.view("losses")
+    for name, term in terms.items():
+        sums[ALIGNED.index(name)] += torch.stack([term.value.sum(), term.present.sum().float()])
 
 
-def whole(buffer: SyncBuffer, head: Tensor) -> dict[str, float]:
-    """Column sums over all domains, from the reduced front part of the buffer."""
-    return dict(zip(COLUMNS, buffer.view("domains", head).sum(0).tolist(), strict=True))
+def _columns(columns: Iterable[Shaped[Tensor, " B"]]) -> Float[Tensor, "B columns"]:
+    return torch.stack([column.float() for column in columns], 1)
+
+
+def overall(buffer: SyncBuffer, head: Float[Tensor, " front"]) -> Sums[float]:
+    """Sums over all domains, from the reduced front part of the buffer."""
+    return Sums(*buffer.view("domains", head).sum(0).tolist())
 
 
 def figures(
     buffer: SyncBuffer,
-    head: Tensor,
-    admission: tuple[int, float, float],
+    head: Float[Tensor, " front"],
+    settings: StepSettings,
     finite: bool,
-    extras: dict[str, float],
+    shared_counts: dict[str, Tensor],
     detail: Detail | None,
 ) -> Figures:
     """Figures of the global batch from the reduced front part of the buffer.
@@ -96,41 +140,50 @@ def figures(
     Args:
         buffer: gives the layout.
         head: float64 copy of the front part, on the CPU.
-        admission: stage, quantile and threshold of the step.
+        settings: of the step.
         finite: whether the buffer was folded.
-        extras: the sums of the extras.
+        shared_counts: what the ranks counted besides.
         detail: the expensive figures, or None.
     """
-    columns = dict(zip(COLUMNS, buffer.view("domains", head).t(), strict=True))  # (M,) each
-    sums = whole(buffer, head)
-    n, mean = sums["n"], sums["w"] / sums["n"]
-    loss = {"total": float(buffer.view("total", head)) / n, "segmentation": sums["ce"] / n}
-    for name, (value, count) in zip(ALIGNED, buffer.view("losses", head).tolist(), strict=True):
-        if count:
-            loss[name] = value / count
-    admitted = labelled = 0.0
-    if "admission" in buffer.layout:
-        admitted, labelled = buffer.view("admission", head).tolist()
-    stage, quantile, threshold = admission
-    samples = buffer.view("samples", head)  # (G, 4)
+    domains: Sums[Tensor] = Sums(*buffer.view("domains", head).t())  # (M,) each
+    sums = overall(buffer, head)
+    mean = sums.w / sums.n
+    sample: Sample[Tensor] = Sample(*buffer.view("samples", head).t())  # (G,) each
     return Figures(
         finite=finite,
-        stage=stage,
-        loss=loss,
-        samples=[round(count) if math.isfinite(count) else 0 for count in columns["n"].tolist()],
-        quantile=quantile,
-        threshold=threshold,
-        admitted_ratio=admitted / labelled if labelled else math.nan,
-        ess_ratio=reweighting.effective_sample_size(sums["w"], sums["w_square"]) / n,
-        weight_mean=(columns["w"] / columns["n"]).tolist(),  # 0 / 0 is nan: no image
-        weight_std=math.sqrt(max(0.0, sums["w_square"] / n - mean * mean)),
-        weight_sum=columns["w"].tolist(),
+        stage=int(settings.stage),
+        loss=_losses(buffer, head, sums),
+        samples=[round(count) if math.isfinite(count) else 0 for count in domains.n.tolist()],
+        quantile=settings.quantile,
+        threshold=settings.threshold,
+        admitted_ratio=_admitted_ratio(buffer, head),
+        ess_ratio=reweighting.effective_sample_size(sums.w, sums.w_square) / sums.n,
+        weight_mean=(domains.w / domains.n).tolist(),  # 0 / 0 is nan: no image
+        weight_std=math.sqrt(max(0.0, sums.w_square / sums.n - mean * mean)),
+        weight_sum=domains.w.tolist(),
         weight_histogram=buffer.view("weights", head).int().tolist(),
-        risk=(columns["w_ce"] / columns["w"]).tolist(),
-        reliability=(columns["r"] / columns["n_r"]).tolist(),
-        sample_weights=samples[:, 0].tolist(),
-        sample_reliability=torch.where(samples[:, 2] > 0, samples[:, 1], math.nan).tolist(),
-        sample_attempts=[round(count) for count in samples[:, 3].tolist()],
-        extras=extras,
+        risk=(domains.w_ce / domains.w).tolist(),
+        reliability=(domains.r / domains.n_r).tolist(),
+        sample_weights=sample.weight.tolist(),
+        sample_reliability=torch.where(sample.has_reliability > 0, sample.reliability, math.nan).tolist(),
+        sample_attempts=[round(count) for count in sample.attempts.tolist()],
+        shared_counts=shared_counts,
         detail=detail,
     )
+
+
+def _losses(buffer: SyncBuffer, head: Tensor, sums: Sums[float]) -> dict[str, float]:
+    """Means by term; those that no image has are left out."""
+    means = {"total": float(buffer.view("total", head)) / sums.n, "segmentation": sums.ce / sums.n}
+    for name, (value, count) in zip(ALIGNED, buffer.view("losses", head).tolist(), strict=True):
+        if count:
+            means[name] = value / count
+    return means
+
+
+def _admitted_ratio(buffer: SyncBuffer, head: Tensor) -> float:
+    """Admitted cells of the labelled ones; nan where none was asked."""
+    if "admission" not in buffer.layout:
+        return math.nan
+    admitted, labelled = buffer.view("admission", head).tolist()
+    return admitted / labelled if labelled else math.nan

@@ -42,10 +42,10 @@ class SyncBuffer:
         return flat[start : start + math.prod(shape)].view(shape)
 
     def add(self, name: str, value: Tensor) -> None:
-        """Add ``value``, of the entry's shape, without a gradient."""
+        """Add ``value``, of the entry's shape and from any device, without a gradient."""
         if value.shape != self.layout[name]:
             raise ValueError(f"{name} has shape {self.layout[name]}, got {tuple(value.shape)}")
-        self.view(name).add_(value.detach())
+        self.view(name).add_(value.detach().to(self.flat.device))
 
     def zero(self) -> None:
         """Empty every entry."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 
 import torch
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import BankConfig
@@ -32,8 +33,8 @@ class Teacher(nn.Module):
         return step % self.config.teacher_every == 0
 
     @torch.no_grad()
-    def features(self, images: Tensor) -> Tensor:
-        """Dense features (B, D, h, w) of images (B, 3, H, W)."""
+    def features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """Dense features of images."""
         return self.copy.dense(images)
 
     @torch.no_grad()

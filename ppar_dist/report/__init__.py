@@ -22,6 +22,7 @@ from ppar_dist.report.images import example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.timeline import STAGES, timeline
+from ppar_dist.run import paths
 
 MISSING = "\N{EN DASH}"
 TEMPLATE = Path(__file__).with_name("template.html")
@@ -38,7 +39,7 @@ def write_report(run: Path) -> Path:
     records = RunRecords.read(run)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**_content(records))
-    path = records.run / "report.html"
+    path = records.run / paths.REPORT
     write_atomically(path, page)
     return path
 

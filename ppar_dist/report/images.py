@@ -21,6 +21,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.palette_images import palette_image
 from ppar_dist.report.charts import signed
 from ppar_dist.report.records import RunRecords, SampleRecord
+from ppar_dist.run import paths
 
 _KINDS = ("image", "label", "prediction")
 _EXTREMES = 8  # samples shown at either end
@@ -30,7 +31,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 def example_groups(records: RunRecords) -> list[dict[str, Any]]:
     """Examples by target, each with its three pictures as data URIs; without those whose files have gone."""
-    folder = records.run / "predictions"
+    folder = paths.predictions(records.run)
     groups = []
     entries = [entry for entry in records.examples if isinstance(entry, dict)]
     for target, members in groupby(entries, key=lambda entry: entry.get("target")):

@@ -9,7 +9,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.checkpoint import METHOD, MODEL, list_checkpoints
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
@@ -25,7 +25,7 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
     if not found or not config.ppar.enabled:
         return None
     try:
-        state = load_file(found[-1] / "ppar.safetensors")
+        state = load_file(found[-1] / METHOD)
         domains = len(config.data.sources)
         method = MethodState(config.ppar, _text(config, found[-1]), domains, torch.device("cpu"))
         method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
@@ -39,5 +39,5 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
 def _text(config: Config, checkpoint: Path) -> Tensor:
     """The original text prototypes: from the model when it kept them, else from the configured file."""
     if config.model.classifier == "otp":
-        return load_file(checkpoint / "model.safetensors")["text"]
+        return load_file(checkpoint / MODEL)["text"]
     return text_prototypes(config.text, class_set(config.data.classes), None)

@@ -11,7 +11,6 @@ from typing import Any
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.prediction_examples import LISTING
 from ppar_dist.files.jsonl import parse_json, records
 from ppar_dist.report.cleaning import (
     SampleRecord,
@@ -22,6 +21,7 @@ from ppar_dist.report.cleaning import (
     train_record,
 )
 from ppar_dist.report.thinning import Thinned
+from ppar_dist.run import paths
 
 _MOST_RECORDS, _MOST_SAMPLES = 20_000, 400_000  # steps, and samples of all steps: some 100 MB of memory
 
@@ -51,16 +51,17 @@ class RunRecords:
     def read(cls, run: Path) -> RunRecords:
         """Read a run folder; raises UserError when it is none."""
         run = Path(run)
-        if not (run / "config.yaml").is_file():
+        config = paths.config_file(run)
+        if not config.is_file():
             raise UserError(f"{run} is not a run: no config.yaml there; give the run.dir of a training run")
-        found = cls(run, load_config(run / "config.yaml"))
-        found.train = found._by_step(run / "metrics" / "train.jsonl", train_record)
-        found.evals = found._by_step(run / "metrics" / "eval.jsonl", eval_record)
-        events = found._records(run / "metrics" / "events.jsonl")
+        found = cls(run, load_config(config))
+        found.train = found._by_step(paths.metrics_file(run, "train"), train_record)
+        found.evals = found._by_step(paths.metrics_file(run, "eval"), eval_record)
+        events = found._records(paths.metrics_file(run, "events"))
         found.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
-        found.samples = found._samples(run / "metrics" / "samples.jsonl")
-        found.results = found._json(run / "results.json", results_table)
-        found.examples = found._json(run / "predictions" / LISTING, example_entries) or []
+        found.samples = found._samples(paths.metrics_file(run, "samples"))
+        found.results = found._json(run / paths.RESULTS, results_table)
+        found.examples = found._json(paths.predictions(run) / paths.EXAMPLES, example_entries) or []
         return found
 
     def series(self, key: str) -> tuple[list[float], list[float]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,8 @@ from typing import Any
 
 from ppar_dist.checkpoint import checkpoint_name, is_complete, list_candidates, read_state
 from ppar_dist.errors import UserError
+from ppar_dist.files.jsonl import read
+from ppar_dist.run import paths
 from ppar_dist.run.ledger import attempt_folders
 from ppar_dist.run.state import TrainState
 
@@ -164,7 +165,7 @@ def _compare_repeats(attempts: Sequence[_Attempt], found: Audit) -> None:
 def _read(number: int, folder: Path) -> _Attempt | None:
     starts: list[dict[str, Any]] = []
     ranks: dict[int, dict[int, _Record]] = {}
-    for path in sorted(folder.glob("rank-*.jsonl")):
+    for path in sorted(folder.glob(paths.RANK_FILES)):
         records = list(_records(path))
         if not records:
             continue  # its first line was not written
@@ -180,14 +181,13 @@ def _read(number: int, folder: Path) -> _Attempt | None:
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of a file; the last one may be cut off, where its process was killed."""
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    for line in lines:
-        if not line.endswith("\n"):
+    """The records of a file; the last line may be cut off, where its process was killed."""
+    for line in read(path):
+        if line.is_cut:
             return
-        try:
-            yield json.loads(line)
-        except ValueError as error:
+        if line.record is None:
             raise UserError(
-                f"the ledger {path} is damaged ({error}); nothing can be proved from it"
-            ) from None
+                f"the ledger {path} is damaged (line {line.number} is not a JSON object); nothing can be "
+                "proved from it"
+            )
+        yield line.record

@@ -1,4 +1,4 @@
-"""What lies in a run's folder, read without trusting any of it: damage is a fact here, never an error."""
+"""What a run's folder holds, read without trusting any of it: damage is a fact here, never an error."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.checkpoint import LATEST, MANIFEST, checkpoints_dir, list_checkpoints, verify
+from ppar_dist.checkpoint import LATEST, MANIFEST, STATE, checkpoints_dir, list_checkpoints, verify
+from ppar_dist.files.jsonl import Line, read
 
 _LEFTOVERS = (".writing-", ".deleting-")
 _SHOWN = ("step", "samples_seen", "stage", "loss/total")
@@ -64,7 +65,7 @@ class LogFacts:
     records: int = 0
     last: dict[str, Any] | None = None  # the last record that could be read
     cut: bool = False  # the last line has no end: a job is writing it, or was killed
-    unreadable: list[int] = field(default_factory=list)  # numbers of other lines that are no JSON object
+    unreadable: list[int] = field(default_factory=list)  # numbers of other lines that are not a JSON object
     problem: str | None = None  # the file as a whole cannot be read
 
 
@@ -76,7 +77,7 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
         problems = [f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"]
     manifest = _json_object(folder / MANIFEST)
     return CheckpointFacts(
-        folder, problems, manifest, _json_object(folder / "state.json"), _files(folder, manifest, problems)
+        folder, problems, manifest, _json_object(folder / STATE), _files(folder, manifest, problems)
     )
 
 
@@ -131,9 +132,8 @@ def read_log(path: Path, count: Counter[str] | None = None, key: str = "kind") -
         return None
     facts = LogFacts()
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                _take_line(facts, number, line, count, key)
+        for line in read(path):
+            _take_line(facts, line, count, key)
     except OSError as error:
         facts.problem = error.strerror or str(error)
     return facts
@@ -146,21 +146,17 @@ def last_logged(log: LogFacts | None) -> dict[str, Any] | None:
     return {key: log.last[key] for key in _SHOWN if key in log.last}
 
 
-def _take_line(facts: LogFacts, number: int, line: bytes, count: Counter[str] | None, key: str) -> None:
-    if not line.endswith(b"\n"):
+def _take_line(facts: LogFacts, line: Line, count: Counter[str] | None, key: str) -> None:
+    if line.is_cut:
         facts.cut = True
         return
-    try:
-        record = json.loads(line)
-    except (ValueError, RecursionError):
-        record = None
-    if not isinstance(record, dict):
-        facts.unreadable.append(number)
+    if line.record is None:
+        facts.unreadable.append(line.number)
         return
     facts.records += 1
-    facts.last = record
+    facts.last = line.record
     if count is not None:
-        count[str(record.get(key, "unknown"))] += 1
+        count[str(line.record.get(key, "unknown"))] += 1
 
 
 def _files(folder: Path, manifest: dict[str, Any], problems: list[str]) -> dict[str, str]:

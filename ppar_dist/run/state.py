@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-BAD = "bad/"  # names of the sums of bad samples: bad/<domain>/<reason>
-
 
 @dataclass(frozen=True)
 class Rollback:
@@ -43,7 +41,11 @@ class TrainState:
     stepped_over: int = 0  # positions
 
     def advance(
-        self, global_batch: int, applied: bool, consumed: Mapping[str, int], sums: Mapping[str, float]
+        self,
+        global_batch: int,
+        applied: bool,
+        consumed: Mapping[str, int],
+        bad: Mapping[tuple[str, str], int],
     ) -> None:
         """Count a finished step.
 
@@ -51,13 +53,13 @@ class TrainState:
             global_batch: positions of a step.
             applied: whether it changed anything.
             consumed: samples of the step by domain.
-            sums: reduced figures; those named ``bad/<domain>/<reason>`` are counted.
+            bad: bad samples of the step by domain and reason.
         """
         self.step += 1
         self.samples_seen += global_batch
         for name, count in consumed.items():
             self.consumed[name] = self.consumed.get(name, 0) + count
-        for (domain, reason), count in bad_counts(sums).items():
+        for (domain, reason), count in bad.items():
             mine = self.bad.setdefault(domain, {})
             mine[reason] = mine.get(reason, 0) + count
         self.non_finite = 0 if applied else self.non_finite + 1
@@ -97,14 +99,13 @@ class TrainState:
         return state
 
 
-def bad_names(domains: Sequence[str], reasons: Sequence[str]) -> list[str]:
-    """Names of the sums of bad samples: every domain with every reason."""
-    return [f"{BAD}{domain}/{reason}" for domain in domains for reason in reasons]
-
-
-def bad_counts(sums: Mapping[str, float]) -> dict[tuple[str, str], int]:
-    """Counts by (domain, reason) that are not 0."""
-    named = {
-        name.removeprefix(BAD).rpartition("/"): value for name, value in sums.items() if name.startswith(BAD)
+def bad_counts(
+    table: Sequence[Sequence[float]], domains: Sequence[str], reasons: Sequence[str]
+) -> dict[tuple[str, str], int]:
+    """Counts of bad samples by (domain, reason) that are not 0, from sums with a row for each domain."""
+    return {
+        (domain, reason): round(count)
+        for domain, row in zip(domains, table, strict=True)
+        for reason, count in zip(reasons, row, strict=True)
+        if count
     }
-    return {(domain, reason): round(value) for (domain, _, reason), value in named.items() if value}

@@ -24,6 +24,7 @@ from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.rank_log import last_words
 from ppar_dist.processes.signals import Preempted, Preemption
+from ppar_dist.run import paths
 from ppar_dist.run.lock import RunLock
 from ppar_dist.text import visible_lines
 from ppar_dist.training.trainer import train
@@ -51,7 +52,7 @@ def run(
     """
     faults = config.faults
     world, board = _joined(config, preemption, launcher)
-    folder = config.run.dir / "logs"
+    folder = paths.logs(config.run.dir)
     job = environment.scheduler_job()
     lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
     monitor = Monitor(config, world)

@@ -1,4 +1,4 @@
-"""What rank 0 says about a run: metric files, progress, and the Prometheus registry.
+"""What rank 0 records of a run: metric files, progress, and the Prometheus registry.
 
 All figures arrive already reduced; nothing here communicates.
 """
@@ -16,14 +16,17 @@ from torch import Tensor
 from ppar_dist.checkpoint import Outcome
 from ppar_dist.class_sets import class_set
 from ppar_dist.data.order import Order
+from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.data.sources import training_shares
 from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import class_iou, mean_iou
-from ppar_dist.files.jsonl import JsonLines
+from ppar_dist.files.jsonl import JsonLines, drop_after
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.alignment import Stage, next_stage
 from ppar_dist.ppar.diagnostics import Detail, Figures
-from ppar_dist.run.state import TrainState
+from ppar_dist.run import paths
+from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.view.progress import Progress, StepSummary
@@ -50,18 +53,18 @@ def finite(value: Any) -> Any:
 
 
 def _broken(figures: Figures) -> str:
-    """Which of a step's figures were no numbers."""
+    """Which of a step's figures were not finite."""
     names = [name for name, value in figures.loss.items() if not math.isfinite(value)]
     return f"loss {', '.join(names)}" if names else "gradient"
 
 
-class RunLog:
+class Recorder:
     """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
 
     def __init__(self, plan: RunPlan, world: World, state: TrainState, monitor: Monitor) -> None:
-        """Open the files of ``run.dir`` at ``state``, and print the plan and where metrics are served."""
+        """The run stands at ``state``; nothing is written before ``open``."""
         self._plan, self._world, self._monitor = plan, world, monitor
-        self._diverged = False  # said once, counted each time
+        self._diverged = False  # logged once, counted each time
         config = plan.config
         self._total, self._every = config.train.steps, config.train.log_every
         if not world.is_main:
@@ -71,13 +74,24 @@ class RunLog:
         shares = training_shares(config, plan.indexes)
         self._order = Order(shares, config.seed, config.data.block, config.data.window)
         self.progress = Progress(self._total, state.step, self._every)
-        self._files = self._open(state)
         assert monitor.run is not None, "the monitor is open"
         self._metrics = monitor.run
-        for line in plan.lines():
+
+    def open(self, state: TrainState) -> None:
+        """Open the metric files at ``state``, and print the plan and where metrics are served; on rank 0.
+
+        Raises:
+            UserError: a file cannot be written.
+        """
+        try:
+            self._files = self._open(state)
+        except OSError as error:
+            text = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
+            raise UserError(text) from None
+        for line in self._plan.lines():
             self.progress.say(line)
-        if monitor.url is not None:
-            self.progress.say(f"metrics: {monitor.url}")
+        if self._monitor.url is not None:
+            self.progress.say(f"metrics: {self._monitor.url}")
 
     def rewind(self, state: TrainState) -> None:
         """Open the metric files at ``state``: records of later steps, which will be done again, are dropped.
@@ -98,12 +112,16 @@ class RunLog:
         self._files = files
 
     def _open(self, state: TrainState) -> dict[str, JsonLines]:
-        folder = self._plan.config.run.dir / "metrics"
-        files = {name: JsonLines(folder / f"{name}.jsonl", state.step) for name in _BY_STEP}
-        return files | {EVENTS: JsonLines(folder / f"{EVENTS}.jsonl", None)}
+        run, files = self._plan.config.run.dir, {}
+        for name in (*_BY_STEP, EVENTS):
+            path = paths.metrics_file(run, name)
+            drop_after(path, state.step if name in _BY_STEP else None)
+            files[name] = JsonLines(path)
+            files[name].open()
+        return files
 
     def wants(self, step: int) -> bool:
-        """Whether ``step`` is one that is written down; every rank answers alike."""
+        """Whether ``step`` is logged; every rank answers alike."""
         return step == 1 or step % self._every == 0 or step == self._total
 
     def step(
@@ -128,8 +146,16 @@ class RunLog:
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
         record |= {f"lr/{name}": rate for name, rate in rates.items()}
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
+        record |= self._counts(figures)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+
+    def _counts(self, figures: Figures) -> dict[str, float]:
+        """What ranks counted in a step besides the figures, by name; without zeros."""
+        bad = bad_counts(figures.shared_counts["bad"].tolist(), self._domains, REASONS)
+        named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
+        stop = float(figures.shared_counts["stop"])
+        return ({"stop": stop} if stop else {}) | named
 
     def diverged(self, step: int) -> None:
         """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""
@@ -146,14 +172,14 @@ class RunLog:
         self.event("rolled back", state.rollbacks[-1].at_step, text)
 
     def event(self, kind: str, step: int, text: str) -> None:
-        """Record, and say, something that the report lists under faults and resumes."""
+        """Record and print something that the report lists under faults and resumes."""
         if not self._world.is_main:
             return
         self._files[EVENTS].write({"time": time.time(), "kind": kind, "step": step, "text": text})
         self.progress.say(f"step {step}: {kind}: {text}")
 
     def resumed(self, state: TrainState, folder: Path, detail: Detail | None) -> None:
-        """Record that the run goes on from a checkpoint, which left the method's state as in ``detail``."""
+        """Record that the run resumed from a checkpoint, with the method's state as in ``detail``."""
         if detail is not None:
             self._monitor.rank.publish_checksum(detail.prototype_checksum)
         if not self._world.is_main:
@@ -216,7 +242,7 @@ class RunLog:
         self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
 
     def checkpoint(self, outcome: Outcome, stall: float) -> None:
-        """Record how the writing of a checkpoint ended, and for how long it held up training."""
+        """Record how the writing of a checkpoint ended, and for how many seconds it blocked training."""
         if not self._world.is_main:
             return
         if outcome.folder is None:
@@ -226,16 +252,16 @@ class RunLog:
         self._metrics.publish_checkpoint(outcome.seconds, stall)
         self.progress.note("checkpoint", f"{outcome.step}")
         self.progress.say(
-            f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training stood still for {stall:.2f} s)"
+            f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training blocked for {stall:.2f} s)"
         )
 
     def warn(self, text: str) -> None:
-        """Say what went wrong without ending the run."""
+        """Log what went wrong without ending the run."""
         if self._world.is_main:
             log.warning("%s", text)
 
     def close(self) -> None:
-        """End files and bar."""
+        """Close the files and the progress bar."""
         if not self._world.is_main:
             return
         for file in self._files.values():

@@ -29,21 +29,22 @@ from ppar_dist.models.losses import segmentation_loss
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
-from ppar_dist.ppar.objective import Objective
+from ppar_dist.ppar.objective import Objective, StepSettings
 from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.teacher import build_teacher
 from ppar_dist.processes.signals import Preempted, Preemption, exit_code
+from ppar_dist.run import paths
+from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
-from ppar_dist.run.state import BAD, TrainState, bad_names
+from ppar_dist.run.state import TrainState, bad_counts
+from ppar_dist.training.checkpointing import Checkpointing
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan, make_plan
-from ppar_dist.training.recorder import RunLog
-from ppar_dist.training.runfolder import RunFolder, Training
-from ppar_dist.training.saver import Saver
+from ppar_dist.training.recorder import Recorder
+from ppar_dist.training.resume import resume
+from ppar_dist.training.snapshot import Training
 from ppar_dist.watchdog import Watchdog
-
-_STOP = "stop"  # sum over the ranks that were asked to stop
 
 
 class Trainer:
@@ -63,38 +64,30 @@ class Trainer:
         self.plan, self.config, self.world = plan, plan.config, world
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
-        self.folder = RunFolder(plan, world, lock)
-        self.folder.claim(accept_changes, watch.alive)
+        self.claim = RunClaim(self.config, world, lock)
+        self.claim.claim(accept_changes, watch.alive)
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.training = build_training(plan, world)
-        resumed_from = self.folder.resume(self.training)
-        self.folder.record()
-        self.log = self._open_log(monitor)
+        self.resumed_from = resume(self.training, plan, world, self.claim)
+        self.claim.record()
+        self.log = Recorder(plan, world, self.state, monitor)
+        world.on_main(lambda: self.log.open(self.state))
         self.replica_check = ReplicaCheck(world.world_size)
-        if resumed_from is not None:
+        if self.resumed_from is not None:
             detail = self.training.objective.detail()
             self.replica_check.note(detail)
-            self.log.resumed(self.state, resumed_from, detail)
-        self.quarantine = quarantine.QuarantineLog(self.folder.quarantine_file(), self.domains)
-        self.saver = Saver(self.folder, self.log, world, watch)
+            self.log.resumed(self.state, self.resumed_from, detail)
+        bad_samples = paths.rank_file(paths.quarantine(self.claim.path), world.rank)
+        self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
+        self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
         self.ledger = self._open_ledger()
-
-    def _open_log(self, monitor: Monitor) -> RunLog:
-        """The run's records; what stops rank 0 from opening them (a full disk) stops every rank."""
-        log, problem = None, None
-        try:
-            log = RunLog(self.plan, self.world, self.state, monitor)
-        except OSError as error:
-            problem = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
-        self.folder.refuse_together(problem)
-        assert log is not None, "a rank without a problem has its log"
-        return log
 
     def _open_ledger(self) -> Ledger | None:
         if not self.config.train.ledger:
             return None
-        attempt = self.world.broadcast(next_attempt(self.folder.path) if self.world.is_main else None)
-        return Ledger(self.folder.path, attempt, self.world.rank, self.world.world_size, self.state)
+        run = self.claim.path
+        attempt = self.world.on_main(lambda: next_attempt(run))
+        return Ledger(run, attempt, self.world.rank, self.world.world_size, self.state)
 
     @property
     def state(self) -> TrainState:
@@ -109,9 +102,9 @@ class Trainer:
             UserError: too many bad samples, or too many steps without a finite result.
             CheckpointError: the last checkpoint could not be written.
         """
-        if self.folder.resumed_from is not None and self._is_evaluation_due():
+        if self.resumed_from is not None and self._is_evaluation_due():
             self.evaluate()  # the run was stopped between the step and this
-            self.saver.rewrite(self.training)
+            self.checkpoints.rewrite(self.training)
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
@@ -120,13 +113,13 @@ class Trainer:
             self._refuse_too_many_bad()
             if self.state.non_finite >= self.config.faults.max_non_finite:
                 self.roll_back()
-            if figures.extras[_STOP]:
+            if figures.shared_counts["stop"]:
                 self.stop()
             is_best = self._is_evaluation_due() and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
-                self.saver.save(self.training)
-            self.saver.log_finished()
-        self.saver.finish(self.training)
+                self.checkpoints.save(self.training)
+            self.checkpoints.log_finished()
+        self.checkpoints.finish(self.training)
         return self.state
 
     def train_step(self, batches: list[Batch]) -> Figures:
@@ -138,12 +131,12 @@ class Trainer:
         engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
         step = self.state.step
         torch.manual_seed(noise_seed(self.config.seed, step, self.world.rank))
-        objective.begin_step(step / self.config.train.steps)
+        settings = objective.begin_step(step / self.config.train.steps)
         self._add_to_sync(batches)
         for number, batch in enumerate(batches, start=1):
             last = number == len(batches)
             self.watch.phase("forward", step + 1)
-            loss = self._loss(batch.to(self.world.device))
+            loss = self._loss(batch.to(self.world.device), settings)
             if last:
                 pending = self.world.start_sum(objective.buffer.flat)
             self.watch.phase("backward", step + 1)
@@ -152,14 +145,15 @@ class Trainer:
         pending.wait()
         self.watch.phase("step", step + 1)
         applied = self._apply(step)
-        figures = objective.end_step(detail=self.log.wants(step + 1), fold=applied)
-        if self.replica_check.is_broken(figures.extras):
+        figures = objective.end_step(settings, detail=self.log.wants(step + 1), fold=applied)
+        if self.replica_check.is_broken(figures.shared_counts["checksum"]):
             self.log.diverged(step)
         self.replica_check.note(figures.detail)
         if teacher is not None and applied:
             teacher.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
-        self.state.advance(self.config.train.global_batch, applied, consumed, figures.extras)
+        bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, sample.REASONS)
+        self.state.advance(self.config.train.global_batch, applied, consumed, bad)
         return figures
 
     def _apply(self, step: int) -> bool:
@@ -171,14 +165,12 @@ class Trainer:
 
     def _add_to_sync(self, batches: list[Batch]) -> None:
         """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
-        objective = self.training.objective
+        buffer = self.training.objective.buffer
         if self.preemption.requested:
-            objective.add_extra(_STOP, 1)
-        for name, piece in self.replica_check.tell().items():
-            objective.add_extra(name, piece)
+            buffer.view("stop").add_(1)
+        buffer.add("checksum", self.replica_check.tell())
         for bad in (bad for batch in batches for bad in batch.bad):
-            domain = self.domains[bad.domain]
-            objective.add_extra(f"{BAD}{domain}/{bad.reason}", 1)
+            buffer.view("bad")[bad.domain, sample.REASONS.index(bad.reason)] += 1
             self.quarantine.write(bad)
         if self.ledger is not None:
             positions = [int(position) for batch in batches for position in batch.positions]
@@ -186,19 +178,20 @@ class Trainer:
             samples = [f"{self.domains[domain]}/{key}" for domain, key in rows]
             self.ledger.write(self.state.step + 1, positions, samples)
 
-    def _loss(self, batch: Batch) -> torch.Tensor:
+    def _loss(self, batch: Batch, settings: StepSettings) -> torch.Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
         prediction = self.training.engine.forward(batch.images, self.config.ppar.enabled)
-        terms = self.training.objective.terms(
+        losses = self.training.objective.losses(
+            settings,
             prediction.dense,
             batch.labels,
             batch.domains,
             segmentation_loss(prediction.logits, batch.labels),
-            slots=batch.positions - self.state.samples_seen,
+            batch_slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
             attempts=batch.attempts,
         )
-        return terms.total.mean()
+        return losses.total.mean()
 
     def _teacher_features(self, batch: Batch) -> torch.Tensor | None:
         teacher = self.training.teacher
@@ -244,8 +237,7 @@ class Trainer:
         if len(state.rollbacks) >= most:
             raise UserError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
         self.watch.phase("roll back", state.step)
-        self.saver.wait()
-        if self.folder.resume(self.training, before=state.rollback_limit()) is None:
+        if not self.checkpoints.go_back(self.training, state.rollback_limit()):
             raise UserError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
         state.roll_back(self.training.state)
         self.training.state, done = state, state.rollbacks[-1]
@@ -254,7 +246,7 @@ class Trainer:
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = self._open_ledger()
-        self.saver.rewrite_after_rollback(self.training)
+        self.checkpoints.rewrite_after_rollback(self.training)
 
     def stop(self) -> None:
         """Save, and leave together with all ranks.
@@ -265,7 +257,7 @@ class Trainer:
         signals = self.world.gather(self.preemption.signal)
         asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
         try:
-            self.saver.finish(self.training)
+            self.checkpoints.finish(self.training)
         except CheckpointError as error:
             self.log.warn(f"{error}; the run ends with the checkpoint before")
         self.preemption.done()
@@ -307,7 +299,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the write under way and close the run's records."""
-        self.saver.close()
+        self.checkpoints.close()
         self.log.close()
         self.quarantine.close()
         if self.ledger is not None:
@@ -335,11 +327,11 @@ def build_training(plan: RunPlan, world: World) -> Training:
         num_classes=classes.num_classes,
         global_batch=config.train.global_batch,
         device=world.device,
-        extras=[
-            _STOP,
-            *ReplicaCheck.NAMES,
-            *bad_names([index.name for index in plan.indexes], sample.REASONS),
-        ],
+        shared_counts={
+            "stop": (1,),  # ranks that were asked to stop
+            "checksum": (ReplicaCheck.PIECES,),
+            "bad": (len(plan.indexes), len(sample.REASONS)),  # bad samples by domain and reason
+        },
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Training(engine, objective, teacher, TrainState())

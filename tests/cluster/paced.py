@@ -34,11 +34,11 @@ def pace() -> None:
 
     file, loss = Path(os.environ[FILE]), trainer.Trainer._loss
 
-    def paced(self: trainer.Trainer, batch: Any) -> Any:
+    def paced(self: trainer.Trainer, batch: Any, *rest: Any) -> Any:
         began = time.monotonic()
         while time.monotonic() - began < _least(file, self.state.step):
             time.sleep(_LOOK_S)
-        return loss(self, batch)
+        return loss(self, batch, *rest)
 
     trainer.Trainer._loss = paced  # type: ignore[method-assign]
 

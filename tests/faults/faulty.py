@@ -56,12 +56,12 @@ def when_asked(original: Callable[..., Any], fault: Callable[[], None]) -> Calla
 
 def spoil(fault: str) -> None:
     """Put the fault where it belongs."""
-    from ppar_dist.training import runfolder, trainer
+    from ppar_dist.training import checkpointing, trainer
 
     if fault == "data":
         trainer.islice = when_asked(trainer.islice, hang)
     elif fault == "save":
-        runfolder.RunFolder.snapshot = when_asked(runfolder.RunFolder.snapshot, hang)
+        checkpointing.snapshot = when_asked(checkpointing.snapshot, hang)
     elif fault != "none":
         faults = {"forward": hang, "error": fail, "refusal": refuse}
         trainer.Trainer._loss = when_asked(trainer.Trainer._loss, faults[fault])

@@ -20,11 +20,11 @@ _SEGMENTATION_LOSS = trainer.segmentation_loss
 def poison(what: str, first: int, stop: int) -> None:
     """Spoil what images at positions [first, stop) contribute."""
 
-    def loss(self: trainer.Trainer, batch: Any) -> torch.Tensor:
+    def loss(self: trainer.Trainer, batch: Any, *rest: Any) -> torch.Tensor:
         hit = bool(((batch.positions >= first) & (batch.positions < stop)).any())
         if hit and what == "loss":
             trainer.segmentation_loss = lambda *inputs: _SEGMENTATION_LOSS(*inputs) * float("nan")
-        value = _ITS_LOSS(self, batch)
+        value = _ITS_LOSS(self, batch, *rest)
         trainer.segmentation_loss = _SEGMENTATION_LOSS
         return value * float("inf") if hit and what == "gradient" else value
 

@@ -191,12 +191,10 @@ def test_a_folder_that_turns_read_only_and_one_that_is_deleted(blocks: Path, tmp
         assert "checkpoint failed" in kinds
 
         gone, deleted_at = tmp_path / "gone", newest(run)
-        run.rename(gone)  # at once, so that nothing is deleted that was made anew
+        run.rename(gone)  # at once, so that nothing is deleted that was created again
         while gone.exists():  # files are made meanwhile
             shutil.rmtree(gone, ignore_errors=True)
-        started.wait_for(
-            lambda: "has gone and is made anew; what it held is lost" in started.output, "a folder"
-        )
+        started.wait_for(lambda: "was deleted; recreated empty" in started.output, "a folder")
         wait_for_checkpoint(started, run, deleted_at)
         started.wait_for(lambda: last_step(run) > 0, "metrics")
         started.process.send_signal(signal.SIGTERM)

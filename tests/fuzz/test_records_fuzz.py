@@ -21,7 +21,7 @@ from PIL import Image
 
 from ppar_dist.cli.parser import main
 from ppar_dist.files import jsonl
-from ppar_dist.files.jsonl import JsonLines, parse_record
+from ppar_dist.files.jsonl import JsonLines, drop_after, parse_record
 from ppar_dist.report import write_report
 from ppar_dist.report.records import RunRecords
 from tests.fuzz.budget import fuzzed, fuzzed_less
@@ -313,7 +313,7 @@ def test_an_example_whose_picture_has_no_possible_name_is_left_out(whole: Path, 
 
 def written(path: Path, steps: int) -> bytes:
     path.unlink(missing_ok=True)
-    lines = JsonLines(path, 0)
+    lines = JsonLines(path)
     for step in range(1, steps + 1):
         lines.write({"step": step, "loss": 1 / step})
     lines.close()
@@ -328,7 +328,8 @@ def test_a_log_opens_over_any_damage_and_keeps_the_whole_records_before_its_step
     path = run / "metrics" / "fuzzed.jsonl"
     raw = spoil(written(path, 10), *stroke)
     path.write_bytes(raw)
-    opened = JsonLines(path, step)
+    drop_after(path, step)
+    opened = JsonLines(path)
     opened.write({"step": step + 1})
     opened.close()
     expected = []
@@ -344,9 +345,9 @@ def test_what_is_dropped_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixtur
     path = tmp_path / "train.jsonl"
     path.write_bytes(written(path, 3) + b"null\n\xff\n" + b'{"step": 4, "lo')
     with caplog.at_level(logging.WARNING):
-        JsonLines(path, 2).close()
+        drop_after(path, 2)
     assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2]
-    assert "no whole records were dropped: 3" in caplog.text
+    assert "lines that are not whole records were dropped: 3" in caplog.text
 
 
 def test_an_endless_line_is_no_record_and_is_not_held_in_memory(
@@ -358,7 +359,7 @@ def test_an_endless_line_is_no_record_and_is_not_held_in_memory(
     path.write_bytes(first + b"x" * (8 << 20) + b"\n" + first.replace(b"1,", b"2,"))
     tracemalloc.start()
     try:
-        JsonLines(path, 5).close()
+        drop_after(path, 5)
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -370,7 +371,7 @@ def test_a_rewrite_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     raw = written(path, 5)
     (tmp_path / "train.jsonl.kept").mkdir()  # in the way of the new file, as a full disk would be
     with pytest.raises(OSError, match="directory"):
-        JsonLines(path, 2)
+        drop_after(path, 2)
     assert path.read_bytes() == raw
 
 

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.build_index import index_folder
-from ppar_dist.data.shards.check import Fault, ScannedSample, scan_shard
+from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.shards.tar import members
@@ -147,14 +147,14 @@ def bounded_memory(limit: int = MEMORY) -> Iterator[None]:
     assert peak < limit, f"{peak} bytes"
 
 
-def scan(data: bytes) -> list[ScannedSample | Fault]:
+def scan(data: bytes) -> list[CheckedSample | Fault]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "a.tar"
         path.write_bytes(data)
         with bounded_memory():
-            found = list(scan_shard(path, 6, "d/a.tar"))
+            found = list(check_shard(path, 6, "d/a.tar"))
     for each in found:
-        if isinstance(each, ScannedSample):
+        if isinstance(each, CheckedSample):
             assert each.key.encode("utf-8")
             for offset, size in (each.image, each.label, each.json):
                 assert offset >= 0
@@ -226,7 +226,7 @@ def test_any_names_are_found_as_tarfile_writes_them(names: list[str]) -> None:
             archive.addfile(tarfile.TarInfo(name + ".jpg"), io.BytesIO())
     data = stream.getvalue()
     assert [name for name, _, _ in walk(data)] == [name + ".jpg" for name in names]
-    assert not any(isinstance(each, ScannedSample) for each in scan(data))
+    assert not any(isinstance(each, CheckedSample) for each in scan(data))
 
 
 @fuzz

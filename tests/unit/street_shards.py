@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import Config
@@ -19,15 +18,10 @@ from ppar_dist.data.loader import Batch, train_loader
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.data.sources import open_sources
+from tests.ranks import encode
 
 SIZES = {"day": 20, "rain": 11}
 LENIENT = {"holdout": 0, "max_bad_ratio": 1.0}  # of `data`: every sample trains, however many are bad
-
-
-def encode(pixels: np.ndarray, kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
 
 
 def scene(number: int, height: int = 36, width: int = 48) -> tuple[bytes, bytes]:

@@ -19,7 +19,8 @@ FLOORS = (
     ("data", "data.prepare", "ppar", "synthetic"),
     ("data.shards", "launch", "models", "run", "watchdog"),
     ("checkpoint", "class_sets", "config", "processes", "view"),
-    ("distributed", "errors", "exit_codes", "files", "text", ""),
+    ("distributed", "files"),
+    ("errors", "exit_codes", "text", ""),
 )
 DOORS = {
     "deepspeed": {"training.engine"},

@@ -17,7 +17,7 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import BackboneConfig, TextConfig
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
-from ppar_dist.files.jsonl import JsonLines
+from ppar_dist.files.jsonl import JsonLines, drop_after
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.report import write_report
@@ -161,10 +161,10 @@ def test_files_are_as_open_as_the_umask_says(tmp_path: Path, umask: int) -> None
     """Colleagues may evaluate a run where its owner lets them, and nobody else."""
     run = tmp_path / "run"
     make_run(tmp_path / "shards", run)
-    log = JsonLines(run / "metrics" / "train.jsonl", 0)
+    log = JsonLines(run / "metrics" / "train.jsonl")
     log.write({"step": 1})
     log.close()
-    JsonLines(run / "metrics" / "train.jsonl", 1).close()  # a resume replaces the file
+    drop_after(run / "metrics" / "train.jsonl", 1)  # a resume replaces the file
     write_report(run)
     for path in [run, *run.rglob("*")]:
         wanted = (0o777 if path.is_dir() else 0o666) & ~umask

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
@@ -18,15 +16,10 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.ppar.state import MethodState
+from tests.ranks import encode
 
 WIDTH = 8  # of the joint space
 CLASSES = class_set("roads6")
-
-
-def encode(array: np.ndarray, kind: str) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, kind)
-    return buffer.getvalue()
 
 
 def make_domain(folder: Path, samples: int, seed: int = 0, classes: str = "roads6") -> DomainIndex:

@@ -14,11 +14,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.class_sets import class_set as find_class_set
-from ppar_dist.data.shards.check import Fault, ScannedSample, repeated_key, scan_shard
+from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
 from ppar_dist.data.shards.index import RECORD, DomainIndex
-from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, sha256
+from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION
 from ppar_dist.data.shards.sample import printable
 from ppar_dist.errors import DataError
+from ppar_dist.files.durable import fingerprint
 
 QUARANTINE = "quarantine.jsonl"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -132,7 +133,7 @@ def index_folder(
     draft = folder / f".{QUARANTINE}.{os.getpid()}"
     try:
         with draft.open("w", encoding="utf-8") as stream:
-            _scan_all(folder, num_classes, rows, findings, stream, progress)
+            _check_all(folder, num_classes, rows, findings, stream, progress)
         if findings.exceed(max_bad_ratio):
             raise BadSamples(findings, _remedy(findings))
         if not rows.keys:
@@ -143,7 +144,7 @@ def index_folder(
     return DomainIndex.open(folder), findings
 
 
-def _scan_all(
+def _check_all(
     folder: Path,
     num_classes: int,
     rows: _Rows,
@@ -154,7 +155,7 @@ def _scan_all(
     seen: set[bytes] = set()
     for path in sorted(path for path in folder.glob("*.tar") if path.is_file()):
         before = len(rows.keys)
-        for found in _scanned(path, num_classes, findings, seen):
+        for found in _checked(path, num_classes, findings, seen):
             if isinstance(found, Fault):
                 findings.add(path.name, found)
                 quarantine.write(json.dumps(_line(findings.domain, path.name, found)) + "\n")
@@ -169,13 +170,13 @@ def _scan_all(
             progress(path.name, len(rows.keys))
 
 
-def _scanned(
+def _checked(
     path: Path, num_classes: int, findings: Findings, seen: set[bytes]
-) -> Iterator[ScannedSample | Fault]:
+) -> Iterator[CheckedSample | Fault]:
     """What a shard holds; a key that an earlier shard had is a fault."""
     where = f"{findings.domain}/{path.name}"
-    for found in scan_shard(path, num_classes, where, findings.ignored):
-        if isinstance(found, ScannedSample):
+    for found in check_shard(path, num_classes, where, findings.ignored):
+        if isinstance(found, CheckedSample):
             key = found.key.encode("utf-8")
             if key in seen:
                 here = f"{where} sample {printable(found.key)}"
@@ -185,7 +186,7 @@ def _scanned(
         yield found
 
 
-def _add(rows: _Rows, sample: ScannedSample) -> None:
+def _add(rows: _Rows, sample: CheckedSample) -> None:
     spans = (*sample.image, *sample.label, *sample.json)
     checksums = (sample.image_crc, sample.label_crc)
     rows.records.append((len(rows.shards), *spans, sample.height, sample.width, *checksums))
@@ -230,7 +231,8 @@ def _write(folder: Path, class_set: str, rows: _Rows, findings: Findings, quaran
 
 
 def _describe(path: Path, samples: int) -> dict[str, Any]:
-    return {"name": path.name, "samples": samples, "bytes": path.stat().st_size, "sha256": sha256(path)}
+    size, digest = fingerprint(path)
+    return {"name": path.name, "samples": samples, "bytes": size, "sha256": digest}
 
 
 def _save(path: Path, array: npt.NDArray[Any]) -> None:

@@ -39,7 +39,7 @@ _MOST_KINDS = 20  # of ignored members that are told apart
 Span = tuple[int, int]  # offset and size in bytes
 
 
-class ScannedSample(NamedTuple):
+class CheckedSample(NamedTuple):
     """One good sample: image and label can be decoded and agree in size, label ids are legal."""
 
     key: str
@@ -73,9 +73,9 @@ class _Group:
         return [kind for kind in ("image", "label") if kind not in self.spans]
 
 
-def scan_shard(
+def check_shard(
     path: Path, num_classes: int, where: str, ignored: Counter[str] | None = None
-) -> Iterator[ScannedSample | Fault]:
+) -> Iterator[CheckedSample | Fault]:
     """The samples of one shard, good and bad; every image and label is decoded and checked.
 
     Args:
@@ -106,7 +106,7 @@ def _judged(
     where: str,
     seen: set[str],
     partial: dict[str, str],
-) -> Iterator[ScannedSample | Fault]:
+) -> Iterator[CheckedSample | Fault]:
     """The verdict on a group, put off where the rest of its sample may still come."""
     here = f"{where} sample {printable(group.key)}"
     if group.fault is not None:
@@ -141,14 +141,14 @@ def _partial(here: str, missing: str) -> SampleError:
     return SampleError(here, "incomplete", detail)
 
 
-def _sample(group: _Group, stream: BinaryIO, num_classes: int, here: str) -> ScannedSample:
+def _sample(group: _Group, stream: BinaryIO, num_classes: int, here: str) -> CheckedSample:
     raw = {kind: _read(stream, group.spans[kind], kind, here) for kind in ("image", "label")}
     image, label = open_image(raw["image"], here), open_label(raw["label"], here)
     height, width = image.height, image.width
     check_sizes((height, width), (label.height, label.width), here)
     counts = class_counts(label_ids(label, here), num_classes, here)
     decode_pixels(image, here, min_side=1)  # at an eighth: all bytes are read, few pixels made
-    return ScannedSample(
+    return CheckedSample(
         group.key,
         group.spans["image"],
         group.spans["label"],

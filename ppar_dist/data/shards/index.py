@@ -26,7 +26,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
-from ppar_dist.data.shards.reader import ShardFiles
+from ppar_dist.data.shards.reader import ShardReader
 from ppar_dist.data.shards.sample import RawSample, SampleError, check_member, printable
 from ppar_dist.errors import DataError
 
@@ -64,7 +64,7 @@ class DomainIndex:
     counts: npt.NDArray[np.uint32]  # (N, K)
     keys: npt.NDArray[np.bytes_]  # (N,)
     fingerprint: str  # changes whenever shards, their order or the class set change
-    _files: ShardFiles = field(repr=False, compare=False)
+    reader: ShardReader = field(repr=False, compare=False)
 
     @classmethod
     def open(cls, path: Path | str, max_missing_ratio: float | None = None) -> DomainIndex:
@@ -108,7 +108,7 @@ class DomainIndex:
             counts=arrays["counts"],
             keys=arrays["keys"],
             fingerprint=meta.fingerprint(),
-            _files=ShardFiles(path, meta.shards),
+            reader=ShardReader(path, meta.shards),
         )
 
     def __len__(self) -> int:
@@ -168,15 +168,15 @@ class DomainIndex:
     def _member(self, sample: int, kind: str, where: str) -> bytes:
         record = self.records[sample]
         shard, offset, size = (int(record[name]) for name in ("shard", f"{kind}_offset", f"{kind}_size"))
-        if shard >= len(self.shards) or offset + size > self._files.shards[shard].bytes:
+        if shard >= len(self.shards) or offset + size > self.reader.shards[shard].bytes:
             raise SampleError(where, "index", f"index.npy points outside its shards; {REMEDY}")
         check_member(kind, size, where)
         crc = None if kind == "json" else int(record[f"{kind}_crc"])
-        return self._files.read(shard, offset, size, crc, where, kind)
+        return self.reader.read(shard, offset, size, crc, where, kind)
 
     def _refuse_changes(self) -> None:
-        for number, shard in enumerate(self._files.shards):
-            found = self._files.size_now(number)
+        for number, shard in enumerate(self.reader.shards):
+            found = self.reader.size_now(number)
             if found is None:
                 raise DataError(f"shard {self.path / shard.name} is missing; {REMEDY}")
             if found != shard.bytes:
@@ -186,8 +186,8 @@ class DomainIndex:
     def _weigh_losses(self, max_missing_ratio: float) -> None:
         """Warn of missing and shortened shards; refuse when too many samples went with them."""
         problems, lost = [], 0
-        for number, shard in enumerate(self._files.shards):
-            found = self._files.size_now(number)
+        for number, shard in enumerate(self.reader.shards):
+            found = self.reader.size_now(number)
             if found is None:
                 problems.append(f"{shard.name} is missing")
                 lost += shard.samples

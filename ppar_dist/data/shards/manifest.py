@@ -87,9 +87,3 @@ def _read_json(path: Path) -> Any:
         raise
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"cannot read {path} ({error}); {REMEDY}") from None
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -14,7 +14,7 @@ from ppar_dist.data.shards.sample import SampleError
 OPEN_SHARDS = 32  # file descriptors held per domain and process
 
 
-class ShardFiles:
+class ShardReader:
     """The shards of a domain, opened when they are first needed, and again after anything went wrong."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
@@ -22,8 +22,9 @@ class ShardFiles:
         self._open: dict[int, int] = {}  # number to file descriptor
         self._first: dict[int, tuple[int, int]] = {}  # size and mtime when each was opened first
 
-    def __len__(self) -> int:
-        """How many are open."""
+    @property
+    def num_open(self) -> int:
+        """Shards that are open now."""
         return len(self._open)
 
     def size_now(self, number: int) -> int | None:

@@ -17,12 +17,12 @@ from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import MAX_PIXELS, SampleError
 from ppar_dist.data.sources import open_sources
+from tests.ranks import encode
 from tests.unit.street_shards import (
     LENIENT,
     change_record,
     config,
     drain,
-    encode,
     note_bytes,
     overwrite,
     rewrite_member,

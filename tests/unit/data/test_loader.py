@@ -18,7 +18,8 @@ from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.data.sources import holdout_range, open_sources, training_shares
 from ppar_dist.data.transforms import TrainTransform
 from ppar_dist.errors import UserError
-from tests.unit.street_shards import SIZES, config, drain, encode, flat, scene, scenes, write_domains
+from tests.ranks import encode
+from tests.unit.street_shards import SIZES, config, drain, flat, scene, scenes, write_domains
 
 
 @pytest.fixture(scope="module")

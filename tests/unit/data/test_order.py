@@ -50,7 +50,7 @@ def test_one_global_sequence(
             for parts in received:
                 seen += itertools.chain(*parts[step * per_step : (step + 1) * per_step])
     assert seen == list(range(origin, stop))
-    fresh = Order(order.shares, order._seed, order._block, order._window)
+    fresh = Order(order.shares, order.seed, order.block, order.window)
     assert [order.locate(p) for p in seen] == [fresh.locate(p) for p in seen]  # no state, no history
 
 

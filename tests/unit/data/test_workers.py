@@ -16,7 +16,6 @@ from pathlib import Path
 import pytest
 from torch.utils.data import IterableDataset
 
-from ppar_dist.data import workers as loader_workers
 from ppar_dist.data.loader import WorkerDied, train_loader
 from ppar_dist.data.sources import open_sources
 from ppar_dist.data.workers import LoaderWorkers
@@ -97,10 +96,9 @@ def test_a_worker_is_named_whose_connection_goes_before_it_does() -> None:
         next(LoaderWorkers(1, 3).iterate(Severing(1.0)))
 
 
-def test_a_lost_connection_of_a_worker_that_lives_is_what_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_workers, "_DYING_S", 0.3)
+def test_a_lost_connection_of_a_worker_that_lives_is_what_it_is() -> None:
     with pytest.raises(ConnectionResetError):
-        next(LoaderWorkers(1, 3).iterate(Severing(None)))
+        next(LoaderWorkers(1, 3, dying_s=0.3).iterate(Severing(None)))
 
 
 class Resetting(IterableDataset[None]):
@@ -110,10 +108,9 @@ class Resetting(IterableDataset[None]):
         yield _reset()
 
 
-def test_without_workers_a_lost_connection_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader_workers, "_DYING_S", math.inf)
+def test_without_workers_a_lost_connection_is_not_waited_for() -> None:
     with pytest.raises(ConnectionResetError):
-        next(LoaderWorkers(0, 3).iterate(Resetting()))
+        next(LoaderWorkers(0, 3, dying_s=math.inf).iterate(Resetting()))
 
 
 def test_the_handler_of_the_program_stays(root: Path) -> None:

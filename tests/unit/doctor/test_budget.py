@@ -12,9 +12,8 @@ from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.configuration import weights
 from ppar_dist.doctor.findings import Finding
-from tests.ranks import tiny_config
+from tests.ranks import encode, tiny_config
 from tests.unit.doctor.worlds import Doctor
-from tests.unit.tiny_run import encode
 
 
 def test_a_batch_that_does_not_divide(doctor: Doctor) -> None:

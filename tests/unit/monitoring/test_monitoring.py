@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
+from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.errors import UserError
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.metrics import RunMetrics
@@ -51,6 +53,7 @@ def figures(**changes: Any) -> Figures:
         "sample_weights": [],
         "sample_reliability": [],
         "sample_attempts": [],
+        "shared_counts": {"bad": torch.zeros(2, len(REASONS))},
         "detail": Detail(0.3, [0.9, 0.8], [0.01, 0.02], [[10.0, 0.0], [3.0, 4.0]], 7),
     }
     return Figures(**(values | changes))

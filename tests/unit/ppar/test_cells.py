@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ppar_dist.ppar.cells import cell_features, cell_labels, grid_stride, unit
+from ppar_dist.ppar.cells import cell_features, cell_labels, grid_stride, pool, unit
 
 
 def naive_labels(labels: Tensor, grid: tuple[int, int], stride: tuple[int, int], purity: float) -> list:
@@ -98,7 +98,7 @@ def test_pooled_features_are_the_loop_over_cells() -> None:
     dense, cells = random_features()
     sums = naive_sums(dense, cells, 4)
     features = cell_features(dense, cells, 4)
-    pooled, present, counts = features.pooled, features.present, features.counts
+    pooled, present, counts = pool(features.sums), features.present, features.counts
     for b in range(3):
         for k in range(4):
             number = int((cells[b] == k).sum())
@@ -135,7 +135,7 @@ def test_gradient_of_sums_and_cosines() -> None:
     assert torch.autograd.gradcheck(products, dense)
     assert torch.autograd.gradcheck(lambda x: products(x)[0], dense)
     assert torch.autograd.gradcheck(lambda x: products(x)[1], dense)
-    assert torch.autograd.gradcheck(lambda x: cell_features(x, cells, 4).pooled, dense)
+    assert torch.autograd.gradcheck(lambda x: pool(cell_features(x, cells, 4).sums), dense)
 
 
 def test_a_zero_vector_has_no_direction_and_no_gradient() -> None:

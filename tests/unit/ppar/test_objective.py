@@ -11,7 +11,7 @@ import torch
 
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
-from ppar_dist.ppar.objective import Figures, Objective, Terms
+from ppar_dist.ppar.objective import BatchLosses, Figures, Objective
 from tests.unit.ppar.naive_method import Image, NaiveMethod, Sample
 
 M, K, D, GRID, STRIDE, G = 3, 4, 6, (3, 4), 4, 8
@@ -57,19 +57,19 @@ def global_batch(step: int, one_domain: bool = False) -> list[torch.Tensor]:
 
 def run_step(
     ranks: Sequence[Objective], step: int, progress: float, micro: int = G, one_domain: bool = False
-) -> tuple[list[Figures], Terms, torch.Tensor | None]:
+) -> tuple[list[Figures], BatchLosses, torch.Tensor | None]:
     """One step over simulated ranks; returns figures per rank, terms and gradient of the whole batch."""
     batch = global_batch(step, one_domain)
     batch[0].requires_grad_()
     for rank in ranks:
-        rank.begin_step(progress)
+        settings = rank.begin_step(progress)
     parts = []
     for number, rank in enumerate(ranks):
         first, last = number * G // len(ranks), (number + 1) * G // len(ranks)
         for start in range(first, last, micro):
             cut = slice(start, min(start + micro, last))
-            parts.append(rank.terms(*(x[cut] for x in batch), slots=torch.arange(G)[cut]))
-    whole = Terms(
+            parts.append(rank.losses(settings, *(x[cut] for x in batch), batch_slots=torch.arange(G)[cut]))
+    whole = BatchLosses(
         torch.cat([p.total for p in parts]),
         torch.cat([p.weights for p in parts]),
         {name: torch.cat([p.named[name] for p in parts]) for name in parts[0].named},
@@ -81,7 +81,7 @@ def run_step(
     reduced = torch.stack([rank.buffer.flat for rank in ranks]).sum(0)
     for rank in ranks:
         rank.buffer.flat.copy_(reduced)
-    return [rank.end_step() for rank in ranks], whole, gradient
+    return [rank.end_step(settings) for rank in ranks], whole, gradient
 
 
 def naive_step(naive: NaiveMethod, step: int, progress: float, one_domain: bool) -> list[Sample]:
@@ -243,12 +243,12 @@ def test_nothing_valid_adds_nothing() -> None:
     for step in range(6):
         run_step([objective], step, PROGRESS[step])
     before = objective.state_dict()
-    objective.begin_step(0.9)
+    settings = objective.begin_step(0.9)
     dense = torch.randn(2, D, *GRID, requires_grad=True)
     labels = torch.full((2, 12, 16), 255, dtype=torch.uint8)
-    terms = objective.terms(dense, labels, torch.tensor([0, 1]), torch.zeros(2))
+    terms = objective.losses(settings, dense, labels, torch.tensor([0, 1]), torch.zeros(2))
     terms.total.sum().backward()
-    figures = objective.end_step()
+    figures = objective.end_step(settings)
     assert terms.total.tolist() == [0, 0]
     assert terms.weights.tolist() == [1, 1]
     assert torch.equal(dense.grad, torch.zeros_like(dense))
@@ -264,11 +264,11 @@ def test_a_broken_batch_leaves_the_state_alone(where: str) -> None:
     for step in range(4):
         run_step([objective], step, PROGRESS[step])
     before = objective.state_dict()
-    objective.begin_step(0.6)
+    settings = objective.begin_step(0.6)
     dense, labels, domains, losses = global_batch(4)
     (losses if where == "loss" else dense)[0] = math.nan
-    objective.terms(dense, labels, domains, losses)
-    figures = objective.end_step()
+    objective.losses(settings, dense, labels, domains, losses)
+    figures = objective.end_step(settings)
     assert not figures.finite
     assert math.isnan(figures.flat()["loss/total"])
     assert all(torch.equal(v, before[name]) for name, v in objective.state_dict().items())
@@ -280,18 +280,18 @@ def test_a_teacher_feeds_the_bank_and_the_student_everything_else() -> None:
     dense, labels, domains, losses = global_batch(1)
     teacher = torch.nn.functional.interpolate(-dense, scale_factor=2)  # another grid
     for one, more in ((objective, {"teacher_dense": teacher}), (student, {})):
-        one.begin_step(0.2)
-        one.terms(dense, labels, domains, losses, **more)
+        settings = one.begin_step(0.2)
+        one.losses(settings, dense, labels, domains, losses, **more)
     fed, own = objective.buffer.view("sums"), student.buffer.view("sums")
     assert not torch.allclose(fed, own)
     assert torch.nn.functional.cosine_similarity(fed[0, 1], own[0, 1], 0) < 0
     assert objective.buffer.view("counts").sum() > 2 * student.buffer.view("counts").sum()
     torch.testing.assert_close(objective.buffer.view("domains"), student.buffer.view("domains"))
-    objective.end_step()
+    objective.end_step(settings)
     before = objective.state_dict()
-    objective.begin_step(0.2)
-    objective.terms(dense, labels, domains, losses)  # a step between two passes of the teacher
-    assert objective.end_step().finite
+    settings = objective.begin_step(0.2)
+    objective.losses(settings, dense, labels, domains, losses)  # a step between two passes of the teacher
+    assert objective.end_step(settings).finite
     for name in ("bank.sums", "bank.counts", "bank.cells_total"):
         assert torch.equal(objective.state_dict()[name], before[name])
 
@@ -302,33 +302,35 @@ def test_reliability_follows_the_labels() -> None:
         run_step([objective], step, 0.2)
     dense, labels, domains, losses = global_batch(8)
     wrong = torch.where(labels == 255, 255, (labels.int() + 1) % 3).to(torch.uint8)
-    objective.begin_step(0.2)
-    clean = objective.terms(dense, labels, domains, losses)
-    spoiled = objective.terms(dense, wrong, domains, losses)
+    settings = objective.begin_step(0.2)
+    clean = objective.losses(settings, dense, labels, domains, losses)
+    spoiled = objective.losses(settings, dense, wrong, domains, losses)
     valid = ~clean.reliability.isnan()
     assert (clean.reliability > spoiled.reliability)[valid].all()
     assert (clean.weights > spoiled.weights)[valid].all()
 
 
-def test_extras_and_names_come_with_the_figures() -> None:
-    ranks = [Objective(config(), text(), M, K, extras=("stop", "bad")) for _ in range(2)]
+def test_shared_counts_and_names_come_with_the_figures() -> None:
+    shapes = {"stop": (1,), "bad": (M, 2)}
+    ranks = [Objective(config(), text(), M, K, shared_counts=shapes) for _ in range(2)]
     for rank in ranks:
-        rank.begin_step(0.0)
-        rank.terms(*global_batch(0))
-    ranks[1].add_extra("stop", 1)
+        settings = rank.begin_step(0.0)
+        rank.losses(settings, *global_batch(0))
+    ranks[1].buffer.add("stop", torch.ones(1))
+    ranks[0].buffer.view("bad")[2, 1] += 3
     ranks[0].buffer.flat.add_(ranks[1].buffer.flat)
-    figures = ranks[0].end_step()
-    assert figures.extras == {"stop": 1, "bad": 0}
+    figures = ranks[0].end_step(settings)
+    counts = {name: count.tolist() for name, count in figures.shared_counts.items()}
+    assert counts == {"stop": [1], "bad": [[0, 0], [0, 0], [0, 3]]}
     named = figures.named(("a", "b", "c"), ("w", "x", "y", "z"))
     assert named["risk/a"] == figures.risk[0]
-    assert named["stop"] == 1
     assert named["cells_total/b/x"] == figures.detail.cells_total[1][1]
     assert "risk/c" not in named
     assert not any(math.isnan(value) for value in named.values())
     assert 0.9 <= figures.weight_quantile(0, 0.5) <= 1.0  # all weights are 1
-    ranks[0].begin_step(0.0)
-    ranks[0].terms(*global_batch(0))
-    assert ranks[0].end_step(detail=False).detail is None
+    settings = ranks[0].begin_step(0.0)
+    ranks[0].losses(settings, *global_batch(0))
+    assert ranks[0].end_step(settings, detail=False).detail is None
 
 
 def test_widths_and_classes_that_differ_are_refused() -> None:
@@ -337,7 +339,7 @@ def test_widths_and_classes_that_differ_are_refused() -> None:
     with pytest.raises(UserError, match="of 4 classes, got none"):
         Objective(config(), None, M, K)
     objective = Objective(config(), text(), M, K, G)
-    objective.begin_step(0.0)
+    settings = objective.begin_step(0.0)
     dense, *others = global_batch(0)
     with pytest.raises(UserError, match="features are 5 wide and text prototypes 6; choose embeddings"):
-        objective.terms(dense[:, :5], *others)
+        objective.losses(settings, dense[:, :5], *others)

@@ -220,7 +220,7 @@ def test_a_full_disk_delays_records_and_loses_none(
     assert (found.problems, found.steps, found.positions) == ([], 400, 2400)
 
 
-def test_a_deleted_file_is_made_anew_and_its_steps_lack_proof(tmp_path: Path) -> None:
+def test_a_deleted_file_is_created_again_and_its_steps_lack_proof(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, 1, 0, 1, TrainState())
     for step in range(1, 9):
         if step == 6:

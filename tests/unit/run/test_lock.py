@@ -19,15 +19,16 @@ import pytest
 
 from ppar_dist.errors import InUse
 from ppar_dist.processes import proc
-from ppar_dist.run import lock as run_lock
-from ppar_dist.run.lock import NAME, Holder, RunLock, read_holder
+from ppar_dist.run.holder import Holder, read_holder
+from ppar_dist.run.lock import LOOK_S, RunLock, write_in_place
 from tests.ranks import TIMEOUT_S, rank_environment
 
+NAME = "run.lock"
 SILENT_S = 1.5
 LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may stand still for seconds
 # Holds the lock until it is told to end; `machine` as another machine's processes would have it.
 _HOLDER = """
-import os, sys
+import os, sys, time
 from pathlib import Path
 from ppar_dist.processes import proc
 from ppar_dist.run.lock import RunLock
@@ -39,7 +40,8 @@ def lost(text):
     print(text, flush=True)
     os._exit(78)
 lock.on_lost = lost
-lock.acquire()
+while not lock.try_acquire():
+    time.sleep(0.01)
 print("held", flush=True)
 sys.stdin.read()
 lock.close()
@@ -56,13 +58,21 @@ print("ready", flush=True)
 while not os.path.exists(go):
     pass
 try:
-    lock.acquire(lambda text: print("waiting", flush=True))
+    while not lock.try_acquire():
+        print("waiting", flush=True)
+        time.sleep(0.2)
     print("taken", flush=True)
 except InUse:
     print("refused", flush=True)
 sys.stdin.read()
 """
 Start = Callable[..., "subprocess.Popen[str]"]
+
+
+def acquire(lock: RunLock) -> None:
+    """As a job does."""
+    while not lock.try_acquire():
+        time.sleep(LOOK_S)
 
 
 @pytest.fixture
@@ -92,21 +102,21 @@ def test_a_living_process_of_this_machine_keeps_its_folder_and_is_named(tmp_path
         r"since [\d :-]+; end that job, or give another run.dir"
     )
     with pytest.raises(InUse, match=message):
-        RunLock(tmp_path, SILENT_S).acquire()
+        acquire(RunLock(tmp_path, SILENT_S))
 
 
-def test_a_living_process_that_ends_meanwhile_is_waited_for(tmp_path: Path, start: Start) -> None:
+def test_a_living_process_that_ends_meanwhile_is_waited_for(
+    tmp_path: Path, start: Start, caplog: pytest.LogCaptureFixture
+) -> None:
     holder = start()
-    said: list[str] = []
-
-    def end(text: str) -> None:
-        said.append(text)
+    with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
+        assert not lock.try_acquire()
+        assert not lock.try_acquire()
         assert holder.stdin is not None
         holder.stdin.close()
-
-    with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
-        lock.acquire(end)
-    assert re.search(r"run.lock is held by Slurm job 17, .*; waiting \d+ s for its end", said[0])
+        acquire(lock)
+    (said,) = caplog.messages  # once
+    assert re.search(r"run.lock is held by Slurm job 17, .*; waiting \d+ s for its end", said)
 
 
 def test_what_is_given_back_can_be_taken(tmp_path: Path, start: Start) -> None:
@@ -114,8 +124,8 @@ def test_what_is_given_back_can_be_taken(tmp_path: Path, start: Start) -> None:
     holder.communicate(timeout=TIMEOUT_S)
     assert list(tmp_path.iterdir()) == []
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire()
-        lock.acquire()  # a second time changes nothing
+        assert lock.try_acquire()
+        assert lock.try_acquire()  # a second time changes nothing
         found = read_holder(tmp_path)
         assert found is not None
         assert found.pid == os.getpid()
@@ -126,16 +136,14 @@ def test_a_process_that_was_killed_here_does_not_block_for_a_moment(tmp_path: Pa
     holder = start()
     holder.kill()
     holder.wait()
-    said: list[str] = []
     with closing(RunLock(tmp_path, 1000.0)) as lock:
-        lock.acquire(said.append)
-    assert said == []
+        assert lock.try_acquire()
 
 
 def test_a_living_job_on_another_machine_keeps_its_folder(tmp_path: Path, start: Start) -> None:
     start("another machine")
     with pytest.raises(InUse, match="in use by Slurm job 17"):
-        RunLock(tmp_path, LONG_S).acquire()
+        acquire(RunLock(tmp_path, LONG_S))
 
 
 def test_a_dead_job_on_another_machine_is_taken_over_when_it_stays_silent(
@@ -144,24 +152,15 @@ def test_a_dead_job_on_another_machine_is_taken_over_when_it_stays_silent(
     start("another machine").kill()
     began = time.monotonic()
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire()
+        acquire(lock)
         assert time.monotonic() - began >= SILENT_S
-
-
-def test_who_waits_for_a_holder_shows_that_it_lives(tmp_path: Path, start: Start) -> None:
-    """Or a watchdog whose limit is shorter than the wait would end it."""
-    start("another machine").kill()
-    calls: list[float] = []
-    with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire(alive=lambda: calls.append(time.monotonic()))
-    assert calls
 
 
 def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, start: Start) -> None:
     holder = start("another machine")
     holder.send_signal(signal.SIGSTOP)
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire()
+        acquire(lock)
         mine = read_holder(tmp_path)
         holder.send_signal(signal.SIGCONT)
         assert holder.wait(TIMEOUT_S) == 78
@@ -220,7 +219,7 @@ def test_the_lock_of_a_faster_one_is_left_alone(
 
     def want(lock: RunLock) -> None:
         with suppress(InUse):
-            lock.acquire()
+            acquire(lock)
             held.append(lock)
 
     rename, link = Path.rename, os.link
@@ -252,7 +251,7 @@ def test_one_that_dies_while_it_takes_a_folder_over_is_in_nobodys_way(tmp_path: 
     dead.wait()
     (tmp_path / ".run.lock.takeover").write_bytes((tmp_path / NAME).read_bytes())
     with closing(RunLock(tmp_path, TIMEOUT_S)) as lock:
-        lock.acquire()
+        acquire(lock)
         assert os.listdir(tmp_path) == [NAME]
 
 
@@ -266,7 +265,7 @@ def test_a_lock_may_go_while_it_is_being_looked_at(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr(os, "link", link_beside_one_that_goes)
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire()
+        acquire(lock)
         assert read_holder(tmp_path) is not None
 
 
@@ -293,14 +292,13 @@ def test_a_job_that_dies_after_a_beat_was_seen_is_taken_over_all_the_same(
 ) -> None:
     holder = start("another machine")
 
-    def watch_it_die(_: str) -> None:
+    with closing(RunLock(tmp_path, LONG_S)) as lock:  # in the first half of which it dies
+        assert not lock.try_acquire()
         seen = (tmp_path / NAME).read_text()
         while (tmp_path / NAME).read_text() == seen:
             time.sleep(0.01)
         holder.kill()
-
-    with closing(RunLock(tmp_path, LONG_S)) as lock:  # in the first half of which it dies
-        lock.acquire(watch_it_die)
+        acquire(lock)
         now = read_holder(tmp_path)
         assert now is not None
         assert now.pid == os.getpid()
@@ -328,18 +326,19 @@ print(proc.look(1, 7).value)
     assert done.stdout == "unknown\n", done.stderr
 
 
-def test_a_lock_that_is_no_lock_is_taken_over_when_nobody_changes_it(tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_lock_is_taken_over_when_nobody_changes_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / NAME).write_bytes(b"\xff\x00not a lock")
-    said: list[str] = []
     with closing(RunLock(tmp_path, 0.5)) as lock:
-        lock.acquire(said.append)
+        acquire(lock)
         assert read_holder(tmp_path) is not None
-    assert "held by another job" in said[0]
+    assert "held by another job" in caplog.messages[0]
 
 
 def test_a_lock_that_somebody_deletes_comes_back(tmp_path: Path) -> None:
     with closing(RunLock(tmp_path, 0.6)) as lock:
-        lock.acquire()
+        acquire(lock)
         (tmp_path / NAME).unlink()
         deadline = time.monotonic() + TIMEOUT_S
         while read_holder(tmp_path) is None:
@@ -351,24 +350,23 @@ def test_a_lock_is_given_back_while_storage_holds_its_beat(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The beat comes to an end later: it complains of nothing, and the lock does not come back."""
-    write, held, go, said = run_lock._write, threading.Event(), threading.Event(), []
+    held, go, said = threading.Event(), threading.Event(), []
 
     def slow(file: IO[str], holder: Holder) -> None:
         if holder.beat:
             held.set()
             assert go.wait(TIMEOUT_S)
-        write(file, holder)
+        write_in_place(file, holder)
 
-    monkeypatch.setattr(run_lock, "_write", slow)
     monkeypatch.setattr(threading, "excepthook", said.append)
-    lock = RunLock(tmp_path, 0.6)
-    lock.acquire()
+    lock = RunLock(tmp_path, 0.6, write=slow)
+    acquire(lock)
+    (beat,) = (thread for thread in threading.enumerate() if thread.name == "run-lock")
     assert held.wait(TIMEOUT_S)
     lock.close()
     go.set()
-    assert lock._thread is not None
-    lock._thread.join(TIMEOUT_S)
-    assert not lock._thread.is_alive()
+    beat.join(TIMEOUT_S)
+    assert not beat.is_alive()
     assert (said, list(tmp_path.iterdir())) == ([], [])
 
 
@@ -378,15 +376,15 @@ def test_storage_without_links_will_do(tmp_path: Path, start: Start, monkeypatch
 
     monkeypatch.setattr(os, "link", refuse)
     with closing(RunLock(tmp_path, SILENT_S)) as lock:
-        lock.acquire()
+        acquire(lock)
         assert [path.name for path in tmp_path.iterdir()] == [NAME]
         other = RunLock(tmp_path, SILENT_S)
         with pytest.raises(InUse):
-            other.acquire()
+            acquire(other)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_what_cannot_be_written_is_the_storages_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        RunLock(tmp_path / "nowhere", SILENT_S).acquire()
+        RunLock(tmp_path / "nowhere", SILENT_S).try_acquire()
     assert proc.machine()  # /proc is there, or the tests above showed nothing

@@ -8,7 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppar_dist.run.state import TrainState, bad_counts, bad_names
+from ppar_dist.run.state import TrainState, bad_counts
 
 BATCH = 4
 
@@ -27,7 +27,7 @@ def test_the_position_is_steps_and_what_was_stepped_over(events: list[str]) -> N
             state.roll_back(copy.deepcopy(usable[-1]))
             saved = [*usable[:-1], copy.deepcopy(state)]
         else:
-            state.advance(BATCH, event == "step", {"day": BATCH}, {"bad/day/checksum": 1.0, "stop": 1.0})
+            state.advance(BATCH, event == "step", {"day": BATCH}, {("day", "checksum"): 1})
         assert state.samples_seen == state.step * BATCH + state.stepped_over
         assert state.samples_seen >= furthest  # no position comes twice in a run's own history
         furthest = state.samples_seen
@@ -36,8 +36,8 @@ def test_the_position_is_steps_and_what_was_stepped_over(events: list[str]) -> N
 
 def test_counts_add_up_and_survive_json() -> None:
     state = TrainState()
-    state.advance(4, True, {"day": 3, "rain": 1}, {"bad/day/label_id": 2.0, "bad/rain/checksum": 0.0})
-    state.advance(4, False, {"day": 4}, {"bad/day/label_id": 1.0, "bad/day/checksum": 1.0})
+    state.advance(4, True, {"day": 3, "rain": 1}, {("day", "label_id"): 2})
+    state.advance(4, False, {"day": 4}, {("day", "label_id"): 1, ("day", "checksum"): 1})
     assert state.consumed == {"day": 7, "rain": 1}
     assert state.bad == {"day": {"label_id": 3, "checksum": 1}}
     assert (state.skipped, state.non_finite) == ([2], 1)
@@ -56,8 +56,7 @@ def test_a_second_streak_right_after_a_rollback_goes_further_back() -> None:
     assert state.rollback_limit() == 8
 
 
-def test_names_of_sums_are_read_back() -> None:
-    names = bad_names(["a/b", "c"], ["json", "label_id"])
-    assert names == ["bad/a/b/json", "bad/a/b/label_id", "bad/c/json", "bad/c/label_id"]
-    sums = dict.fromkeys(names, 0.0) | {"bad/a/b/json": 2.0, "total": 7.0}
-    assert bad_counts(sums) == {("a/b", "json"): 2}
+def test_sums_of_bad_samples_get_names_and_lose_zeros() -> None:
+    sums = [[2.0, 0.0], [0.0, 1.0]]
+    expected = {("a/b", "json"): 2, ("c", "label_id"): 1}
+    assert bad_counts(sums, ["a/b", "c"], ["json", "label_id"]) == expected

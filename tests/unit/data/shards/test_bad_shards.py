@@ -20,7 +20,8 @@ from ppar_dist.data.shards.build_index import BadSamples, build_index, index_fol
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import UserError
-from tests.unit.street_shards import encode, scene, write_tar
+from tests.ranks import encode
+from tests.unit.street_shards import scene, write_tar
 
 IMAGE, LABEL = scene(0)
 GOOD = [(f"g{n}.{kind}", content) for n in range(4) for kind, content in (("jpg", IMAGE), ("png", LABEL))]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import pickle
 import tarfile
@@ -12,21 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import webdataset
-from PIL import Image
 
 from ppar_dist.data.shards.build_index import BadSamples, build_index
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.shards.writer import safe_key, write_domain
 from ppar_dist.errors import UserError
+from tests.ranks import encode
+from tests.unit.street_shards import write_tar
 
 Sample = tuple[str, bytes, bytes, dict[str, object]]
-
-
-def encode(pixels: np.ndarray, kind: str) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
 
 
 def label_of(number: int) -> np.ndarray:
@@ -45,15 +39,6 @@ def samples(count: int) -> Iterator[Sample]:
 @pytest.fixture
 def domain(tmp_path: Path) -> DomainIndex:
     return write_domain(tmp_path / "day", "roads6", samples(7), samples_per_shard=3)
-
-
-def write_tar(path: Path, members: dict[str, bytes]) -> None:
-    path.parent.mkdir(exist_ok=True)
-    with tarfile.open(path, "w") as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, io.BytesIO(content))
 
 
 def test_what_is_written_is_read_back(domain: DomainIndex) -> None:
@@ -90,7 +75,7 @@ def test_workers_get_a_working_copy(domain: DomainIndex) -> None:
 def test_many_shards_need_few_files(tmp_path: Path) -> None:
     index = write_domain(tmp_path / "a", "roads6", samples(40), samples_per_shard=1)
     assert [index.read(n).key for n in (*range(40), 0)] == [f"street_{n % 40}" for n in range(41)]
-    assert len(index._files) <= 32
+    assert index.reader.num_open <= 32
 
 
 def test_the_fingerprint_depends_on_the_content_alone(domain: DomainIndex, tmp_path: Path) -> None:
@@ -112,7 +97,7 @@ def test_shards_of_others_are_indexed(tmp_path: Path) -> None:
         f"{long}.JPG": image,
         f"{long}.PNG": label,
     }
-    write_tar(tmp_path / "theirs" / "part.tar", members)
+    write_tar(tmp_path / "theirs" / "part.tar", members.items())
     seen: list[tuple[str, int]] = []
     index = build_index(tmp_path / "theirs", "roads6", progress=lambda *each: seen.append(each))
     assert [index.key(n) for n in range(3)] == ["a/one", "b/one", long]
@@ -173,7 +158,7 @@ def test_repeated_keys(tmp_path: Path) -> None:
         write_domain(tmp_path / "d", "roads6", [*samples(2), *samples(1)])
     pairs = list(samples(1)) * 2
     for number, (key, image, label, _) in enumerate(pairs):
-        write_tar(tmp_path / "e" / f"{number}.tar", {f"{key}.jpg": image, f"{key}.png": label})
+        write_tar(tmp_path / "e" / f"{number}.tar", [(f"{key}.jpg", image), (f"{key}.png", label)])
     with pytest.raises(BadSamples, match=r"e/1.tar sample street_0: key 'street_0' occurs twice"):
         build_index(tmp_path / "e", "roads6")
 
@@ -206,7 +191,7 @@ BAD_SAMPLES = {
 def test_bad_samples_are_named(tmp_path: Path, case: str) -> None:
     members, message = BAD_SAMPLES[case]
     ordered = dict(sorted(members.items()))
-    write_tar(tmp_path / "d" / "a.tar", ordered)
+    write_tar(tmp_path / "d" / "a.tar", ordered.items())
     with pytest.raises(BadSamples, match=message) as error:
         build_index(tmp_path / "d", "roads6")
     assert "\n" not in str(error.value)
@@ -226,7 +211,7 @@ def test_bad_samples_are_named(tmp_path: Path, case: str) -> None:
 )
 def test_damaged_tars_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
     path = tmp_path / "d" / "a.tar"
-    write_tar(path, {"k.jpg": one()["k.jpg"], "k.png": one()["k.png"]})
+    write_tar(path, one().items())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadSamples, match=message):
         build_index(tmp_path / "d", "roads6")
@@ -293,5 +278,5 @@ def test_pickled_arrays_are_not_loaded(domain: DomainIndex) -> None:
 
 
 def test_unlabelled_samples_are_allowed(tmp_path: Path) -> None:
-    write_tar(tmp_path / "d" / "a.tar", one(label=np.full((12, 16), 255, np.uint8)))
+    write_tar(tmp_path / "d" / "a.tar", one(label=np.full((12, 16), 255, np.uint8)).items())
     assert build_index(tmp_path / "d", "roads6").counts.sum() == 0

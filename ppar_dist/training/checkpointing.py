@@ -1,0 +1,172 @@
+"""When a run's checkpoints are written, which of them are kept, and how their writing ended.
+
+The ranks gather a copy of their state in the memory of rank 0, which writes it, by default while training
+goes on: one write at most is under way.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from ppar_dist import checkpoint
+from ppar_dist.checkpoint import CheckpointError, Outcome, Writer
+from ppar_dist.distributed.world import World
+from ppar_dist.run.claim import RunClaim
+from ppar_dist.run.state import TrainState
+from ppar_dist.training.plan import RunPlan
+from ppar_dist.training.recorder import Recorder
+from ppar_dist.training.resume import complete_steps, resume
+from ppar_dist.training.snapshot import Training, snapshot
+from ppar_dist.watchdog import Watchdog
+
+_ATTEMPTS = 2  # at a checkpoint that must not be missing
+
+
+class Checkpointing:
+    """The checkpoints of a run, as one rank sees them."""
+
+    def __init__(
+        self,
+        plan: RunPlan,
+        world: World,
+        claim: RunClaim,
+        log: Recorder,
+        watch: Watchdog,
+        resumed_from: Path | None,
+    ) -> None:
+        """``resumed_from`` is the checkpoint that the run has resumed from, if any."""
+        self._plan, self._world, self._claim, self._log, self._watch = plan, world, claim, log, watch
+        self._writer = Writer(claim.path, plan.config.checkpoint.background) if world.is_main else None
+        if self._writer is not None:
+            watch.before_end(self._writer.join)
+        self._resumed_from = resumed_from
+        # Of the newest checkpoint, or of the one under way.
+        self._step = None if resumed_from is None else checkpoint.step_of(resumed_from)
+        self._error: str | None = None  # what kept that one from being written
+        self._stall = 0.0  # seconds for which it blocked training
+
+    def save(self, training: Training) -> None:
+        """Have a checkpoint of the present step written, unless that was done. Collective.
+
+        A failure is logged, and training goes on.
+        """
+        step = training.state.step
+        if self._step == step:
+            return
+        self._watch.phase("save", step)
+        self.wait()  # before the copy is made: memory holds one at a time
+        began = time.monotonic()
+        copy = snapshot(training, self._plan, self._world)
+        self._step = step
+        if self._writer is not None and copy is not None:
+            if self._claim.restore_if_gone():
+                self._log.rewind(training.state)
+            self._error = None
+            self._writer.submit(copy, self._retention(training.state))
+            self._stall = time.monotonic() - began
+
+    def finish(self, training: Training) -> None:
+        """Return when a checkpoint of the present step is published. Collective.
+
+        Raises:
+            CheckpointError: on every rank alike, when that failed twice.
+        """
+        for _ in range(_ATTEMPTS):
+            self.save(training)
+            self._watch.phase("save", training.state.step)
+            self.wait()
+            error = self._world.broadcast(self._error)
+            if error is None:
+                return
+            self._step = None
+        raise CheckpointError(error)
+
+    def log_finished(self) -> None:
+        """Log the end of a write in the background, if it has ended."""
+        if self._writer is not None:
+            self._note(self._writer.poll())
+
+    def wait(self) -> None:
+        """Wait for the write under way."""
+        if self._writer is not None:
+            began = time.monotonic()
+            outcome = self._writer.finish()
+            self._stall += time.monotonic() - began
+            self._note(outcome)
+
+    def go_back(self, training: Training, before: int) -> bool:
+        """Restore the newest whole checkpoint up to step ``before``; False: there is none. Collective.
+
+        Raises:
+            UserError: as ``resume``.
+        """
+        self.wait()
+        found = resume(training, self._plan, self._world, self._claim, before)
+        self._resumed_from = found or self._resumed_from
+        return found is not None
+
+    def rewrite_after_rollback(self, training: Training) -> None:
+        """After a rollback: delete the checkpoints of later steps and write this state's again. Collective.
+
+        In this order: a run killed in between resumes from where it rolled back to, not from a later
+        checkpoint that may be spoiled.
+
+        Raises:
+            CheckpointError: on every rank alike, when one of the two failed.
+        """
+        step = training.state.step
+        problem = self._world.on_main(lambda: _delete_after(self._claim.path, step))
+        if problem:
+            raise CheckpointError(problem)
+        self.rewrite(training)
+
+    def rewrite(self, training: Training) -> None:
+        """Write the checkpoint of the present step again, because its state has changed. Collective.
+
+        Raises:
+            CheckpointError: on every rank alike, when that failed twice.
+        """
+        self._step = None
+        self.finish(training)
+
+    def close(self) -> None:
+        """Wait for the write under way and end the thread."""
+        if self._writer is not None:
+            self._writer.close()
+
+    def _retention(self, state: TrainState) -> Callable[[Path], object]:
+        """What deletes the checkpoints no longer kept, to be called when one more is published.
+
+        The one that the run would roll back to now stays: those of a streak of non-finite steps are no use.
+        """
+        run, keep, limit = self._claim.path, self._plan.config.checkpoint, state.rollback_limit()
+        best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
+        in_use = {self._resumed_from} if self._resumed_from is not None else set()
+
+        def retain(_: Path) -> None:
+            safe = [step for step in complete_steps(run) if step <= limit][-1:]
+            checkpoint.retain(run, keep.keep_last, keep.keep_every, best | set(safe), in_use)
+
+        return retain
+
+    def _note(self, outcome: Outcome | None) -> None:
+        if outcome is not None:
+            self._error = outcome.error
+            self._log.checkpoint(outcome, self._stall)
+
+
+def _delete_after(run: Path, step: int) -> str | None:
+    """Delete the checkpoints of later steps than ``step``: the run has gone back behind them.
+
+    Returns:
+        Why one of them could not even be renamed: a restart would resume from it. None if all are deleted.
+    """
+    try:
+        for folder in checkpoint.list_candidates(run):
+            if (checkpoint.step_of(folder) or 0) > step:
+                checkpoint.withdraw(folder)
+    except OSError as error:
+        return f"{folder.name}, which the run has rolled back behind, cannot be deleted: {error.strerror}"
+    return None
