@@ -26,12 +26,10 @@ def one_line(error: Exception) -> str:
     return printable(" ".join(str(error).split()))
 
 
-def printable(text: str) -> str:
+def printable(text: str, longest: int = _LONGEST) -> str:
     """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
-    text = masked(text)
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
-    return visible(text)
+    text = visible(masked(text))
+    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-(longest // 2) :]}"
 
 
 def visible_lines(text: str) -> str:

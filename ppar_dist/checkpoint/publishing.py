@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ppar_dist.checkpoint.layout import (
     FORMAT,
@@ -27,6 +24,9 @@ from ppar_dist.checkpoint.layout import (
 )
 from ppar_dist.checkpoint.retention import clear_leftovers, discard, remove
 from ppar_dist.files import durable
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -114,6 +114,8 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Path], object]]]
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file  # late: who only reads a run needs no torch
+
     save_file(dict(tensors), path)
     # It leaves files that their owner alone may read; evaluation may be another user's.
     path.chmod(path.parent.stat().st_mode & 0o666)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,14 @@ def _broken(figures: Figures) -> str:
     """Which of a step's figures were not finite."""
     names = [name for name, value in figures.loss.items() if not math.isfinite(value)]
     return f"loss {', '.join(names)}" if names else "gradient"
+
+
+def named_counts(figures: Figures, domains: Sequence[str]) -> dict[str, float]:
+    """What ranks counted besides a step's figures, ``stop`` and ``bad/<domain>/<reason>``, without zeros."""
+    bad = bad_counts(figures.shared_counts["bad"].tolist(), domains, REASONS)
+    stop = float(figures.shared_counts["stop"])
+    named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
+    return ({"stop": stop} if stop else {}) | named
 
 
 class Recorder:
@@ -146,16 +155,9 @@ class Recorder:
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
         record |= {f"lr/{name}": rate for name, rate in rates.items()}
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
-        record |= self._counts(figures)
+        record |= named_counts(figures, self._domains)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
-
-    def _counts(self, figures: Figures) -> dict[str, float]:
-        """What ranks counted in a step besides the figures, by name; without zeros."""
-        bad = bad_counts(figures.shared_counts["bad"].tolist(), self._domains, REASONS)
-        named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
-        stop = float(figures.shared_counts["stop"])
-        return ({"stop": stop} if stop else {}) | named
 
     def diverged(self, step: int) -> None:
         """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""

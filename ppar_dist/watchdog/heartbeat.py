@@ -61,7 +61,7 @@ class Heartbeat:
 
     @property
     def place(self) -> str:
-        """Where in its work it stands."""
+        """Where it is in its work."""
         phase = "outside the steps" if self.phase == OFF else f"in {self.phase}"
         return f"{phase} at step {self.step}"
 

@@ -19,7 +19,7 @@ from ppar_dist.watchdog.heartbeat import (
     places,
 )
 
-_GRACE_S = 5.0  # a rank may be about to fail by itself as another did: it then says so in its own words
+_GRACE_S = 5.0  # a rank may be about to fail by itself as another did, and then posts its own message
 _QUIET_BEATS = 5  # beats a rank may miss before it is suspected, where something else is wrong already
 
 
@@ -92,7 +92,7 @@ class Verdict:
 def judge(view: View, limits: Limits) -> Verdict | None:
     """The verdict of a rank that has no error of its own; None while all is well."""
     return (
-        _told(view, _GRACE_S)
+        _posted(view, _GRACE_S)
         or _died(view)
         or _unreachable(view, limits, limits.peer_s)
         or _silent(view, limits, limits.peer_s)
@@ -104,7 +104,7 @@ def judge(view: View, limits: Limits) -> Verdict | None:
 def judge_failure(view: View, limits: Limits) -> Verdict | None:
     """The verdict of a rank whose collective has failed or takes too long: it suspects others readily."""
     return (
-        _told(view, 0.0)
+        _posted(view, 0.0)
         or _died(view)
         or _unreachable(view, limits, limits.quiet_s)
         or _silent(view, limits, limits.quiet_s)
@@ -122,7 +122,7 @@ def no_culprit(view: View, error: BaseException) -> Verdict:
     )
 
 
-def _told(view: View, grace_s: float) -> Verdict | None:
+def _posted(view: View, grace_s: float) -> Verdict | None:
     """What another rank has found out, or says of itself."""
     for seen in view.peers.values():
         if seen.report.state == TRIPPED or (seen.report.state == FAILED and seen.age_s >= grace_s):

@@ -267,6 +267,7 @@ with reading(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.process
 def test_what_another_process_reads_is_not_deleted_until_it_ends(tmp_path: Path) -> None:
     old = publish(tmp_path, 10)
     publish(tmp_path, 20)

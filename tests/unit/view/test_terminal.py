@@ -18,6 +18,8 @@ from ppar_dist.view.progress import Pace, Progress, StepSummary, bar, flow
 from tests.ranks import rank_environment
 from tests.terminals import Terminal, terminal
 
+pytestmark = pytest.mark.process
+
 SCRIPT = """
 import os, subprocess, sys, time
 from ppar_dist.view import terminal
