@@ -11,8 +11,12 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
 
+from tests import shapes
 from tests.ranks import write_blocks_domain
+
+install_import_hook(["ppar_dist.ppar", "ppar_dist.models"], f"{shapes.__name__}.checked")
 
 ROOT = Path(__file__).parent
 # Folder -> tier, which is a marker too: `pytest -m job`. Whole jobs come first: what takes long and starts

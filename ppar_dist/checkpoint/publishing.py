@@ -9,10 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
-
-from safetensors.torch import save_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from ppar_dist.checkpoint.layout import (
     FORMAT,
@@ -28,12 +25,15 @@ from ppar_dist.checkpoint.layout import (
 from ppar_dist.checkpoint.retention import clear_leftovers, discard, remove
 from ppar_dist.files import durable
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a checkpoint, in memory, owned by nobody else: training may go on while it is written.
+    """All of a checkpoint, in memory, owned by nobody else: training may continue while it is written.
 
     Attributes:
         step: steps taken.
@@ -114,6 +114,8 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, Callable[[Path], object]]]
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file  # late: who only reads a run needs no torch
+
     save_file(dict(tensors), path)
     # It leaves files that their owner alone may read; evaluation may be another user's.
     path.chmod(path.parent.stat().st_mode & 0o666)

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread of their own, while training goes on."""
+"""Checkpoints written by a thread of their own, while training continues."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Writer:
             folder = publish(self._run, snapshot)
             size = int(read_manifest(folder)["bytes"])
             outcome = Outcome(snapshot.step, folder, None, time.monotonic() - began, size)
-        except Exception as error:  # whatever it is, the training thread must hear of it
+        except Exception as error:  # whatever it is, the training thread must know
             text = " ".join(str(error).split()) or type(error).__name__
             outcome = Outcome(snapshot.step, None, text, time.monotonic() - began, 0)
         try:

@@ -12,10 +12,22 @@ from typing import Any
 from ppar_dist.checkpoint import MANIFEST, checkpoints_dir
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
-from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, size, warning
+from ppar_dist.doctor.findings import (
+    Check,
+    Finding,
+    Report,
+    counted,
+    failure,
+    listing,
+    ok,
+    run_checks,
+    size,
+    warning,
+)
 from ppar_dist.errors import UserError
 from ppar_dist.run import paths
 from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
+from ppar_dist.text import duration
 
 
 @dataclass
@@ -256,3 +268,8 @@ CHECKS = (
     Check("bad samples", bad_samples),
     Check("results", results),
 )
+
+
+def examine_run(path: Path) -> Report:
+    """Make every check of a run's folder; it is only read."""
+    return run_checks(str(path), [("Run", CHECKS)], RunCase(path))

@@ -44,7 +44,7 @@ def flip(rank: str, step: str) -> None:
     def train_step(self: trainer.Trainer, batches: Any) -> Any:
         figures = original(self, batches)
         if self.state.step == int(step):
-            sums = self.training.objective.state.bank.sums.view(-1)
+            sums = self.learner.objective.state.bank.sums.view(-1)
             sums.view(torch.int32)[sums.abs().argmax()] ^= 1 << _BIT
         return figures
 

@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints: one at a time, nothing lost, and training goes on meanwhile."""
+"""The thread that writes checkpoints: one at a time, nothing lost, and training continues meanwhile."""
 
 from __future__ import annotations
 

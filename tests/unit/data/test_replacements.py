@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from ppar_dist.data.loader import ATTEMPTS, train_loader
+from ppar_dist.data.loader import train_loader
 from ppar_dist.data.order import Order
-from ppar_dist.data.reading import eval_samples
+from ppar_dist.data.reading import ATTEMPTS, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import open_sources, training_shares

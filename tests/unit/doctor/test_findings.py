@@ -10,8 +10,8 @@ import pytest
 
 from ppar_dist.cli.parser import main
 from ppar_dist.config.load import parse_config
-from ppar_dist.doctor import examine_config
 from ppar_dist.doctor.findings import Check, Report, Status, counted, ok, run_checks
+from ppar_dist.doctor.job import examine_config
 from tests.ranks import tiny_config, write_config
 from tests.unit.doctor.worlds import EXIT_CODES, Doctor
 

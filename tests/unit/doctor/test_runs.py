@@ -15,8 +15,8 @@ import pytest
 
 from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.cli.parser import main
-from ppar_dist.doctor import examine_run
 from ppar_dist.doctor.describe import describe, inspect
+from ppar_dist.doctor.runs import examine_run
 from ppar_dist.errors import UserError
 from ppar_dist.run.facts import folder_bytes
 from tests.unit.doctor.worlds import begun, flip, last_manifest

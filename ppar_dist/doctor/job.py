@@ -1,0 +1,62 @@
+"""Pre-flight checks: all checks of a configuration on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ppar_dist.config.schema import Config
+from ppar_dist.doctor import (
+    budget,
+    classes,
+    configuration,
+    data,
+    machine,
+    overlap,
+    ports,
+    resume,
+    storage,
+)
+from ppar_dist.doctor.case import ConfigCase, Progress
+from ppar_dist.doctor.findings import Report, Result, run_checks
+from ppar_dist.errors import UserError
+
+
+def examine_config(
+    subject: str,
+    load: Callable[[], Config],
+    ranks: int,
+    nodes: int = 1,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> Report:
+    """Make every check of a configuration on this machine.
+
+    Nothing is left behind in ``run.dir``, and the data is only read.
+
+    Args:
+        subject: what the report calls it.
+        load: reads the configuration; its UserError becomes a finding.
+        ranks: ranks on this machine.
+        nodes: machines like this one.
+        quick: compare sizes instead of hashes of shards, and write a smaller probe.
+        progress: called with (what, done, in all) during long work.
+    """
+    try:
+        config = load()
+    except UserError as error:
+        refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
+        return Report(subject, (refused,))
+    case = ConfigCase(config, ranks, nodes, quick)
+    if progress is not None:
+        case.progress = progress
+    return run_checks(subject, _GROUPS, case)
+
+
+_GROUPS = (
+    ("Configuration", configuration.CHECKS),
+    ("Data", (*data.CHECKS, *overlap.CHECKS, *classes.CHECKS)),
+    ("Batch and budget", budget.CHECKS),
+    ("Storage", storage.CHECKS),
+    ("Resume", resume.CHECKS),
+    ("Machine", (*machine.CHECKS, *ports.CHECKS)),
+)
