@@ -56,7 +56,7 @@ def problem(item: Any) -> str:
     key = printable(".".join(str(part) for part in item["loc"]))
     message = printable(str(item["msg"]).removeprefix("Value error, "))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}; see ppar_dist/config/schema.py for the keys there are"
+        return f"unknown key {key}; see docs/configuration.md for the keys there are"
     if item["type"] == "missing":
         return f"{key} is required; add it"
     value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
