@@ -21,9 +21,9 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}, too large to show"
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error, its line breaks as spaces."""
-    return printable(" ".join(str(error).split()))
+def one_line(error: BaseException) -> str:
+    """The text of an error, its line breaks as spaces; its type where it has no text."""
+    return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def printable(text: str) -> str:

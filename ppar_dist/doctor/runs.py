@@ -197,7 +197,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     reasons: Counter[str] = Counter()
     domains: Counter[str] = Counter()
     folder = paths.quarantine(case.path)
-    for path in sorted(folder.glob(paths.RANK_FILES)):
+    for path in sorted(folder.glob("*.jsonl")):
         read_log(path, reasons, "reason")
         read_log(path, domains, "domain")
     if not reasons:
