@@ -26,12 +26,10 @@ def one_line(error: BaseException) -> str:
     return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
-def printable(text: str) -> str:
+def printable(text: str, longest: int = _LONGEST) -> str:
     """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
-    text = masked(text)
-    if len(text) > _LONGEST:
-        text = f"{text[: _LONGEST // 2]} … {text[-(_LONGEST // 2) :]}"
-    return visible(text)
+    text = visible(masked(text))
+    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-(longest // 2) :]}"
 
 
 def visible_lines(text: str) -> str:
@@ -49,6 +47,27 @@ def visible(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: ``7.5 s``, ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return in_seconds(seconds)
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds beside a limit in seconds: with a decimal while it matters."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds; days before them where there are any: 0:01:05, 2 d 3:00:00."""
+    if not 0 <= seconds < 1e9:
+        return "?"
+    days, rest = divmod(round(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
 
 
 def problem(item: Any) -> str:

@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread of their own, while training goes on."""
+"""Checkpoints written by a thread of their own, while training continues."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ class Writer:
             folder = publish(self._run, snapshot)
             size = int(read_manifest(folder)["bytes"])
             outcome = Outcome(snapshot.step, folder, None, time.monotonic() - began, size)
-        except Exception as error:  # whatever it is, the training thread must hear of it
+        except Exception as error:  # whatever it is, the training thread must know
             outcome = Outcome(snapshot.step, None, one_line(error), time.monotonic() - began, 0)
         try:
             if then is not None and outcome.folder is not None:

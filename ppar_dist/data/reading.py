@@ -1,13 +1,22 @@
-"""Read, decode and check single samples of a domain."""
+"""Single samples: read from their shard, decoded, checked, and resized or augmented.
+
+Nothing in a shard is trusted. A bad sample is left out of an evaluation. In training it is replaced by the
+next one of its domain's sequence and travels along as a ``BadSample``: batches stay full, ranks even, and
+what is trained on is a function of position and shards.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ppar_dist.data.order import Order
+from ppar_dist.data.quarantine import BadSample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import (
     LabelArray,
@@ -19,17 +28,9 @@ from ppar_dist.data.shards.sample import (
     open_image,
     open_label,
 )
-from ppar_dist.data.transforms import EvalTransform
-from ppar_dist.data.workers import WorkerDied as WorkerDied
+from ppar_dist.data.transforms import EvalTransform, TrainTransform
 
-
-class EvalSample(NamedTuple):
-    """One sample for evaluation: the image resized, the label as stored."""
-
-    image: Tensor  # uint8 (3, h, w)
-    label: Tensor  # uint8 (H, W)
-    key: str
-    sample: int
+ATTEMPTS = 16  # samples tried for one position
 
 
 class Decoded(NamedTuple):
@@ -53,6 +54,66 @@ def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) ->
     ids = label_ids(label, raw.where)
     check_label(ids, len(index.classes), raw.where)
     return Decoded(decode_rgb(raw.image, image, raw.where, min_side), ids, raw.key)
+
+
+class TrainSample(NamedTuple):
+    """One augmented sample for training, and the bad ones that it replaces."""
+
+    position: int
+    domain: int  # number of the source domain
+    sample: int  # number within the domain
+    key: str
+    image: Tensor  # uint8 (3, H, W)
+    label: Tensor  # uint8 (H, W)
+    bad: tuple[BadSample, ...]
+
+
+@dataclass(frozen=True)
+class SampleReader:
+    """Reads what stands at a position of the training order."""
+
+    order: Order
+    indexes: Sequence[DomainIndex]
+    transform: TrainTransform
+
+    def read(self, position: int) -> TrainSample:
+        """The augmented sample of a position, or the first good one of its replacements.
+
+        Raises:
+            SampleError: ``ATTEMPTS`` bad samples in a row.
+        """
+        bad: list[BadSample] = []
+        for attempt in range(ATTEMPTS):
+            domain, _, sample = self.order.locate(position, attempt)
+            index = self.indexes[domain]
+            try:
+                found = read_sample(index, sample, self.transform.min_side)
+            except SampleError as error:
+                shard, key = index.names(sample)
+                bad.append(BadSample(position, domain, sample, shard, key, error.reason, error.detail))
+                continue
+            image, label = self.transform(found.image, found.label, position)
+            return TrainSample(position, domain, sample, found.key, image, label, tuple(bad))
+        raise _exhausted(self.indexes[bad[0].domain].name, bad)
+
+
+def _exhausted(domain: str, bad: list[BadSample]) -> SampleError:
+    counts = ", ".join(f"{n} {reason}" for reason, n in Counter(each.reason for each in bad).most_common())
+    last = bad[-1]
+    detail = (
+        f"all {len(bad)} samples tried for position {last.position} are bad ({counts}; the last: "
+        f"{last.shard} sample {last.key}: {last.detail}); repair the shards and index them again"
+    )
+    return SampleError(f"domain {domain}", "exhausted", detail)
+
+
+class EvalSample(NamedTuple):
+    """One sample for evaluation: the image resized, the label as stored."""
+
+    image: Tensor  # uint8 (3, h, w)
+    label: Tensor  # uint8 (H, W)
+    key: str
+    sample: int
 
 
 def eval_samples(

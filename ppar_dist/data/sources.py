@@ -9,7 +9,6 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.order import DomainShare
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.workers import WorkerDied as WorkerDied
 from ppar_dist.errors import DataError
 
 

@@ -150,13 +150,6 @@ def size(number: float) -> str:
     return f"{number:.0f} {unit}" if number >= 100 or unit == "B" else f"{number:.1f} {unit}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def listing(items: Iterable[object], most: int = 5) -> str:
     """The first items, and how many more there are."""
     texts = [str(item) for item in items]

@@ -17,7 +17,6 @@ from ppar_dist.doctor.findings import (
     Finding,
     Report,
     counted,
-    duration,
     failure,
     listing,
     ok,
@@ -28,6 +27,7 @@ from ppar_dist.doctor.findings import (
 from ppar_dist.errors import UserError
 from ppar_dist.run import paths
 from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
+from ppar_dist.text import duration
 
 
 @dataclass

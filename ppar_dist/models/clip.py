@@ -16,6 +16,7 @@ from typing import Any
 
 import open_clip
 import torch
+from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
@@ -63,8 +64,8 @@ class ClipText:
     name: str  # open_clip's model name, which decides the tokenizer
 
     @torch.no_grad()
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """(N, D) float32 embeddings of N sentences, not normalised.
+    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Embeddings of N sentences in float32, not normalised.
 
         Raises:
             UserError: the tokenizer is neither installed nor reachable.

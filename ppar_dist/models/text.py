@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ppar_dist.class_sets import ClassSet
@@ -30,11 +31,11 @@ if TYPE_CHECKING:
 class TextEncoder(Protocol):
     """Turns sentences into vectors of the joint space."""
 
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """(N, D) float32 embeddings of N sentences, not normalised."""
+    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Embeddings of N sentences in float32, not normalised."""
 
 
-def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | None) -> Tensor:
+def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | None) -> Float[Tensor, "K D"]:
     """The OTP of every class.
 
     Args:
@@ -44,7 +45,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
         backbone: brings the text tower and the width D; None with a file alone.
 
     Returns:
-        (K, D) float32, rows of length 1.
+        Rows of length 1, in float32.
 
     Raises:
         UserError: the file is missing, malformed, of another width or lacks a class; there is no text

@@ -15,6 +15,7 @@ from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import BackboneConfig
@@ -59,7 +60,7 @@ class TimmTrunk(Backbone):
             nn.Conv2d(channels[i], embed_dim, 1, bias=i == sources[0]) for i in sources
         )
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """The trunk's levels; the joint features come after the tower."""
         return Features(list(self.tower(images)), None)
 

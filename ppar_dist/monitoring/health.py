@@ -30,7 +30,7 @@ def check(url: str, timeout_s: float = 5.0) -> tuple[bool, str]:
         timeout_s: for which an answer is waited for.
 
     Raises:
-        ValueError: ``url`` is none.
+        ValueError: ``url`` is not one.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
@@ -18,16 +17,15 @@ from ppar_dist.synthetic.canvas import (
     VEGETATION,
     Camera,
     Canvas,
+    Float,
 )
 from ppar_dist.synthetic.styles import Style
-
-Float = NDArray[np.floating[Any]]  # float32 throughout; the stubs widen some results
 
 _GRAIN = np.zeros(256, np.float32)  # relative roughness of the surfaces of each class
 _GRAIN[[ROAD, SIDEWALK, BUILDING, VEGETATION, CAR]] = (0.07, 0.06, 0.05, 0.22, 0.02)
 
 
-def clouds(rng: np.random.Generator, height: int, width: int) -> Float:
+def clouds(rng: Generator, height: int, width: int) -> Float:
     """Smooth random field (H, W) in 0..1, stretched sideways like clouds."""
     total = np.zeros((height, width), np.float32)
     for cells, share in ((3, 0.45), (7, 0.3), (16, 0.25)):
@@ -36,7 +34,7 @@ def clouds(rng: np.random.Generator, height: int, width: int) -> Float:
     return np.clip((total - 0.25) * 2.0, 0.0, 1.0)
 
 
-def paint_sky(canvas: Canvas, rng: np.random.Generator, style: Style) -> None:
+def paint_sky(canvas: Canvas, rng: Generator, style: Style) -> None:
     """Fill the picture with a sky; everything else is painted over it."""
     height, width = canvas.height // 4, canvas.width // 4
     ramp = np.clip(np.arange(height, dtype=np.float32) * 4 / max(canvas.camera.horizon, 1.0), 0, 1)
@@ -50,7 +48,7 @@ def paint_sky(canvas: Canvas, rng: np.random.Generator, style: Style) -> None:
     canvas.attach(small.resize((canvas.width, canvas.height), Image.Resampling.BILINEAR))
 
 
-def surface(rng: np.random.Generator, image: Float, label: NDArray[np.uint8]) -> Float:
+def surface(rng: Generator, image: Float, label: NDArray[np.uint8]) -> Float:
     """Roughness of asphalt, walls and leaves."""
     height, width = label.shape
     fine = rng.standard_normal((height, width), np.float32)
@@ -105,7 +103,7 @@ def bloom(image: Float, light: Float, strength: float) -> Float:
     return np.maximum(image, light) + strength * halo
 
 
-def streaks(rng: np.random.Generator, image: Float) -> Float:
+def streaks(rng: Generator, image: Float) -> Float:
     """Slanted streaks of rain."""
     height, width = image.shape[:2]
     layer = Image.new("L", (width, height))
@@ -119,7 +117,7 @@ def streaks(rng: np.random.Generator, image: Float) -> Float:
     return image * (1 - alpha) + tone * alpha
 
 
-def develop(rng: np.random.Generator, image: Float, style: Style) -> NDArray[np.uint8]:
+def develop(rng: Generator, image: Float, style: Style) -> NDArray[np.uint8]:
     """The camera: exposure, saturation, contrast, vignette and noise; (H, W, 3) uint8."""
     height, width = image.shape[:2]
     image = image * rng.uniform(0.9, 1.1)

@@ -6,21 +6,26 @@ The canvas is ``SUPERSAMPLE`` times finer than the result, which smooths the pic
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float, float]
-Float = NDArray[np.floating[Any]]
+Span = tuple[float, float]
+_Ink = tuple[Colour, int | None, Colour | None]  # colour, label, glow
+Float = NDArray[np.floating[Any]]  # float32 throughout; the stubs widen some results
 
 SUPERSAMPLE = 2
 NEAR = 1.2  # metres; geometry closer to the camera is cut away
-FAR_CODE = 255  # depth code of the sky
+END = 130.0  # metres to the houses that close the street
+_STEPS = (1.0, 2.0, 3.0, 4.5, 7.0, 10.0, 15.0, 22.0, 32.0, 46.0, 65.0, 90.0)  # where a strip of road may bend
+_FAR_CODE = 255  # depth code of the sky
 
 ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, VOID = 0, 1, 2, 3, 4, 5, 255
 CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "car")
@@ -62,90 +67,92 @@ def shade(colour: Sequence[float], factor: float) -> Colour:
     return r, g, b
 
 
-@dataclass
+def pick(rng: Generator, colours: tuple[Colour, ...], low: float, high: float) -> Colour:
+    """One of the colours in a random shade."""
+    return shade(colours[rng.integers(len(colours))], rng.uniform(low, high))
+
+
+def any_colour(rng: Generator, low: int, high: int) -> Colour:
+    """Channels drawn from low..high-1."""
+    r, g, b = (int(channel) for channel in rng.integers(low, high, 3))
+    return r, g, b
+
+
 class Canvas:
-    """Picture, label with depth, and emitted light, painted from far to near."""
+    """Picture, label with depth, and emitted light, painted from far to near.
 
-    camera: Camera
-    height: int  # canvas pixels
-    width: int
-    picture: Image.Image = field(init=False)
-    _codes: Image.Image = field(init=False)  # label + 256 · depth code
-    light: Image.Image = field(init=False)
+    In all methods ``label=None`` is a detail that keeps the label below it, and what is painted with a label
+    hides the light behind it.
+    """
 
-    def __post_init__(self) -> None:
-        """Start with a black picture that is sky everywhere and emits no light."""
-        size = (self.width, self.height)
-        self.picture = Image.new("RGB", size)
-        self._codes = Image.new("I", size, SKY + 256 * FAR_CODE)
-        self.light = Image.new("RGB", size)
-        self.attach(self.picture)
+    def __init__(self, camera: Camera, height: int, width: int) -> None:
+        """Start with a black picture, ``height`` × ``width`` canvas pixels of sky that emit no light."""
+        self.camera, self.height, self.width = camera, height, width
+        size = (width, height)
+        self.light, self._codes = Image.new("RGB", size), Image.new("I", size, SKY + 256 * _FAR_CODE)
+        self._mark = ImageDraw.Draw(self._codes)  # label + 256 · depth code
+        self._emit = ImageDraw.Draw(self.light)
+        self.attach(Image.new("RGB", size))
 
     def attach(self, picture: Image.Image) -> None:
         """Go on painting over ``picture`` (same size)."""
-        self.picture = picture
-        self._paint = ImageDraw.Draw(picture)
-        self._mark = ImageDraw.Draw(self._codes)
-        self._emit = ImageDraw.Draw(self.light)
+        self.picture, self._paint = picture, ImageDraw.Draw(picture)
 
     def face(
-        self,
-        points: Sequence[Point],
-        colour: Colour,
-        label: int | None = None,
-        glow: Colour | None = None,
+        self, points: Sequence[Point], colour: Colour, label: int | None = None, glow: Colour | None = None
     ) -> None:
-        """Fill a world polygon; ``label=None`` is a detail that keeps the label below it."""
+        """Fill a world polygon."""
         outline = self.camera.outline(points)
         if outline:
-            self.fill(outline, colour, label, min(point[2] for point in points), glow)
+            self._stamp("polygon", outline, min(point[2] for point in points), (colour, label, glow))
 
-    def fill(
-        self,
-        outline: Sequence[tuple[float, float]],
-        colour: Colour,
-        label: int | None = None,
-        depth: float = 0.0,
-        glow: Colour | None = None,
+    def pane(
+        self, x: Span, y: Span, z: Span, colour: Colour, label: int | None = None, glow: Colour | None = None
     ) -> None:
-        """Fill a canvas polygon of the given label and distance; it hides the light behind it."""
-        self._paint.polygon(outline, fill=colour)
-        if label is not None:
-            self._mark.polygon(outline, fill=label + 256 * _depth_code(depth))
-        if label is not None or glow is not None:
-            self._emit.polygon(outline, fill=glow or (0, 0, 0))
+        """Fill an upright rectangle between two opposite corners."""
+        corners = [(x[0], y[0], z[0]), (x[1], y[0], z[1]), (x[1], y[1], z[1]), (x[0], y[1], z[0])]
+        self.face(corners, colour, label, glow)
+
+    def post(self, x: float, y: Span, z: float, half: Span, colour: Colour, label: int) -> None:
+        """Fill an upright trapezoid that is ``half`` wide to either side, at its foot and at its top."""
+        foot, top = half
+        corners = [(x - foot, y[0], z), (x + foot, y[0], z), (x + top, y[1], z), (x - top, y[1], z)]
+        self.face(corners, colour, label)
 
     def disc(
         self,
         center: Point,
         radius: float,
         colour: Colour,
-        label: int | None = None,
+        label: int,
         glow: Colour | None = None,
-        flat: float = 1.0,
+        flat: float = 1,
     ) -> None:
         """Fill a disc that faces the camera; ``radius`` in metres, ``flat`` squeezes its height."""
         if center[2] < NEAR:
             return
         u, v = self.camera.project(center)
         r = max(radius * self.camera.focal / center[2], 0.5)
-        box = (u - r, v - r * flat, u + r, v + r * flat)
-        self._paint.ellipse(box, fill=colour)
+        box = [(u - r, v - r * flat), (u + r, v + r * flat)]
+        self._stamp("ellipse", box, center[2], (colour, label, glow))
+
+    def ground(
+        self, x: Span, colour: Colour, label: int | None = None, near: float = 0.3, far: float = END
+    ) -> None:
+        """Fill a strip of the road plane."""
+        distances = (near, *(z for z in _STEPS if near < z < far), far)
+        left, right = ([self.camera.project((side, 0.0, z)) for z in distances] for side in x)
+        self._stamp("polygon", [*left, *reversed(right)], 0.0, (colour, label, None))
+
+    def _stamp(self, shape: str, outline: Sequence[Span], depth: float, ink: _Ink) -> None:
+        colour, label, glow = ink
+        getattr(self._paint, shape)(outline, fill=colour)
         if label is not None:
-            self._mark.ellipse(box, fill=label + 256 * _depth_code(center[2]))
+            getattr(self._mark, shape)(outline, fill=label + 256 * _depth_code(depth))
         if label is not None or glow is not None:
-            self._emit.ellipse(box, fill=glow or (0, 0, 0))
+            getattr(self._emit, shape)(outline, fill=glow or (0, 0, 0))
 
-    def ground(self, strip: Iterable[tuple[float, float, float]], colour: Colour, label: int | None) -> None:
-        """Fill a strip of the road plane given as (z, left x, right x) from near to far."""
-        rows = list(strip)
-        left = [self.camera.project((a, 0.0, z)) for z, a, _ in rows]
-        right = [self.camera.project((b, 0.0, z)) for z, _, b in rows]
-        self.fill([*left, *reversed(right)], colour, label)
-
-    def finish(
-        self,
-    ) -> tuple[Float, NDArray[np.uint8], Float, Float]:
+    def finish(self) -> tuple[Float, NDArray[np.uint8], Float, Float]:
         """Picture (H, W, 3) and light (H, W, 3) in 0..1, label (H, W), distance (H, W) in metres."""
         codes = np.asarray(self._codes)[::SUPERSAMPLE, ::SUPERSAMPLE]
         picture = np.asarray(self.picture.reduce(SUPERSAMPLE), np.float32) / 255
@@ -158,9 +165,9 @@ class Canvas:
         below = np.maximum(rows - self.camera.horizon, 1e-3)
         plane = np.minimum(self.camera.height * self.camera.focal / below, 500.0)
         metres = np.where(code == 0, plane[:, None], code.astype(np.float32))
-        return np.where(code == FAR_CODE, np.float32(1000.0), metres).astype(np.float32)
+        return np.where(code == _FAR_CODE, np.float32(1000.0), metres).astype(np.float32)
 
 
 def _depth_code(depth: float) -> int:
     """Whole metres from 1 to 254; 0 says that the road plane gives the distance."""
-    return 0 if depth <= 0 else min(FAR_CODE - 1, max(1, round(depth)))
+    return 0 if depth <= 0 else min(_FAR_CODE - 1, max(1, round(depth)))

@@ -69,17 +69,17 @@ def spoil(fault: str) -> None:
 
 def note_what_is_heard() -> None:
     """A rank that is struck is named with the phase in which the others last heard of it: let them hear."""
-    from ppar_dist.watchdog import Watchdog
+    from ppar_dist.watchdog.exchange import Exchange
 
-    note, its_hear = Path(os.environ[HEARD]) / f"rank-{os.environ['RANK']}", Watchdog._hear
+    note, its_hear = Path(os.environ[HEARD]) / f"rank-{os.environ['RANK']}", Exchange.hear
 
-    def hear(self: Watchdog, texts: dict[int, str]) -> None:
+    def hear(self: Exchange, texts: dict[int, str]) -> None:
         its_hear(self, texts)
-        others = [report for report, _ in self._peers.values()]
-        if len(others) == self._world.world_size - 1 and all(report.step > 0 for report in others):
+        others = [heard.report for heard in self.peers.values()]
+        if len(others) == self.world.world_size - 1 and all(report.step > 0 for report in others):
             note.touch()
 
-    Watchdog._hear = hear  # type: ignore[method-assign]
+    Exchange.hear = hear  # type: ignore[method-assign]
 
 
 def main() -> int:

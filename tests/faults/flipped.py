@@ -24,7 +24,7 @@ def flip(step: int) -> None:
     def train_step(self: trainer.Trainer, batches: Any) -> Any:
         figures = _ITS_STEP(self, batches)
         if self.state.step == step:
-            sums = self.training.objective.state.bank.sums.view(-1)
+            sums = self.learner.objective.state.bank.sums.view(-1)
             sums.view(torch.int32)[sums.abs().argmax()] ^= 1 << _BIT
         return figures
 

@@ -119,7 +119,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(blocks: Path, small: Pat
         whole = newest(run)
         assert whole >= before
         assert "No space left" in started.output
-        assert "training goes on" in started.output
+        assert "training continues" in started.output
         (small / "ballast").unlink()
         wait_for_checkpoint(started, run, whole)
         started.wait_for(lambda: "can be written again" in started.output, "records")

@@ -340,5 +340,5 @@ def test_the_best_checkpoint_is_kept_and_a_refused_change_leaves_the_run_alone(
     assert {path.name for path in run.glob("checkpoints/step-*")} == {"step-00000001", "step-00000004"}
     before = (run / "config.yaml").read_text()
     text = refused(["train", config, "--accept-changes", "train.steps=8", "train.global_batch=12"])
-    assert "24 samples in 4 steps are no global batches of 12; keep train.global_batch" in text
+    assert "24 samples in 4 steps are not global batches of 12; keep train.global_batch" in text
     assert (run / "config.yaml").read_text() == before

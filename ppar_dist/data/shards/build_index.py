@@ -17,9 +17,9 @@ from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
 from ppar_dist.data.shards.index import RECORD, DomainIndex
 from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION
-from ppar_dist.data.shards.sample import printable
 from ppar_dist.errors import DataError
 from ppar_dist.files.durable import fingerprint
+from ppar_dist.text import printable
 
 QUARANTINE = "quarantine.jsonl"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -106,11 +106,11 @@ def index_folder(
     progress: Callable[[str, int], None] | None = None,
     max_bad_ratio: float = 0.0,
 ) -> tuple[DomainIndex, Findings]:
-    """Index the ``*.tar`` shards of a folder, ours or anybody's.
+    """Index the ``*.tar`` shards of a folder, whoever wrote them.
 
     Every image and label is decoded and checked. Bad samples up to ``max_bad_ratio`` of all are left out
     and listed in ``quarantine.jsonl``; of a shard that breaks off the samples before that are kept. Shards
-    without a good sample are no part of the domain. The index appears whole: ``domain.json`` is written last.
+    without a good sample are left out. The index appears whole: ``domain.json`` is written last.
 
     Args:
         folder: the domain folder; its shards are taken in the order of their names.

@@ -26,9 +26,9 @@ from ppar_dist.data.shards.sample import (
     label_ids,
     open_image,
     open_label,
-    printable,
 )
 from ppar_dist.data.shards.tar import Member, members
+from ppar_dist.text import printable
 
 _KINDS = {"jpg": "image", "jpeg": "image", "png": "label", "json": "json"}
 _LONGEST_KEY = 1024  # bytes: the index has one width for all

@@ -27,9 +27,9 @@ import numpy.typing as npt
 
 from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
 from ppar_dist.data.shards.reader import ShardReader
-from ppar_dist.data.shards.sample import RawSample, SampleError, check_member, printable
+from ppar_dist.data.shards.sample import RawSample, SampleError, check_member
 from ppar_dist.errors import DataError
-from ppar_dist.text import one_line
+from ppar_dist.text import one_line, printable
 
 RECORD = np.dtype(
     [

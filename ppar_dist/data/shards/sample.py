@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.errors import DataError
-from ppar_dist.text import one_line
+from ppar_dist.text import one_line, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -60,7 +60,7 @@ _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, RuntimeError),
 )
-_LONGEST = 300  # characters of a detail: decoders may quote what they read
+_LONGEST = 300  # characters of either half of a message: decoders may quote what they read
 
 
 class SampleError(DataError):
@@ -71,19 +71,13 @@ class SampleError(DataError):
 
     def __init__(self, where: str, reason: str, detail: str) -> None:
         assert reason in REASONS, reason
-        self.where = printable(where)
+        self.where = printable(where, _LONGEST)
         self.reason = reason
-        self.detail = printable(detail)
+        self.detail = printable(detail, _LONGEST)
         super().__init__(f"{self.where}: {self.detail}")
 
     def __reduce__(self) -> tuple[type[SampleError], tuple[str, str, str]]:
         return SampleError, (self.where, self.reason, self.detail)
-
-
-def printable(text: str) -> str:
-    """One line of at most 300 characters: what is no printable character is escaped."""
-    text = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text[: _LONGEST + 1])
-    return text if len(text) <= _LONGEST else text[: _LONGEST - 1] + "…"
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,12 @@ from pathlib import Path
 import pytest
 from torch.utils.data import IterableDataset
 
-from ppar_dist.data.loader import WorkerDied, train_loader
+from ppar_dist.data.loader import train_loader
 from ppar_dist.data.sources import open_sources
-from ppar_dist.data.workers import LoaderWorkers
+from ppar_dist.data.workers import LoaderWorkers, WorkerDied
 from tests.unit.street_shards import config, write_domains
+
+pytestmark = pytest.mark.process
 
 LIMIT = 60.0  # seconds for what takes a moment
 

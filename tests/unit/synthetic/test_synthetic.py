@@ -95,7 +95,7 @@ def test_what_is_nearer_hides_what_is_farther_in_picture_label_and_light() -> No
 
 def test_distance_of_the_ground_follows_from_the_row() -> None:
     canvas = Canvas(CAMERA, 96, 128)
-    canvas.ground([(1.0, -9.0, 9.0), (100.0, -9.0, 9.0)], (90, 90, 90), ROAD)
+    canvas.ground((-9.0, 9.0), (90, 90, 90), ROAD, near=1.0, far=100.0)
     _, label, distance, _ = canvas.finish()
     row = label.shape[0] - 3
     below = row * SUPERSAMPLE + SUPERSAMPLE / 2 - 40.0
