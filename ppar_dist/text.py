@@ -21,9 +21,9 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}, too large to show"
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error, its line breaks as spaces."""
-    return printable(" ".join(str(error).split()))
+def one_line(error: BaseException) -> str:
+    """The text of an error, its line breaks as spaces; its type where it has no text."""
+    return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
@@ -75,7 +75,7 @@ def problem(item: Any) -> str:
     key = printable(".".join(str(part) for part in item["loc"]))
     message = printable(str(item["msg"]).removeprefix("Value error, "))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}; see ppar_dist/config/schema.py for the keys there are"
+        return f"unknown key {key}; see docs/configuration.md for the keys there are"
     if item["type"] == "missing":
         return f"{key} is required; add it"
     value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ppar_dist.checkpoint.layout import read_manifest
 from ppar_dist.checkpoint.publishing import Snapshot, publish
+from ppar_dist.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -105,8 +106,7 @@ class Writer:
             size = int(read_manifest(folder)["bytes"])
             outcome = Outcome(snapshot.step, folder, None, time.monotonic() - began, size)
         except Exception as error:  # whatever it is, the training thread must know
-            text = " ".join(str(error).split()) or type(error).__name__
-            outcome = Outcome(snapshot.step, None, text, time.monotonic() - began, 0)
+            outcome = Outcome(snapshot.step, None, one_line(error), time.monotonic() - began, 0)
         try:
             if then is not None and outcome.folder is not None:
                 then(outcome.folder)

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from ppar_dist.text import one_line
+
 C = TypeVar("C")
 
 
@@ -159,9 +161,9 @@ def _attempt(check: Check[C], case: C) -> Finding | None:
     try:
         return check.run(case)
     except Exception as error:  # whatever it is: a doctor that falls ill must still report on the rest
-        text = " ".join(f"{type(error).__name__}: {error}".split())
         return failure(
-            f"this check itself failed ({text[:300]})", "find out what stands behind it; the others were made"
+            f"this check itself failed ({type(error).__name__}: {one_line(error)})",
+            "find out what stands behind it; the others were made",
         )
 
 

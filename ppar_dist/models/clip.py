@@ -29,7 +29,8 @@ from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.clip_resnet import ClipResNet
 from ppar_dist.models.clip_timm import ClipTimm
 from ppar_dist.models.clip_vit import ClipViT
-from ppar_dist.models.load_errors import UNREADABLE, reason
+from ppar_dist.models.load_errors import UNREADABLE
+from ppar_dist.text import one_line
 
 _SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
 
@@ -73,7 +74,7 @@ class ClipText:
             tokenizer = open_clip.get_tokenizer(self.name, context_length=self.model.context_length)
         except (OSError, ImportError, ValueError, AssertionError, TypeError) as error:
             raise UserError(
-                f"the tokenizer of {self.name} is not available: {reason(error)}; "
+                f"the tokenizer of {self.name} is not available: {one_line(error)}; "
                 "install transformers and allow its download once, or set text.file"
             ) from None
         tokens = tokenizer(list(sentences)).to(self.model.logit_scale.device)
@@ -96,7 +97,7 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> Any:
         )
     except UNREADABLE as error:
         raise UserError(
-            f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {reason(error)}; "
+            f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {one_line(error)}; "
             "give weights of this very model as a state dict (.pt, .safetensors) and options that it takes; "
             "without a network, download them elsewhere and set pretrained to the file"
         ) from None

@@ -22,6 +22,7 @@ from torch import Tensor
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.schema import TextConfig
 from ppar_dist.errors import UserError
+from ppar_dist.text import one_line
 
 if TYPE_CHECKING:
     from ppar_dist.models.backbone import Backbone
@@ -135,9 +136,9 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             names, embeddings = archive["names"], archive["embeddings"].astype(np.float64)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot read text.file={path}: {reason}; it is an .npz with names (N,) and embeddings (N, D)"
+            f"cannot read text.file={path}: {one_line(error)}; "
+            "it is an .npz with names (N,) and embeddings (N, D)"
         ) from None
     if embeddings.ndim != 2 or names.shape != embeddings.shape[:1]:
         raise UserError(

@@ -9,9 +9,9 @@ from typing import Any
 from ppar_dist import checkpoint
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.models.load_errors import reason
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
+from ppar_dist.text import one_line
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.snapshot import restore
@@ -52,7 +52,7 @@ def resume(
             if manifest["config_sha256"] == plan.facts()["config_sha256"]:
                 raise
             raise UserError(
-                f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
+                f"{found} does not fit the changed configuration: {one_line(error)}. Give another run.dir"
             ) from None
     _forget_lost_best(learner.state, run, world)
     if world.is_main:

@@ -160,7 +160,9 @@ def test_missing_domain_says_what_to_run(root: Path) -> None:
 
 def test_impossible_ranks(root: Path, tmp_path: Path) -> None:
     cfg = config(root)
-    with pytest.raises(UserError, match=r"train\.global_batch=6 does not divide among 4 ranks"):
+    with pytest.raises(
+        UserError, match=r"train\.global_batch is a multiple of the number of ranks, got 6 on 4"
+    ):
         train_loader(cfg, open_sources(cfg), 0, 4, 0, 6)
     write_domain(tmp_path / "tiny", "roads6", scenes("tiny", 2))
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0})
