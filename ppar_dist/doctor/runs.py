@@ -196,8 +196,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     """Samples that were found bad and replaced, against data.max_bad_ratio."""
     reasons: Counter[str] = Counter()
     domains: Counter[str] = Counter()
-    folder = paths.quarantine(case.path)
-    for path in sorted(folder.glob("*.jsonl")):
+    for path in paths.quarantine_files(case.path):
         read_log(path, reasons, "reason")
         read_log(path, domains, "domain")
     if not reasons:
@@ -210,7 +209,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     text += f" of {total:,} seen" if isinstance(total, int) else ""
     return warning(
         text,
-        f"see {folder}; mend what it names, before data.max_bad_ratio ends a job",
+        f"see {paths.quarantine(case.path)}; mend what it names, before data.max_bad_ratio ends a job",
         reasons=dict(reasons),
         domains=dict(domains),
     )

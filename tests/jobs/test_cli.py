@@ -25,7 +25,6 @@ from prometheus_client.parser import text_string_to_metric_families
 from safetensors.torch import load_file
 
 from ppar_dist.config.load import load_config
-from tests.faults.held import Hold
 from tests.ranks import (
     TIMEOUT_S,
     encode,
@@ -38,6 +37,7 @@ from tests.ranks import (
     write_blocks_domain,
     write_config,
 )
+from tests.sabotage.pace import Pace
 
 
 def config_file(root: Path, tmp_path: Path, **sections: dict[str, Any]) -> str:
@@ -209,8 +209,8 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
     trees = {name: tiny_config(blocks, tmp_path / name, **sections) for name in ("whole", "killed")}
     configs = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in trees.items()}
     run_ranks(["train", configs["whole"]], 2)
-    hold = Hold(tmp_path / "hold", step=6)
-    processes = start_ranks(["train", configs["killed"]], 2, ["tests.faults.held"], **hold.environment)
+    hold = Pace(tmp_path / "hold", step=6)
+    processes = start_ranks(["train", configs["killed"]], 2, ["tests.sabotage", hold.hold])
     wait_for(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
     for process in processes:
         process.send_signal(signal.SIGKILL)
