@@ -118,7 +118,7 @@ class Report:
             if number
         ]
         verdict = {
-            Status.OK: "nothing speaks against it",
+            Status.OK: "no problems found",
             Status.WARNING: "it can go ahead; read the warnings",
             Status.FAILURE: "fix the failures first",
         }
@@ -163,7 +163,7 @@ def _attempt(check: Check[C], case: C) -> Finding | None:
     except Exception as error:  # whatever it is: a doctor that falls ill must still report on the rest
         return failure(
             f"this check itself failed ({type(error).__name__}: {one_line(error)})",
-            "find out what stands behind it; the others were made",
+            "this is a bug in the check; the other checks ran",
         )
 
 

@@ -45,7 +45,7 @@ def folder(case: ConfigCase) -> Finding:
     parent = existing_parent(run)
     inside = run.absolute().relative_to(parent).parts
     if inside and os.path.lexists(parent / inside[0]):
-        return failure(f"{parent / inside[0]} is no folder, so that run.dir {run} is none", remedy)
+        return failure(f"cannot create run.dir {run}: {parent / inside[0]} is not a directory", remedy)
     try:
         with probe_folder(parent) as probe:
             write(probe / "one", 4096)

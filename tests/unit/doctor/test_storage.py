@@ -15,7 +15,7 @@ def test_a_run_dir_below_a_file(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
     checks = doctor(f"run.dir={tmp_path / 'taken' / 'run'}")
     assert checks["run folder"]["status"] == "failure"
-    assert "taken is no folder" in checks["run folder"]["found"]
+    assert "taken is not a directory" in checks["run folder"]["found"]
 
 
 @pytest.mark.process
