@@ -91,7 +91,7 @@ def level_features(segmentor: Segmentor, images: Tensor, level: str) -> Tensor:
     pyramid = backbone(backbone.prepare(images), dense=False).pyramid
     rows, columns = (math.ceil(size / STRIDE) for size in images.shape[-2:])
     if level == "trunk":
-        features = pyramid[backbone.strides.index(STRIDE)]
+        features: Tensor = pyramid[backbone.strides.index(STRIDE)]
     else:
         cells = round(STRIDE / backbone.strides[0])
         features = F.avg_pool2d(segmentor.decoder(pyramid), cells, ceil_mode=True, count_include_pad=False)

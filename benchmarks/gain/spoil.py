@@ -98,7 +98,7 @@ def irrelevant_domain(
 def random_label(rng: np.random.Generator, height: int, width: int, classes: int) -> Array:
     """Voronoi regions of 6 to 24 random points, each of a random class, (H, W) uint8."""
     points = int(rng.integers(6, 25))
-    owner = _distances(rng, height, width, points).argmin(0)
+    owner: Array = _distances(rng, height, width, points).argmin(0)
     return rng.integers(0, classes, points).astype(np.uint8)[owner]
 
 
@@ -150,14 +150,16 @@ def _projection(rng: np.random.Generator, height: int, width: int) -> Array:
     """Position along a random direction, (H, W)."""
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.mgrid[:height, :width] / max(height, width)
-    return rows * np.sin(angle) + columns * np.cos(angle)
+    along: Array = rows * np.sin(angle) + columns * np.cos(angle)
+    return along
 
 
 def _distances(rng: np.random.Generator, height: int, width: int, points: int) -> Array:
     """Squared distances of pixels to random points, (points, H, W); the longer side is 1."""
     rows, columns = np.mgrid[:height, :width] / max(height, width)
     y, x = rng.random((2, points, 1, 1)) * np.array([rows.max(), columns.max()]).reshape(2, 1, 1, 1)
-    return (rows - y) ** 2 + (columns - x) ** 2
+    squared: Array = (rows - y) ** 2 + (columns - x) ** 2
+    return squared
 
 
 def _blend(rng: np.random.Generator, share: Array) -> Array:

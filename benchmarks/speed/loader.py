@@ -176,7 +176,7 @@ class Augment:
 
     def __init__(self, cfg: AugmentConfig) -> None:
         jitter = v2.ColorJitter(cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
-        self.transform = v2.Compose(
+        self.transform: Callable[..., tuple[torch.Tensor, torch.Tensor]] = v2.Compose(
             [
                 v2.ScaleJitter((180, 240), cfg.scale, antialias=True),
                 v2.RandomCrop(
@@ -212,7 +212,7 @@ def decode_alone(raw: list[tuple[bytes, bytes]], processes: int, count: int) -> 
     workers = [context.Process(target=work, args=(part,)) for part in range(processes)]
     for worker in workers:
         worker.start()
-    slowest = max(times.get() for _ in workers)
+    slowest: float = max(times.get() for _ in workers)
     for worker in workers:
         worker.join()
     return slowest

@@ -6,6 +6,7 @@ python jobs/grafana/dashboard.py > jobs/grafana/dashboards/ppar.json
 from __future__ import annotations
 
 import sys
+from typing import TypeAlias
 
 from grafana_foundation_sdk.builders import common, dashboard, prometheus, stat, timeseries
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
@@ -17,7 +18,7 @@ _HEIGHT = {"stat": 4, "lines": 8, "stages": 8}  # of a grid row of 30 pixels
 _SOURCE = model.DataSourceRef(type_val="prometheus", uid="${datasource}")
 _STAGES = {"0": "warm-up", "1": "text", "2": "visual text", "3": "pixel"}
 
-Built = stat.Panel | timeseries.Panel
+Built: TypeAlias = stat.Panel | timeseries.Panel
 
 
 def build() -> str:
@@ -40,7 +41,8 @@ def build() -> str:
         for panel in panels:
             number += 1
             page = page.with_panel(_built(panel).id(number))
-    return JSONEncoder(sort_keys=True, indent=2).encode(page.build()) + "\n"
+    text: str = JSONEncoder(sort_keys=True, indent=2).encode(page.build()) + "\n"
+    return text
 
 
 def _run_variable() -> dashboard.QueryVariable:

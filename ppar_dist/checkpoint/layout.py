@@ -84,7 +84,7 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_sealed(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest is the one that was written."""
-    return manifest.get(_SEAL) == sealed(manifest)[_SEAL]
+    return bool(manifest.get(_SEAL) == sealed(manifest)[_SEAL])
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import timm
 from jaxtyping import Float
 from open_clip.timm_model import TimmModel
-from torch import Tensor, nn
+from torch import Tensor, nn, unflatten
 
 from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
@@ -84,8 +84,8 @@ class ClipTimm(Backbone):
             cells = tokens[:, None].expand(
                 -1, 1 + self.prefix, -1
             )  # wherever the head looks, it sees the cell
-        joint = self.tower.head(self.tower.trunk.forward_head(cells))  # (B·h·w, D)
-        return joint.unflatten(0, (len(final), *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
+        joint: Tensor = self.tower.head(self.tower.trunk.forward_head(cells))  # (B·h·w, D)
+        return unflatten(joint, 0, (len(final), *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
 
 
 def _any_image_size(trunk: Any, vision_cfg: dict[str, Any]) -> Any:
@@ -111,6 +111,5 @@ def _any_image_size(trunk: Any, vision_cfg: dict[str, Any]) -> Any:
 def _joint_width(visual: TimmModel) -> int:
     """D, of the adapter's projection, else of the trunk's own."""
     linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
-    if linear:
-        return linear[-1].out_features
-    return visual.trunk.num_classes or visual.trunk.num_features
+    width: int = linear[-1].out_features if linear else visual.trunk.num_classes or visual.trunk.num_features
+    return width

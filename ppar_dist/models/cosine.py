@@ -37,6 +37,6 @@ def cosine_logits(
     with torch.autocast(features.device.type, enabled=False):
         f, p, t = features.to(dtype), projection.to(dtype), classes.to(dtype)
         kernel = torch.cat([t @ p, p.T @ p])  # (K+W, W): one pass over f gives numerators and PᵀPf
-        numerator, image = F.conv2d(f, kernel[:, :, None, None]).split([len(t), f.shape[1]], 1)
+        numerator, image = torch.split(F.conv2d(f, kernel[:, :, None, None]), [len(t), f.shape[1]], 1)
         squared = (f * image).sum(1, keepdim=True).clamp_min(0.0)  # rounding can leave it below zero
         return scale * numerator * torch.rsqrt(squared + EPSILON)

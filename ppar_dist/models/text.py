@@ -87,7 +87,7 @@ def write_embeddings(
 
 def _centred(prototypes: Tensor) -> Tensor:
     centred = prototypes - prototypes.mean(0)
-    lengths = centred.norm(dim=1)
+    lengths: Tensor = centred.norm(dim=1)
     if bool((lengths < 1e-6).any()):
         raise UserError(
             "text.center leaves nothing of a class (one class, or equal texts); set text.center=false"

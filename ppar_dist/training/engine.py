@@ -47,7 +47,8 @@ class Engine:
     @property
     def module(self) -> nn.Module:
         """The bare model."""
-        return self._engine.module
+        module: nn.Module = self._engine.module
+        return module
 
     def forward(self, *inputs: Any) -> Any:
         """The model's outputs, under autocast where precision says so."""

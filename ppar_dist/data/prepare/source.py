@@ -65,7 +65,7 @@ def index_labels(
 
         def decode(path: Path) -> LabelArray:
             values = (read or read_index)(path)
-            ids = table[values]
+            ids: NDArray[np.int16] = table[values]
             if (ids == _UNKNOWN).any():
                 raise _unknown(
                     path,
@@ -91,7 +91,7 @@ def colour_labels(names: Mapping[Colour, str]) -> Callable[[ClassSet], Decoder]:
             colours = read_colour(path)
             wide = colours.astype(np.int32)
             packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
-            ids = table[packed]
+            ids: NDArray[np.int16] = table[packed]
             if (ids == _UNKNOWN).any():
                 found = tuple(int(channel) for channel in colours[ids == _UNKNOWN][0])
                 raise _unknown(path, f"colour {found}", f"the {len(names)} colours of its legend")

@@ -162,7 +162,9 @@ def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None 
         pixels = np.array(decode_pixels(image, where, min_side))
         return torch.from_numpy(pixels).permute(2, 0, 1)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        jpeg = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        decoded: Tensor = decode_jpeg(jpeg, mode=ImageReadMode.RGB)
+        return decoded
     except RuntimeError as error:
         raise _corrupt(where, error) from None
 
