@@ -134,8 +134,7 @@ def _check_options(limit: int | None, quality: int, workers: int) -> None:
 
 def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[str]) -> Domains:
     """The domains without excluded pairs; every file is looked for before any is converted."""
-    if not root.is_dir():
-        raise source.missing(root)
+    source.require(root)
     domains = source.domains(root)
     names = {name for pairs in domains.values() for pair in pairs for name in (pair.key, pair.image.stem)}
     if exclude - names:

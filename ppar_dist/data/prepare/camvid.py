@@ -36,9 +36,7 @@ def _pairs(root: Path) -> list[Pair]:
     if (root / "images").is_dir() and (root / "labels").is_dir():
         return same_name_pairs(root / "images", root / "labels")
     folders = [(root / split, root / f"{split}annot") for split in SPLITS]
-    for folder in (folder for pair in folders for folder in pair):
-        if not folder.is_dir():
-            raise SOURCE.missing(folder)
+    SOURCE.require(*(folder for pair in folders for folder in pair))
     return sorted(pair for images, labels in folders for pair in same_name_pairs(images, labels))
 
 

@@ -56,9 +56,7 @@ _IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
 
 def _domains(root: Path) -> Domains:
     images, labels = root / "leftImg8bit", root / "gtFine"
-    for folder in (images, labels):
-        if not folder.is_dir():
-            raise SOURCE.missing(folder)
+    SOURCE.require(images, labels)
     domains: dict[str, list[Pair]] = {}
     for split in SPLITS:
         for image in sorted((images / split).glob(f"*/*{_IMAGE}")):

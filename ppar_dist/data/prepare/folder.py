@@ -80,9 +80,7 @@ def source(mapping_file: Path) -> Source:
 
     def domains(root: Path) -> Domains:
         images, labels = root / mapping.images, root / mapping.labels
-        for folder in (images, labels):
-            if not folder.is_dir():
-                raise described.missing(folder)
+        described.require(images, labels)
         pairs = []
         for image in images_below(images):
             relative = image.relative_to(images)

@@ -61,9 +61,7 @@ def _decoder(classes: ClassSet) -> Decoder:
 
 
 def _domains(root: Path) -> Domains:
-    for folder in ("images", "labels"):
-        if not (root / folder).is_dir():
-            raise SOURCE.missing(root / folder)
+    SOURCE.require(root / "images", root / "labels")
     return {"gta5": same_name_pairs(root / "images", root / "labels")}
 
 

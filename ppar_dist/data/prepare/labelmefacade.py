@@ -27,8 +27,7 @@ NAMES: dict[Colour, str] = {
 
 
 def _domains(root: Path) -> Domains:
-    if not (root / "images").is_dir():
-        raise SOURCE.missing(root / "images")
+    SOURCE.require(root / "images")
     domains: dict[str, list[Pair]] = {}
     for part in ("train", "test"):
         listed = root / f"{part}.txt"

@@ -52,6 +52,12 @@ class Source:
             f"{self.name}: no {path}; --root holds {self.layout}. Get the data set from {self.page}"
         )
 
+    def require(self, *folders: Path) -> None:
+        """Raise the error of ``missing`` for the first of the folders that does not exist."""
+        for folder in folders:
+            if not folder.is_dir():
+                raise self.missing(folder)
+
 
 def index_labels(
     names: Mapping[int, str], read: Callable[[Path], NDArray[np.integer]] | None = None

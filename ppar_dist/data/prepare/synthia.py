@@ -63,9 +63,7 @@ def _read(path: Path) -> NDArray[np.integer]:
 
 
 def _domains(root: Path) -> Domains:
-    for folder in ("RGB", "GT/LABELS"):
-        if not (root / folder).is_dir():
-            raise SOURCE.missing(root / folder)
+    SOURCE.require(root / "RGB", root / "GT/LABELS")
     return {"synthia": same_name_pairs(root / "RGB", root / "GT" / "LABELS")}
 
 

@@ -18,9 +18,7 @@ NAMES = dict(enumerate((*CITYSCAPES19.classes, "void"))) | {IGNORE_INDEX: "void"
 
 
 def _domains(root: Path) -> Domains:
-    for folder in ("rgb", "ss"):
-        if not (root / folder).is_dir():
-            raise SOURCE.missing(root / folder)
+    SOURCE.require(root / "rgb", root / "ss")
     numbers = [(image.stem.removeprefix("rgb_"), image) for image in images_below(root / "rgb")]
     return {"urbansyn": [Pair(f"urbansyn_{n}", image, root / "ss" / f"ss_{n}.png") for n, image in numbers]}
 
