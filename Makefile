@@ -5,13 +5,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-cluster fuzz lint audit clean
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
+
+.PHONY: demo quick test test-all test-cluster fuzz lint audit clean
 
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
 
-test: $(STAMP) lint  ## the whole test suite
-	$(BIN)/python -m pytest
+quick: $(STAMP)  ## style and the unit tests, which start no process
+	$(BIN)/ruff check .
+	$(PYTEST) -m unit --hypothesis-profile quick tests/unit
+
+test: $(STAMP) lint  ## every module, with real processes and ranks
+	$(PYTEST) -m 'unit or process'
+
+test-all: $(STAMP) lint  ## also whole jobs, faults, kills and fuzzing: everything but the cluster
+	$(PYTEST)
 
 test-cluster: export PPAR_CLUSTER_TESTS = 1
 test-cluster: $(STAMP)  ## the job under real Slurm, in a container, under Prometheus; installs them (root)

@@ -48,9 +48,12 @@ def prepare_streets(shards: Path) -> None:
 
 def command(arguments: Sequence[str]) -> str:
     """Run ``ppar-dist ARGUMENTS`` on one thread and return its output."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    if "PPAR_TEST_DATA" in environment:
+        environment.setdefault("PPAR_WEIGHTS", f"{environment['PPAR_TEST_DATA']}/weights")
     done = subprocess.run(
         [sys.executable, "-m", "ppar_dist", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env=environment,
         capture_output=True,
         text=True,
         check=False,

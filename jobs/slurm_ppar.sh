@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train under Slurm: preempted, out of time or on a lost node, the job goes on by itself until it is done.
+# Train under Slurm: preempted, out of time or on a lost node, the job continues by itself until it is done.
 #
 #   sbatch jobs/slurm_ppar.sh configs/roads.yaml data.root=/data/shards run.dir=/data/runs/roads
 #   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 jobs/slurm_ppar.sh CONFIG key=value …
@@ -144,7 +144,7 @@ read_configuration() { # CONFIG key=value…
     code=0
     said=$("${everywhere[@]}" --kill-on-bad-exit=0 --wait=0 "${inside[@]}" \
       ppar-dist config "${settings[@]}" --get run.dir --get train.steps) || code=$?
-    [[ $code == 1 && $try == first ]] || break # srun's own: the controller may be starting anew
+    [[ $code == 1 && $try == first ]] || break # srun's own: the controller may be restarting
     job_state >/dev/null
   done
   ((code < 128)) || judge $RESUME '' # Slurm ended it, or a node does not answer
@@ -276,7 +276,7 @@ end_with_slurm() {
 
 job_state() {
   local tries
-  for ((tries = 1; tries <= CONTROLLER_TRIES; tries++)); do # the controller may be starting anew
+  for ((tries = 1; tries <= CONTROLLER_TRIES; tries++)); do # the controller may be restarting
     squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T && return 0
     sleep $CONTROLLER_WAIT_S
   done

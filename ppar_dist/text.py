@@ -21,9 +21,9 @@ def shown(value: Any) -> str:
         return f"a value of type {type(value).__name__}, too large to show"
 
 
-def one_line(error: Exception) -> str:
-    """The text of an error, its line breaks as spaces."""
-    return printable(" ".join(str(error).split()))
+def one_line(error: BaseException) -> str:
+    """The text of an error, its line breaks as spaces; its type where it has no text."""
+    return printable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
@@ -49,12 +49,33 @@ def visible(text: str) -> str:
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
+def duration(seconds: float) -> str:
+    """Seconds as people read them: ``7.5 s``, ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 120:
+        return in_seconds(seconds)
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def in_seconds(seconds: float) -> str:
+    """Seconds beside a limit in seconds: with a decimal while it matters."""
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(seconds: float) -> str:
+    """Hours, minutes and seconds; days before them where there are any: 0:01:05, 2 d 3:00:00."""
+    if not 0 <= seconds < 1e9:
+        return "?"
+    days, rest = divmod(round(seconds), 86400)
+    text = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
+    return f"{days} d {text}" if days else text
+
+
 def problem(item: Any) -> str:
     """An error of a pydantic model as one line: the key, the rule and the value."""
     key = printable(".".join(str(part) for part in item["loc"]))
     message = printable(str(item["msg"]).removeprefix("Value error, "))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}; see ppar_dist/config/schema.py for the keys there are"
+        return f"unknown key {key}; see docs/configuration.md for the keys there are"
     if item["type"] == "missing":
         return f"{key} is required; add it"
     value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"

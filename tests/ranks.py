@@ -20,6 +20,7 @@ import yaml
 from PIL import Image
 
 from ppar_dist.data.shards.writer import ShardSample, write_domain
+from tests.forkserver import Forked
 
 TIMEOUT_S = 240
 # Below the ports that the kernel gives to whoever asks for any: nobody gets one of these by chance.
@@ -86,15 +87,14 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
     return path
 
 
-class Rank(subprocess.Popen[str]):
+class Rank(Forked):
     """A rank, whose output goes to a file: a pipe that nobody reads would stop it when it is full."""
 
-    def __init__(self, arguments: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        command = [sys.executable, "-m", *arguments]
-        super().__init__(command, env=environment, stdout=self._output, stderr=subprocess.STDOUT, text=True)
+        super().__init__(command, environment, self._output, self._output)
 
-    def communicate(self, input: str | None = None, timeout: float | None = None) -> tuple[str, str]:
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """Wait for its end; what it has said. One that does not end in time is killed, and fails the test."""
         try:
             self.wait(timeout)
@@ -149,15 +149,22 @@ def run_ranks(arguments: Sequence[str], ranks: int) -> None:
 
 
 def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    """Run ``ppar-dist ARGUMENTS`` as a user would, without a launcher."""
-    return subprocess.run(
-        [sys.executable, "-m", "ppar_dist", *arguments],
-        env=rank_environment(),
-        text=True,
-        capture_output=True,
-        timeout=TIMEOUT_S,
-        check=False,
-    )
+    """Run ``ppar-dist ARGUMENTS`` as a user would; what starts a launcher is started in the common way."""
+    if "--nproc" in arguments:
+        command = [sys.executable, "-m", "ppar_dist", *arguments]
+        options: dict[str, Any] = {"text": True, "capture_output": True, "timeout": TIMEOUT_S, "check": False}
+        return subprocess.run(command, env=rank_environment(), **options)
+    with tempfile.TemporaryFile("w+") as stdout, tempfile.TemporaryFile("w+") as stderr:
+        process = Forked(["ppar_dist", *arguments], rank_environment(), stdout, stderr)
+        try:
+            process.wait(TIMEOUT_S)
+        finally:
+            process.kill()
+        texts = []
+        for stream in (stdout, stderr):
+            stream.seek(0)
+            texts.append(stream.read())
+    return subprocess.CompletedProcess(arguments, process.returncode or 0, *texts)
 
 
 def rank_environment() -> dict[str, str]:

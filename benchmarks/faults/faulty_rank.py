@@ -149,8 +149,8 @@ def _let_others_hear(world: World, watchdog: Watchdog, notes: Path | None) -> No
 
 def _note_what_is_heard(watchdog: Watchdog, faulty: int, phase: str, note: Path) -> None:
     while True:
-        report, _ = watchdog._peers.get(faulty, (None, 0.0))
-        if report is not None and (report.phase, report.step) == (phase, _FAULTY_STEP):
+        heard = watchdog.exchange.peers.get(faulty)
+        if heard is not None and (heard.report.phase, heard.report.step) == (phase, _FAULTY_STEP):
             note.touch()
             return
         time.sleep(0.02)

@@ -28,13 +28,13 @@ class Stand:
     """Where a run stands still until it has been killed often enough: a fast machine would end it before.
 
     Attributes:
-        module: started instead of ``ppar_dist``; it sees to the standing.
+        module: started instead of ``ppar_dist``, with what precedes its arguments; it sees to the standing.
         begin: called before each start.
         reached: whether this start stands; the moment for a kill has come then, whichever was drawn.
         release: lets it go on.
     """
 
-    module: str
+    module: Sequence[str]
     begin: Callable[[], object]
     reached: Callable[[], bool]
     release: Callable[[], object]
@@ -60,8 +60,8 @@ class Job:
             "DS_ACCELERATOR": "cpu",
             "CUDA_VISIBLE_DEVICES": "",
         }
-        module = "ppar_dist" if stand is None else stand.module
-        command = [sys.executable, "-m", module, "train", str(config), *overrides, "--nproc", str(ranks)]
+        module = ["ppar_dist"] if stand is None else stand.module
+        command = [sys.executable, "-m", *module, "train", str(config), *overrides, "--nproc", str(ranks)]
         with log.open("wb") as stream:
             self._process = subprocess.Popen(
                 command, env=kept | extra, stdout=stream, stderr=subprocess.STDOUT, start_new_session=True

@@ -2,8 +2,8 @@
 
     python benchmarks/speed/method.py [--threads 1] [--repeats 30]
 
-Per size, of the pixel stage (all losses on): `begin_step`, `terms` forward, backward from the total
-to the dense features, `end_step` with and without detail; then the same terms in the warm-up stage.
+Per size, of the pixel stage (all losses on): `begin_step`, `losses` forward, backward from the total
+to the dense features, `end_step` with and without detail; then the same in the warm-up stage.
 Medians of CPU time in milliseconds: on one thread that is the cost in a step, whatever else the
 machine does. Random features, blocky labels.
 """

@@ -52,7 +52,7 @@ class Side:
 
     def publish(self, figures: Figures) -> None:
         """What ``Recorder.step`` publishes."""
-        engine, monitor = self.trainer.training.engine, self.monitor
+        engine, monitor = self.trainer.learner.engine, self.monitor
         assert monitor.run is not None
         monitor.rank.publish_step(0.001)
         if figures.detail is not None:
@@ -63,7 +63,7 @@ class Side:
 
     def seconds(self, steps: int, publishes: bool) -> float:
         """CPU seconds of this process per step."""
-        state, check = self.trainer.training.objective.state, self.trainer.replica_check
+        state, check = self.trainer.learner.objective.state, self.trainer.replica_check
         if not publishes:
             state.checksum = lambda: 0  # type: ignore[union-attr, method-assign]
             check.note = lambda detail: None  # type: ignore[method-assign]
@@ -119,13 +119,13 @@ def scraped(url: str, every_s: float) -> Iterator[None]:
 def parts(side: Side, every: int, scrapes: float) -> list[tuple[str, float, float]]:
     """Name, seconds, and times per step of everything that publishing does."""
     trainer, figures = side.trainer, side.figures
-    state = trainer.training.objective.state
+    state = trainer.learner.objective.state
     assert state is not None
     assert figures is not None
     plain, full = replace(figures, detail=None), replace(figures, detail=state.detail())
 
     def compare() -> None:
-        check, buffer = trainer.replica_check, trainer.training.objective.buffer
+        check, buffer = trainer.replica_check, trainer.learner.objective.buffer
         check.note(full.detail)
         buffer.add("checksum", check.tell())
         check.is_broken(torch.zeros(check.PIECES))

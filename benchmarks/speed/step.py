@@ -129,7 +129,7 @@ def main() -> None:
         return rendezvous.leave()
     plain, ppar = (Side(SIDES[name], options, world) for name in SIDES)
     compare(plain, ppar, options.steps, options.rounds)
-    nbytes = ppar.trainer.training.objective.buffer.nbytes
+    nbytes = ppar.trainer.learner.objective.buffer.nbytes
     rendezvous.leave()
     same = ["--config", str(options.config), "--shards", str(options.shards), *options.override]
     for name in SIDES:

@@ -13,7 +13,7 @@
       latest                   a name, replaced atomically, last
 
 The ranks gather a ``Snapshot`` in memory; rank 0 alone writes it, so that a thread can do so while training
-goes on (``Writer``). All files go into a temporary folder, each is synced and hashed by reading it back,
+continues (``Writer``). All files go into a temporary folder, each is synced and hashed by reading it back,
 then the folder is renamed and ``latest`` replaced. A reader sees a whole checkpoint or none, and a kill at
 any moment leaves the checkpoints before it (tests/kill kills at every one).
 

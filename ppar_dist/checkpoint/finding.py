@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 def verify(folder: Path) -> list[str]:
     """What is wrong with a checkpoint: an empty list when every listed file is there, whole and unchanged.
 
-    Files that the manifest does not list are no fault. A name or link that leads out of the folder is one,
+    Files that the manifest does not list are not a fault. A name or link that leads out of the folder is one,
     and is not followed.
     """
     return _problems(folder, by_content=True)
@@ -143,7 +143,7 @@ def _other_format(written: object) -> str:
     if isinstance(written, int) and written < FORMAT:
         return (
             f"format {written} was written by an earlier version of ppar_dist, this one reads {FORMAT}; "
-            "go on with that version, or train anew in another run.dir"
+            "continue with that version, or train again in another run.dir"
         )
     return f"format {written} is not {FORMAT}, the one this version reads"
 
@@ -156,7 +156,7 @@ def _file_problem(folder: Path, name: str, size: int, sha256: str, by_content: b
     try:
         found = path.stat()
         if not stat.S_ISREG(found.st_mode):
-            return f"{name} is no file"
+            return f"{name} is not a file"
         if found.st_size != size:
             return f"{name} has {found.st_size} bytes, {size} were written"
         if by_content and fingerprint(path) != (size, sha256):

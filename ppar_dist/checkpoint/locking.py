@@ -1,6 +1,6 @@
 """Who is reading a checkpoint: a shared lock on its manifest, which holds between processes.
 
-Deleting asks for the lock alone and leaves the checkpoint if somebody reads it. The lock goes with the
+Deleting asks for an exclusive lock and keeps the checkpoint if it is being read. The lock ends with the
 process that holds it, however that ends. Where storage has no locks, reading and deleting do without.
 """
 
@@ -41,7 +41,7 @@ def reading(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[bool]:
-    """Hold a checkpoint alone, to delete it; yields False where somebody reads it."""
+    """Lock a checkpoint exclusively, to delete it; yields False where it is being read."""
     descriptor = _open(folder, os.O_RDWR)  # network storage locks alone only what is open for writing
     try:
         yield descriptor is None or _lock(descriptor, fcntl.LOCK_EX)

@@ -71,7 +71,7 @@ def clear_leftovers(run: Path) -> None:
 
 
 def discard(folder: Path) -> bool:
-    """Delete a checkpoint unless somebody reads it; a failure is a warning. Returns whether it went."""
+    """Delete a checkpoint unless it is being read; a failure is a warning. Returns whether it is deleted."""
     doomed = folder.with_name(DELETING + folder.name.removeprefix("."))
     with alone(folder) as free:
         if not free:
@@ -87,7 +87,7 @@ def discard(folder: Path) -> bool:
 
 
 def withdraw(folder: Path) -> None:
-    """Delete a checkpoint whoever reads it: nobody shall find it again.
+    """Delete a checkpoint whoever reads it: no job may resume from it.
 
     Raises:
         OSError: it could not even be renamed.

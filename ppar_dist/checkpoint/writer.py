@@ -1,4 +1,4 @@
-"""Checkpoints written by a thread of their own, while training goes on."""
+"""Checkpoints written by a thread of their own, while training continues."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ppar_dist.checkpoint.layout import read_manifest
 from ppar_dist.checkpoint.publishing import Snapshot, publish
+from ppar_dist.text import one_line
 
 log = logging.getLogger(__name__)
 
@@ -104,9 +105,8 @@ class Writer:
             folder = publish(self._run, snapshot)
             size = int(read_manifest(folder)["bytes"])
             outcome = Outcome(snapshot.step, folder, None, time.monotonic() - began, size)
-        except Exception as error:  # whatever it is, the training thread must hear of it
-            text = " ".join(str(error).split()) or type(error).__name__
-            outcome = Outcome(snapshot.step, None, text, time.monotonic() - began, 0)
+        except Exception as error:  # whatever it is, the training thread must know
+            outcome = Outcome(snapshot.step, None, one_line(error), time.monotonic() - began, 0)
         try:
             if then is not None and outcome.folder is not None:
                 then(outcome.folder)

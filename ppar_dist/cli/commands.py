@@ -1,136 +1,212 @@
-"""What each subcommand of ``ppar-dist`` does; returns an exit code, None for 0.
+"""The subcommands of ``ppar-dist``: signature and docstring of each are its options and help.
 
-Each imports what it needs: a wrong path is answered before torch is loaded.
+Each returns an exit code, None for 0, and imports what it needs: a wrong path is answered before torch loads.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from ppar_dist import exit_codes
+from cyclopts import App, Parameter
+
+from ppar_dist import __version__, exit_codes
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
+from ppar_dist.launch.launchers import Launcher
+from ppar_dist.monitoring import health as health_check
 from ppar_dist.processes import rank_log
 
+app = App(
+    name="ppar-dist",
+    help="Segmentation that holds up on domains it never saw.",
+    version=__version__,
+    default_parameter=Parameter(negative=(), allow_repeating=True),
+    help_formatter="plain",
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+app.register_install_completion_command()
 
-def prepare(options: argparse.Namespace) -> None:
-    """Shards and an index of a data set as downloaded."""
+Trained = Annotated[Path, Parameter(help="a run or one of its checkpoints")]
+Classes = Annotated[str, Parameter(help="class set: roads6, cityscapes19, camvid11")]
+ConfigFile = Annotated[Path, Parameter(help="YAML file")]
+Override = Annotated[str, Parameter(name="key=value", help="put in place of what the file says")]
+Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
+Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
+Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
+
+
+@app.command
+def prepare(
+    dataset: str,
+    /,
+    *,
+    root: Path,
+    out: Path,
+    classes: Classes,
+    limit: int | None = None,
+    mapping: Path | None = None,
+    exclude: list[str] | None = None,
+    workers: int = 1,
+) -> None:
+    """Turn a data set as downloaded into shards with an index.
+
+    Args:
+        dataset: camvid, labelmefacade, cityscapes, gta5, synthia, urbansyn, folder
+        root: where the data set was unpacked
+        out: folder for the domains
+        limit: only so many images per domain
+        mapping: for folder: YAML file of label values and names
+        exclude: key of a sample to leave out; may be repeated
+        workers: threads; the result is the same
+    """
     from ppar_dist.data.prepare import prepare
 
-    folders = prepare(
-        options.dataset,
-        options.root,
-        options.out,
-        options.classes,
-        limit=options.limit,
-        mapping=options.mapping,
-        exclude=options.exclude,
-        workers=options.workers,
-        progress=_count,
-    )
-    for folder in folders:
+    how: dict[str, Any] = {"limit": limit, "mapping": mapping, "exclude": exclude or (), "workers": workers}
+    for folder in prepare(dataset, root, out, classes, **how, progress=_count):
         print(folder)
 
 
-def synth(options: argparse.Namespace) -> None:
-    """Synthetic domains."""
+@app.command
+def synth(*, out: Path, samples: int = 120, size: Size = (180, 240), seed: int = 0) -> None:
+    """Render synthetic street scenes with exact labels.
+
+    Args:
+        samples: per domain
+    """
     from ppar_dist.synthetic import synth
 
-    for folder in synth(options.out, options.seed, options.samples, tuple(options.size), progress=_count):
+    for folder in synth(out, seed, samples, size, progress=_count):
         print(folder)
 
 
-def text(options: argparse.Namespace) -> None:
-    """A file of text embeddings."""
+@app.command
+def text(
+    *,
+    classes: Classes,
+    out: Path,
+    model: str = "ViT-B-16-quickgelu",
+    pretrained: str = "openai",
+    template: list[str] | None = None,
+) -> None:
+    """Write a CLIP text tower's class embeddings to a file.
+
+    Args:
+        model: open_clip model name
+        pretrained: open_clip tag or a checkpoint file
+        template: such as 'a photo of a {}.'; may be repeated
+    """
     from ppar_dist.class_sets import class_set
     from ppar_dist.config.schema import BackboneConfig, TextConfig
     from ppar_dist.models.backbone import build_backbone
     from ppar_dist.models.text import write_embeddings
 
-    names = [prompt for prompts in class_set(options.classes).prompts for prompt in prompts]
-    backbone = build_backbone(BackboneConfig(name=options.model, pretrained=options.pretrained))
+    names = [prompt for prompts in class_set(classes).prompts for prompt in prompts]
+    backbone = build_backbone(BackboneConfig(name=model, pretrained=pretrained))
     encoder = backbone.text_tower()
     if encoder is None:
-        raise UserError(f"{options.model} has no text tower; choose another --model")
-    write_embeddings(options.out, names, options.template or TextConfig().templates, encoder)
-    print(f"{options.out}: {len(names)} names of {options.classes}, {backbone.embed_dim} wide")
+        raise UserError(f"{model} has no text tower; choose another --model")
+    write_embeddings(out, names, template or TextConfig().templates, encoder)
+    print(f"{out}: {len(names)} names of {classes}, {backbone.embed_dim} wide")
 
 
-def index(options: argparse.Namespace) -> None:
-    """The index of a folder of shards."""
+@app.command
+def index(folder: Path, /, *, classes: Classes, max_bad_ratio: float = 0.0) -> None:
+    """Make the index of shards that others made.
+
+    Args:
+        max_bad_ratio: leave bad samples out, up to this share of all, and list them in quarantine.jsonl
+    """
     from ppar_dist.data.shards.build_index import index_folder
 
-    if not 0 <= options.max_bad_ratio <= 1:
-        raise UserError(f"--max-bad-ratio is a share from 0 to 1, got {options.max_bad_ratio}")
-    index, findings = index_folder(options.folder, options.classes, max_bad_ratio=options.max_bad_ratio)
+    if not 0 <= max_bad_ratio <= 1:
+        raise UserError(f"--max-bad-ratio is a share from 0 to 1, got {max_bad_ratio}")
+    index, findings = index_folder(folder, classes, max_bad_ratio=max_bad_ratio)
     for line in findings.lines():
-        print(f"{options.folder}: {line}", file=sys.stderr)
-    print(f"{options.folder}: {len(index)} samples in {len(index.shards)} shards")
+        print(f"{folder}: {line}", file=sys.stderr)
+    print(f"{folder}: {len(index)} samples in {len(index.shards)} shards")
 
 
-def train(options: argparse.Namespace) -> int | None:
-    """This rank's job, or a launcher and its ranks; returns the job's exit code."""
+@app.command
+def train(
+    config: ConfigFile,
+    /,
+    *overrides: Override,
+    nproc: int | None = None,
+    nodes: int = 1,
+    node_rank: int | None = None,
+    master: str | None = None,
+    launcher: Launcher = "deepspeed",
+    accept_changes: bool = False,
+) -> int | None:
+    """Train, or go on with a run that was interrupted.
+
+    Args:
+        nproc: ranks on this machine (default: one per GPU, else 1)
+        nodes: machines; run the same command on each
+        node_rank: number of this machine, from 0
+        master: HOST[:PORT] of machine 0, where the ranks meet
+        launcher: what starts the ranks
+        accept_changes: go on with a changed configuration
+    """
     from ppar_dist.launch.rank import is_rank, note_exit, note_start
     from ppar_dist.processes.signals import Preemption, leave_on_signals
 
-    preemption, launcher = Preemption(note_exit), None
+    preemption, parent = Preemption(note_exit), None
     if is_rank():  # before anything slow: a signal must not find this process deaf
         preemption.watch()
-        launcher = note_start()
+        parent = note_start()
         rank_log.redirect()
     else:
         leave_on_signals()
-    from ppar_dist.config.load import load_config
-
-    config = load_config(options.config, _with_text_file(options.config, options.overrides))
+    settings = _load(config, overrides)
     if not is_rank():
-        code = _launch(options, config)
-        if code is not None:
-            return code
+        from ppar_dist.launch.front import default_ranks, launch
+        from ppar_dist.launch.nodes import nodes_of
+        from ppar_dist.training.plan import make_plan
+
+        ranks = default_ranks() if nproc is None else nproc
+        if ranks < 1:
+            raise UserError(f"--nproc is at least 1, got {ranks}")
+        machines = nodes_of(nodes, node_rank, master)
+        make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
+        if ranks * machines.count > 1:
+            # Not the launcher's own options: torchrun would take --nproc for one of its.
+            accept = ["--accept-changes"] if accept_changes else []
+            arguments = ["train", str(config), *overrides, *accept]
+            return launch(arguments, ranks, launcher, settings.faults.grace_s, machines)
         preemption.watch()
     gc.disable()  # imports make a million objects, none of them garbage: a third of their time
     from ppar_dist.training import rank_job
 
     gc.freeze()  # nor look at them again at each collection while training
     gc.enable()
-    return rank_job.run(config, preemption, options.accept_changes, _count, launcher)
+    return rank_job.run(settings, preemption, accept_changes, _count, parent)
 
 
-def _launch(options: argparse.Namespace, config: Config) -> int | None:
-    """Start the ranks of this machine and wait for them; None where this process is to be the only rank."""
-    from ppar_dist.launch.front import default_ranks, launch
-    from ppar_dist.launch.nodes import nodes_of
-    from ppar_dist.training.plan import make_plan
+@app.command
+def config(config: ConfigFile, /, *overrides: Override, get: list[str] | None = None) -> None:
+    """Print the whole configuration as it would be used.
 
-    ranks = options.nproc if options.nproc is not None else default_ranks()
-    if ranks < 1:
-        raise UserError(f"--nproc is at least 1, got {ranks}")
-    nodes = nodes_of(options.nodes, options.node_rank, options.master)
-    make_plan(config, ranks * nodes.count)  # refuse here, once, rather than on every rank
-    if ranks * nodes.count == 1:
-        return None
-    # Not the launcher's own options: torchrun would take --nproc for one of its.
-    accept = ["--accept-changes"] if options.accept_changes else []
-    arguments = ["train", str(options.config), *options.overrides, *accept]
-    return launch(arguments, ranks, options.launcher, config.faults.grace_s, nodes)
-
-
-def config(options: argparse.Namespace) -> None:
-    """The whole configuration, or single values of it as a batch script reads them."""
+    Args:
+        get: print only this key, as KEY=VALUE; may be repeated
+    """
     from ppar_dist.config.load import dump_config, load_config
 
-    resolved = load_config(options.config, options.overrides)
-    if not options.get:
+    resolved = load_config(config, overrides)
+    if not get:
         print(dump_config(resolved), end="")
     values = resolved.model_dump(mode="json")
-    for key in options.get:
+    for key in get or []:
         print(f"{key}={_value(values, key)}")
 
 
@@ -142,15 +218,29 @@ def _value(values: Any, key: str) -> Any:
     return values
 
 
-def doctor(options: argparse.Namespace) -> int:
-    """What would go wrong with a job, or is wrong with a run; 78 where something is."""
-    from ppar_dist.config.load import load_config
+@app.command
+def doctor(
+    path: Annotated[Path, Parameter(name="CONFIG|RUN")],
+    /,
+    *overrides: Override,
+    nproc: int | None = None,
+    nodes: int = 1,
+    quick: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Check a configuration before a job starts, or the health of a run's folder.
+
+    Args:
+        path: a configuration, or a run's folder
+        nproc: ranks on each machine (default: as train)
+        nodes: machines
+        quick: compare sizes of shards instead of their hashes
+    """
     from ppar_dist.doctor.findings import Status
 
-    path, overrides = options.path, options.overrides
-    ranks = 1 if options.nproc is None else options.nproc
-    if ranks < 1 or options.nodes < 1:
-        raise UserError(f"--nproc and --nodes are at least 1, got {ranks} and {options.nodes}")
+    ranks = 1 if nproc is None else nproc
+    if ranks < 1 or nodes < 1:
+        raise UserError(f"--nproc and --nodes are at least 1, got {ranks} and {nodes}")
     if path.is_dir():
         from ppar_dist.doctor.runs import examine_run
 
@@ -161,45 +251,57 @@ def doctor(options: argparse.Namespace) -> int:
         from ppar_dist.doctor.job import examine_config
         from ppar_dist.launch.front import default_ranks
 
-        report = examine_config(
-            " ".join([str(path), *overrides]),
-            lambda: load_config(path, _with_text_file(path, overrides)),
-            default_ranks() if options.nproc is None else ranks,
-            options.nodes,
-            options.quick,
-            _show_progress,
-        )
+        subject, ranks = " ".join([str(path), *overrides]), default_ranks() if nproc is None else nproc
+        report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, _show_progress)
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
-    print(json.dumps(report.to_dict(), indent=1) if options.json else "\n".join(report.lines(width)))
+    print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
 
 
-def _with_text_file(path: Path, overrides: list[str]) -> list[str]:
-    """Look a relative ``text.file`` that is not here up in $PPAR_WEIGHTS, then in $PPAR_TEST_DATA/weights."""
+def _load(path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration; a relative ``text.file`` that is not here is looked up in $PPAR_WEIGHTS."""
     from ppar_dist.config.load import load_config
 
-    file = load_config(path, overrides).text.file
+    config = load_config(path, overrides)
+    file = config.text.file
     if file is None or file.is_absolute() or file.exists():
-        return overrides
-    folders = [
-        Path(os.environ.get("PPAR_WEIGHTS", ".")),
-        Path(os.environ.get("PPAR_TEST_DATA", ".")) / "weights",
-    ]
-    found = next((folder / file.name for folder in folders if (folder / file.name).exists()), None)
-    return overrides if found is None else [*overrides, f"text.file={found.resolve()}"]
+        return config
+    found = Path(os.environ.get("PPAR_WEIGHTS", ".")) / file.name
+    text = config.text.model_copy(update={"file": found.resolve()})
+    return config.model_copy(update={"text": text}) if found.exists() else config
 
 
-def demo(options: argparse.Namespace) -> int:
-    """Data, training, evaluation and report in one."""
+@app.command(help_flags=(), version_flags=())
+def health(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+    """Ask the ranks on this machine whether they advance."""
+    return health_check.main(arguments)
+
+
+@app.command
+def demo(
+    *, out: Path = Path("demo"), config: ConfigFile = Path("configs/demo.yaml"), nproc: int | None = None
+) -> int:
+    """Render data, train on it, evaluate and report.
+
+    Args:
+        nproc: ranks (default: one per GPU, else 2)
+    """
     from ppar_dist.cli.demo import demo
 
-    return demo(options.out, options.config, options.nproc)
+    return demo(out, config, nproc)
 
 
-def evaluate(options: argparse.Namespace) -> None:
-    """mIoU on labelled domains."""
+@app.command
+def evaluate(
+    checkpoint: Trained, /, *, target: list[str] | None = None, which: Which = "latest", as_json: Json = False
+) -> None:
+    """Print the mIoU on labelled domains.
+
+    Args:
+        target: NAME=FOLDER of a domain; may be repeated
+    """
     targets = {}
-    for item in options.target:
+    for item in target or []:
         name, separator, folder = item.partition("=")
         if not (separator and name and folder):
             raise UserError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
@@ -208,51 +310,63 @@ def evaluate(options: argparse.Namespace) -> None:
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
     from ppar_dist.evaluation.evaluate import score
 
-    results = score(options.checkpoint, targets, _device(), options.which, _count)
-    print(results.to_json() if options.json else results.table())
+    results = score(checkpoint, targets, _device(), which, _count)
+    print(results.to_json() if as_json else results.table())
 
 
-def predict(options: argparse.Namespace) -> None:
-    """Label maps of images."""
+@app.command
+def predict(
+    checkpoint: Trained, images: list[Path], /, *, out: Path, which: Which = "latest", overwrite: bool = False
+) -> None:
+    """Label images of your own.
+
+    Args:
+        overwrite: write into a folder that holds files
+    """
     from ppar_dist.evaluation.predict import predict
 
-    written = predict(
-        options.checkpoint, options.images, options.out, _device(), options.which, options.overwrite
-    )
-    for files in written:
+    for files in predict(checkpoint, images, out, _device(), which, overwrite):
         print(files)
-    print(f"legend: {options.out / 'legend.png'}")
+    print(f"legend: {out / 'legend.png'}")
 
 
-def export(options: argparse.Namespace) -> None:
-    """A model as a torch.export program."""
+@app.command
+def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which: Which = "latest") -> None:
+    """Write the model as a torch.export program.
+
+    Args:
+        out: a .pt2 file
+        size: height and width (default: the training crop)
+    """
     from ppar_dist.evaluation.export import export
 
-    size = tuple(options.size) if options.size else None
-    print(export(options.checkpoint, options.out, size, options.which))
+    print(export(checkpoint, out, size, which))
 
 
-def inspect(options: argparse.Namespace) -> None:
-    """What a file or folder of ours holds."""
+@app.command
+def inspect(path: Path, /, *, as_json: Json = False) -> None:
+    """Say what a checkpoint, run, shard or index holds."""
     from ppar_dist.doctor.describe import describe, inspect
 
-    facts = inspect(options.path)
-    print(json.dumps(facts, indent=1) if options.json else describe(facts))
+    facts = inspect(path)
+    print(json.dumps(facts, indent=1) if as_json else describe(facts))
 
 
-def report(options: argparse.Namespace) -> None:
-    """report.html of a run."""
+@app.command
+def report(run: Path, /) -> None:
+    """Write report.html of a run."""
     from ppar_dist.report import write_report
 
-    print(write_report(options.run_dir))
+    print(write_report(run))
 
 
-def ledger(options: argparse.Namespace) -> int:
-    """Proof that every sample came once; 78 where one did not."""
+@app.command
+def ledger(run: Path, /, *, as_json: Json = False) -> int:
+    """Prove from a run's ledger that every sample came once; 78 where one did not."""
     from ppar_dist.run.audit import audit
 
-    found = audit(options.run_dir)
-    print(json.dumps(found.to_json(), indent=1) if options.json else found.describe())
+    found = audit(run)
+    print(json.dumps(found.to_json(), indent=1) if as_json else found.describe())
     return exit_codes.CONFIG if found.problems else exit_codes.DONE
 
 

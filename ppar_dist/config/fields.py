@@ -15,7 +15,7 @@ from ppar_dist.config.yaml import read_yaml
 
 def _no_boolean(value: Any) -> Any:
     if isinstance(value, bool):
-        raise ValueError("a number is wanted, true and false are none")
+        raise ValueError("expected a number, got a boolean")
     return value
 
 

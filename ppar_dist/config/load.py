@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from ppar_dist.text import one_line, printable, problem, shown
 _PROBLEMS = 20  # named in one message; of more, only their number
 
 
-def load_config(path: Path, overrides: tuple[str, ...] | list[str] = ()) -> Config:
+def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
 
     Raises:

@@ -1,7 +1,8 @@
 """Typed, strict configuration: one YAML file plus ``key=value`` overrides.
 
-The schema below is the reference of every key. Unknown keys, wrong types and impossible
-combinations are refused when the file is read, all of them in one message.
+The comment of a key is what docs/configuration.md says of it: `python docs/configuration.py` makes that page.
+Unknown keys, wrong types and impossible combinations are refused when the file is read, all of them in one
+message.
 """
 
 from __future__ import annotations
@@ -36,23 +37,23 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where the run lives."""
 
-    dir: PathField
-    name: str = ""
+    dir: PathField  # folder of checkpoints, metrics, logs and results
+    name: str = ""  # shown in the report
 
 
 class SourceConfig(Section):
     """One labelled source domain: a folder of shards under ``data.root`` and its sampling weight."""
 
-    name: str
+    name: str  # folder below data.root
     weight: Positive | None = None  # relative share of positions; None: in proportion to its size
 
 
 class DataConfig(Section):
     """Source domains, their order, and the size of what the model sees."""
 
-    root: PathField
-    classes: str
-    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]
+    root: PathField  # folder of the sources
+    classes: str  # class set: roads6, cityscapes19, camvid11
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # names alone are enough
     size: Count = 180  # pixels of the shorter side before random scaling, and at evaluation
     crop: tuple[Count, Count] = (180, 240)  # height, width in pixels
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # last part of each source, never trained on
@@ -87,16 +88,16 @@ class DataConfig(Section):
 class AugmentConfig(Section):
     """Training augmentation (torchvision.transforms.v2); every draw is seeded by position."""
 
-    scale: tuple[Positive, Positive] = (0.75, 1.75)
-    flip: Ratio = 0.5
+    scale: tuple[Positive, Positive] = (0.75, 1.75)  # range of the random scaling
+    flip: Ratio = 0.5  # chance of a horizontal flip
     photometric: Ratio = 0.8  # chance of colour jitter
-    brightness: NonNegative = 0.5
-    contrast: NonNegative = 0.5
-    saturation: NonNegative = 0.5
-    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1
-    grayscale: Ratio = 0.1
+    brightness: NonNegative = 0.5  # factor drawn from 1 ± this; the next two alike
+    contrast: NonNegative = 0.5  # as brightness
+    saturation: NonNegative = 0.5  # as brightness
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1  # shift drawn from ± this part of the circle
+    grayscale: Ratio = 0.1  # chance of grey
     gamma: tuple[Positive, Positive] | None = (0.5, 2.0)  # drawn log-uniformly; None: off
-    blur: Ratio = 0.2
+    blur: Ratio = 0.2  # chance of a Gaussian blur
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentConfig:
@@ -110,14 +111,14 @@ class AugmentConfig(Section):
 class BackboneConfig(Section):
     """An image tower and where its weights come from."""
 
-    kind: Literal["open_clip", "timm"] = "open_clip"
-    name: str = "ViT-B-16"
+    kind: Literal["open_clip", "timm"] = "open_clip"  # library that builds the tower
+    name: str = "ViT-B-16"  # model name in that library
     pretrained: str | None = None  # open_clip tag or a checkpoint file; None: random initialisation
     options: PlainValues = {}  # passed to the library's constructor
     embed_dim: Count | None = None  # joint width D; only for kind: timm, whose trunk has none
     dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm
-    trainable: Literal["all", "none"] = "all"
-    batch_norm: Literal["frozen", "sync"] = "frozen"
+    trainable: Literal["all", "none"] = "all"  # none: the tower is frozen
+    batch_norm: Literal["frozen", "sync"] = "frozen"  # frozen: as loaded; sync: over all ranks (GPUs)
 
     @model_validator(mode="after")
     def _width_is_known(self) -> BackboneConfig:
@@ -131,8 +132,8 @@ class BackboneConfig(Section):
 class DecoderConfig(Section):
     """From multi-level features to narrow pixel features."""
 
-    kind: Literal["fpn", "aspp"] = "fpn"
-    width: Count = 96
+    kind: Literal["fpn", "aspp"] = "fpn"  # feature pyramid, or atrous pyramid pooling
+    width: Count = 96  # channels of the pixel features
 
 
 class TextConfig(Section):
@@ -140,7 +141,7 @@ class TextConfig(Section):
 
     file: PathField | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
     templates: tuple[str, ...] = ("a photo of a {}.",)  # for the text tower
-    center: bool = True
+    center: bool = True  # subtract the mean of all prototypes
 
 
 class ModelConfig(Section):
@@ -148,23 +149,23 @@ class ModelConfig(Section):
 
     backbone: BackboneConfig
     decoder: DecoderConfig = DecoderConfig()
-    classifier: Literal["otp", "otp_init", "linear"] = "otp"
-    logit_scale: Positive = 20.0
+    classifier: Literal["otp", "otp_init", "linear"] = "otp"  # fixed text, trained from it, or plain
+    logit_scale: Positive = 20.0  # factor on cosine similarities
 
 
 class AlignmentConfig(Section):
     """Progressive alignment, easy to difficult."""
 
-    enabled: bool = True
+    enabled: bool = True  # the alignment losses
     features: Literal["dense", "embedding"] = "dense"  # the encoder's joint features or the decoder's
     boundaries: tuple[Ratio, Ratio, Ratio] = (0.1, 0.3, 0.5)  # progress at which stages 1, 2, 3 begin
-    keep_earlier: bool = True
-    temperature: Positive = 0.1
-    text_weight: NonNegative = 0.1
-    visual_weight: NonNegative = 0.1
-    pixel_weight: NonNegative = 0.1
-    admit_from: Annotated[Number, Field(gt=0, le=1)] = 0.3
-    difficulty_bins: Annotated[Whole, Field(ge=2)] = 64
+    keep_earlier: bool = True  # later stages keep the losses of earlier ones
+    temperature: Positive = 0.1  # of the softmax over prototypes
+    text_weight: NonNegative = 0.1  # of the loss against text prototypes
+    visual_weight: NonNegative = 0.1  # of the loss against visual text prototypes
+    pixel_weight: NonNegative = 0.1  # of the loss of single cells
+    admit_from: Annotated[Number, Field(gt=0, le=1)] = 0.3  # share of cells, easiest first, as stage 3 begins
+    difficulty_bins: Annotated[Whole, Field(ge=2)] = 64  # of the histogram that ranks cells by difficulty
 
     @model_validator(mode="after")
     def _boundaries_rise(self) -> AlignmentConfig:
@@ -176,30 +177,30 @@ class AlignmentConfig(Section):
 class BankConfig(Section):
     """The prototype bank."""
 
-    momentum: Momentum = 0.9
-    teacher: Literal["student", "ema", "frozen"] = "student"
+    momentum: Momentum = 0.9  # of the moving average
+    teacher: Literal["student", "ema", "frozen"] = "student"  # whose features feed the bank
     teacher_every: Count = 1  # steps between passes of the teacher (frozen, ema)
-    teacher_momentum: Momentum = 0.99
+    teacher_momentum: Momentum = 0.99  # of the ema teacher
 
 
 class VtpConfig(Section):
     """Visual text prototypes; disabled means v_k = t_k everywhere."""
 
-    enabled: bool = True
-    alpha_max: Ratio = 0.5
-    count_0: Positive = 2000.0  # cells
+    enabled: bool = True  # false: text prototypes alone
+    alpha_max: Ratio = 0.5  # largest share of the visual prototype
+    count_0: Positive = 2000.0  # cells of a class after which 63 % of alpha_max is reached
 
 
 class ReweightingConfig(Section):
     """Reliability weights of source samples."""
 
-    enabled: bool = True
-    start_stage: Annotated[Whole, Field(ge=0, le=3)] = 1
-    beta: NonNegative = 1.5
-    min: Positive = 0.05
-    max: Positive = 1.5
+    enabled: bool = True  # false: every sample weighs 1
+    start_stage: Annotated[Whole, Field(ge=0, le=3)] = 1  # of alignment
+    beta: NonNegative = 1.5  # steepness: exp(β · standardised reliability)
+    min: Positive = 0.05  # smallest weight
+    max: Positive = 1.5  # largest weight
     min_spread: Positive = 1.0  # nats; floor of σ_r, so that clean sources keep nearly equal weights
-    momentum: Momentum = 0.95
+    momentum: Momentum = 0.95  # of mean and spread of reliabilities
 
     @model_validator(mode="after")
     def _clip_holds_one(self) -> ReweightingConfig:
@@ -211,8 +212,8 @@ class ReweightingConfig(Section):
 class PparConfig(Section):
     """The method; ``enabled: false`` is plain fine-tuning with the same model, data and budget."""
 
-    enabled: bool = True
-    min_purity: Annotated[Number, Field(gt=0, le=1)] = 0.75
+    enabled: bool = True  # the whole method
+    min_purity: Annotated[Number, Field(gt=0, le=1)] = 0.75  # share of one class in a cell that has a class
     alignment: AlignmentConfig = AlignmentConfig()
     bank: BankConfig = BankConfig()
     vtp: VtpConfig = VtpConfig()
@@ -223,21 +224,21 @@ class OptimConfig(Section):
     """AdamW with linear warm-up and polynomial decay."""
 
     lr: Positive = 1e-3  # decoder and classifier
-    backbone_lr: NonNegative = 1e-3
-    weight_decay: NonNegative = 0.05
-    betas: tuple[Momentum, Momentum] = (0.9, 0.999)
-    warmup_ratio: Ratio = 0.05
-    power: Positive = 0.9
+    backbone_lr: NonNegative = 1e-3  # image tower; 0 leaves it as loaded
+    weight_decay: NonNegative = 0.05  # of matrices and convolutions
+    betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of Adam
+    warmup_ratio: Ratio = 0.05  # share of the steps with rising rate
+    power: Positive = 0.9  # of the polynomial decay
     clip_grad_norm: NonNegative = 1.0  # 0: off
 
 
 class TrainConfig(Section):
     """Budget and batch."""
 
-    steps: Count
-    global_batch: Count
+    steps: Count  # optimiser steps of the whole run
+    global_batch: Count  # images per step over all ranks
     micro_batch: Count | None = None  # at most so many images per forward pass and rank; None: all at once
-    log_every: Count = 10
+    log_every: Count = 10  # steps between lines of metrics
     eval_every: Annotated[Whole, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
     ledger: bool = False  # write down the key of every sample trained on
 
@@ -245,17 +246,17 @@ class TrainConfig(Section):
 class EngineConfig(Section):
     """DeepSpeed."""
 
-    zero_stage: Literal[0, 1, 2] = 0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    zero_stage: Literal[0, 1, 2] = 0  # what ranks share out: nothing, moments, gradients too
+    precision: Literal["fp32", "bf16"] = "fp32"  # of forward and backward pass; parameters are fp32
 
 
 class CheckpointConfig(Section):
     """What is kept."""
 
     every: Annotated[Whole, Field(ge=0)] = 200  # steps; 0: only at the end
-    keep_last: Count = 2
+    keep_last: Count = 2  # newest checkpoints that stay
     keep_every: Annotated[Whole, Field(ge=0)] = 0  # steps; those at its multiples stay for good; 0: none
-    keep_best: bool = True
+    keep_best: bool = True  # the best on held-out data stays too
     background: bool = True  # written by a thread from a copy in memory, while training goes on
 
 
@@ -272,8 +273,8 @@ class FaultsConfig(Section):
 class MonitoringConfig(Section):
     """How a run is watched: an endpoint per rank, or files."""
 
-    enabled: bool = True
-    address: str = "127.0.0.1"
+    enabled: bool = True  # serve metrics
+    address: str = "127.0.0.1"  # the endpoint listens here
     port: Annotated[Whole, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
     targets_file: PathField | None = None  # JSON of all ranks' endpoints for Prometheus, while the job runs
     text_file: PathField | None = None  # .prom file of rank 0's metrics for a node exporter, every 15 seconds
@@ -285,7 +286,7 @@ class MonitoringConfig(Section):
 class Config(Section):
     """The whole configuration of a run."""
 
-    seed: Seed = 0
+    seed: Seed = 0  # of every random draw
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()

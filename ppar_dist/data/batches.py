@@ -19,14 +19,16 @@ class Batching:
     accumulation: int
 
 
-def batching(config: Config, world_size: int) -> Batching:
+def batching(config: Config, world_size: int, samples: int | None = None) -> Batching:
     """Derive local batch, micro-batch and accumulation for a number of ranks.
+
+    ``samples`` are those to train on, where they are known: every rank needs one.
 
     ``train.micro_batch`` is what fits into memory: where it does not divide a rank's part evenly, the largest
     smaller number that does is taken, so that a run can go on at another number of ranks as it is.
 
     Raises:
-        ConfigError: the global batch does not divide among the ranks.
+        ConfigError: the global batch does not divide among the ranks, or there are fewer samples than ranks.
     """
     total = config.train.global_batch
     if total < world_size:
@@ -38,6 +40,10 @@ def batching(config: Config, world_size: int) -> Batching:
         raise ConfigError(
             f"train.global_batch is a multiple of the number of ranks, got {total} on {world_size} ranks; "
             "change one of the two"
+        )
+    if samples is not None and samples < world_size:
+        raise ConfigError(
+            f"{world_size} ranks but only {samples} training samples; use at most {samples} ranks"
         )
     local = total // world_size
     most = min(config.train.micro_batch or local, local)

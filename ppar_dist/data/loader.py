@@ -30,7 +30,6 @@ from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import training_shares
 from ppar_dist.data.transforms import TrainTransform
 from ppar_dist.data.workers import LoaderWorkers
-from ppar_dist.errors import DataError
 
 
 @dataclass
@@ -74,13 +73,13 @@ def train_loader(
     """Micro-batches of a rank, in order, for the global batches from one position to another.
 
     Raises:
-        DataError: the global batch does not divide among the ranks, there are more ranks than
+        UserError: the global batch does not divide among the ranks, there are more ranks than
             samples, or (SampleError, when its turn comes) a position found no good sample.
         ValueError: the positions are not a whole number of global batches.
         WorkerDied: a loader worker was killed.
     """
     shares = training_shares(cfg, indexes)
-    _check_ranks(cfg, sum(share.size for share in shares), world_size)
+    batching(cfg, world_size, sum(share.size for share in shares))  # refuses what the ranks cannot share
     reader = SampleReader(
         order=Order(shares, cfg.seed, cfg.data.block, cfg.data.window),
         indexes=indexes,
@@ -138,15 +137,3 @@ def _received(loader: Generator[Batch | SampleError, None, None]) -> Iterator[Ba
             if isinstance(batch, SampleError):
                 raise batch
             yield batch
-
-
-def _check_ranks(cfg: Config, samples: int, world_size: int) -> None:
-    if cfg.train.global_batch % world_size:
-        raise DataError(
-            f"train.global_batch={cfg.train.global_batch} does not divide among {world_size} ranks; "
-            "make it a multiple"
-        )
-    if samples < world_size:
-        raise DataError(
-            f"{world_size} ranks but only {samples} training samples; use at most {samples} ranks"
-        )

@@ -16,7 +16,7 @@ from ppar_dist.distributed.world import World
 
 
 class BoardUnreachable(OSError):
-    """The store of the board cannot be reached, or has gone."""
+    """The store of the board cannot be reached, or has ended."""
 
 
 class Board:
@@ -43,7 +43,7 @@ class Board:
         """Replace what this rank has said.
 
         Raises:
-            BoardUnreachable: the store does not answer; a later call connects anew.
+            BoardUnreachable: the store does not answer; a later call connects again.
         """
         with self._connected() as store:
             store.set(self._key(self._world.rank), text)
@@ -52,7 +52,7 @@ class Board:
         """What each rank has posted last, by rank; without the ranks that never posted.
 
         Raises:
-            BoardUnreachable: the store does not answer; a later call connects anew.
+            BoardUnreachable: the store does not answer; a later call connects again.
         """
         with self._connected() as store:
             unknown = set(range(self._world.world_size)) - self._known
@@ -93,9 +93,8 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
 
     def connect() -> dist.Store:
         nonlocal connected
-        if (
-            connected
-        ):  # and lost: where nobody listens any more, torch would try for long, and log each attempt
+        if connected:
+            # And lost: where nobody listens any more, torch would try for long, and log each attempt.
             socket.create_connection((host, port), timeout_s).close()
         connected = True
         timeout = timedelta(seconds=timeout_s)

@@ -104,9 +104,9 @@ def _address_away(otherwise: str) -> str:
 
 
 def _interface_towards(host: str, port: int, timeout_s: float) -> str:
-    """The network interface on the way to the store; "", gloo's own choice, where it cannot be told.
+    """The network interface on the way to the store; "", gloo's own choice, where it is unknown.
 
-    A host that starts later than this one may not have a name yet; that is waited for.
+    A host that starts later than this one may not have a name yet; the rank waits for it.
 
     Left to itself, gloo looks up the machine's own name, and takes the loopback interface where that is in no
     directory or stands for 127.0.1.1, as on Debian: ranks of other machines could then not connect.
@@ -120,7 +120,7 @@ def _interface_towards(host: str, port: int, timeout_s: float) -> str:
             break
         except OSError:
             if time.monotonic() > deadline:
-                return ""  # joining fails alike, and says so
+                return ""  # joining then fails with a message
             time.sleep(_LOOK_S)
     owners = (
         name

@@ -1,8 +1,9 @@
-"""What would go wrong, said beforehand: checks of a configuration on this machine, and of a run's folder.
+"""Pre-flight checks of a configuration on this machine, and health checks of a run folder.
 
 ::
 
-    report.py         findings, checks, how they are told
+    findings.py       findings, checks, how they are told
+    job.py            all checks of a configuration
     case.py           what the checks of a configuration share
     configuration.py  model, weights, text embeddings
     data.py           domains, shards

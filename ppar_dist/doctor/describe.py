@@ -17,7 +17,6 @@ from ppar_dist.data.shards.check import split_name
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.tar import members
 from ppar_dist.errors import UserError
-from ppar_dist.models.load_errors import reason
 from ppar_dist.run import paths
 from ppar_dist.run.facts import (
     LogFacts,
@@ -28,7 +27,7 @@ from ppar_dist.run.facts import (
     read_latest,
     read_log,
 )
-from ppar_dist.text import visible
+from ppar_dist.text import one_line, visible
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
 _MOST_KINDS = 20  # of members that are told apart
@@ -51,7 +50,7 @@ def inspect(path: Path) -> dict[str, Any]:
                 raise
             except Exception as error:  # bytes that were tampered with can raise anything
                 raise UserError(
-                    f"{path} is damaged and cannot be described: {reason(error)}; restore or make it again"
+                    f"{path} is damaged and cannot be described: {one_line(error)}; restore or make it again"
                 ) from None
     raise UserError(
         f"{path} is neither a domain folder (domain.json), a tar, a checkpoint (manifest.json) nor a run "
@@ -143,7 +142,7 @@ def _tensors(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="numpy") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
-        return {"unreadable": " ".join(str(error).split())}
+        return {"unreadable": one_line(error)}
     return {"tensors": len(shapes), "values": sum(int(np.prod(shape)) for shape in shapes.values())}
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Generic, TypeVar
 
+from ppar_dist.text import one_line
+
 C = TypeVar("C")
 
 
@@ -116,7 +118,7 @@ class Report:
             if number
         ]
         verdict = {
-            Status.OK: "nothing speaks against it",
+            Status.OK: "no problems found",
             Status.WARNING: "it can go ahead; read the warnings",
             Status.FAILURE: "fix the failures first",
         }
@@ -148,13 +150,6 @@ def size(number: float) -> str:
     return f"{number:.0f} {unit}" if number >= 100 or unit == "B" else f"{number:.1f} {unit}"
 
 
-def duration(seconds: float) -> str:
-    """Seconds as people read them."""
-    if seconds < 120:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def listing(items: Iterable[object], most: int = 5) -> str:
     """The first items, and how many more there are."""
     texts = [str(item) for item in items]
@@ -166,9 +161,9 @@ def _attempt(check: Check[C], case: C) -> Finding | None:
     try:
         return check.run(case)
     except Exception as error:  # whatever it is: a doctor that falls ill must still report on the rest
-        text = " ".join(f"{type(error).__name__}: {error}".split())
         return failure(
-            f"this check itself failed ({text[:300]})", "find out what stands behind it; the others were made"
+            f"this check itself failed ({type(error).__name__}: {one_line(error)})",
+            "this is a bug in the check; the other checks ran",
         )
 
 

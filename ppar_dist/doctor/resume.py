@@ -6,11 +6,12 @@ from typing import Any
 
 from ppar_dist.config.identity import changes_since, config_changes, content_hash
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, listing, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
 from ppar_dist.errors import UserError
 from ppar_dist.run import holder, paths
 from ppar_dist.run.claim import stored_config
 from ppar_dist.run.facts import CheckpointFacts
+from ppar_dist.text import duration
 
 
 def start(case: ConfigCase) -> Finding:
@@ -61,7 +62,7 @@ def configuration(case: ConfigCase) -> Finding | None:
     text = "\n".join(changes)
     if case.newest is None and not case.passed_over:
         return ok(f"differs from {origin}, which has no checkpoint yet:\n{text}", changes=changes)
-    remedy = "give another run.dir, or `train --accept-changes` to go on with the new one"
+    remedy = "give another run.dir, or `train --accept-changes` to continue with the new one"
     return failure(f"the run was started with another configuration:\n{text}", remedy, changes=changes)
 
 

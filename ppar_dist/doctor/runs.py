@@ -17,7 +17,6 @@ from ppar_dist.doctor.findings import (
     Finding,
     Report,
     counted,
-    duration,
     failure,
     listing,
     ok,
@@ -28,6 +27,7 @@ from ppar_dist.doctor.findings import (
 from ppar_dist.errors import UserError
 from ppar_dist.run import paths
 from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
+from ppar_dist.text import duration
 
 
 @dataclass
@@ -196,8 +196,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     """Samples that were found bad and replaced, against data.max_bad_ratio."""
     reasons: Counter[str] = Counter()
     domains: Counter[str] = Counter()
-    folder = paths.quarantine(case.path)
-    for path in sorted(folder.glob(paths.RANK_FILES)):
+    for path in paths.quarantine_files(case.path):
         read_log(path, reasons, "reason")
         read_log(path, domains, "domain")
     if not reasons:
@@ -210,7 +209,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     text += f" of {total:,} seen" if isinstance(total, int) else ""
     return warning(
         text,
-        f"see {folder}; mend what it names, before data.max_bad_ratio ends a job",
+        f"see {paths.quarantine(case.path)}; mend what it names, before data.max_bad_ratio ends a job",
         reasons=dict(reasons),
         domains=dict(domains),
     )

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.findings import Check, Finding, counted, duration, failure, ok, size, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
 from ppar_dist.doctor.probes import existing_parent, hash_rate, mount_of, probe_folder, write, write_rate
 from ppar_dist.errors import UserError
 from ppar_dist.run.facts import folder_bytes, read_manifest_only
+from ppar_dist.text import duration
 
 _PROBE_BYTES = 64 << 20
 _QUICK_BYTES = 8 << 20
@@ -44,7 +45,7 @@ def folder(case: ConfigCase) -> Finding:
     parent = existing_parent(run)
     inside = run.absolute().relative_to(parent).parts
     if inside and os.path.lexists(parent / inside[0]):
-        return failure(f"{parent / inside[0]} is no folder, so that run.dir {run} is none", remedy)
+        return failure(f"cannot create run.dir {run}: {parent / inside[0]} is not a directory", remedy)
     try:
         with probe_folder(parent) as probe:
             write(probe / "one", 4096)

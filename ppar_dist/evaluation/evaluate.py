@@ -66,7 +66,7 @@ class Results:
     targets: dict[str, TargetResult]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as they stand in ``results.json``."""
+        """Plain values, as in ``results.json``."""
         return asdict(self)
 
     def to_json(self) -> str:
@@ -236,7 +236,7 @@ def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None
     Args:
         folder: the domain.
         classes: of the model.
-        max_missing_ratio: share of samples that may have gone with shards; None: every shard is whole.
+        max_missing_ratio: share of samples that may be missing with their shards; None: every shard is whole.
 
     Raises:
         UserError: the domain is unusable, or of another class set.

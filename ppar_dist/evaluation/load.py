@@ -15,6 +15,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.run import paths
+from ppar_dist.text import one_line
 
 
 def run_of(checkpoint: Path) -> Path:
@@ -58,12 +59,11 @@ def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"cannot read {path}: {reason}; use another checkpoint of the run") from None
+        raise UserError(f"cannot read {path}: {one_line(error)}; use another checkpoint of the run") from None
     try:
         segmentor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[:300]
         raise UserError(
-            f"{path} does not fit the model of the run's config.yaml: {reason}; restore that config.yaml"
+            f"{path} does not fit the model of the run's config.yaml: {one_line(error)}; "
+            "restore that config.yaml"
         ) from None

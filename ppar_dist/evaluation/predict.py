@@ -49,7 +49,7 @@ def predict(
     Args:
         path: a run folder or a checkpoint folder.
         images: image files, or folders of them (not searched deeper).
-        out: a folder, made here.
+        out: a folder, created here.
         device: where the model runs.
         which: ``latest`` or ``best`` (on held-out source data), for a run folder.
         overwrite: whether ``out`` may hold files already.
@@ -108,7 +108,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_image(path: Path) -> Image.Image:
-    """Read an image as RGB, upright (EXIF orientation applied); raises UserError if it is none."""
+    """Read an image as RGB, upright (EXIF orientation applied); raises UserError if it is not one."""
     try:
         with Image.open(path) as picture:
             return ImageOps.exif_transpose(picture).convert("RGB")

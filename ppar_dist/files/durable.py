@@ -22,7 +22,7 @@ def sync(path: Path) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on its storage; some network storage cannot, and does at once."""
+    """Wait until the names in a folder are on its storage; some network storage has no such call."""
     try:
         sync(path)
     except OSError as error:
@@ -54,7 +54,7 @@ def write_atomically(path: Path, text: str) -> None:
         write_text(temporary, text)
         temporary.replace(path)
     except OSError:
-        with contextlib.suppress(OSError):  # the first failure is the one to tell
+        with contextlib.suppress(OSError):  # the first failure is the one to report
             temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

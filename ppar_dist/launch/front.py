@@ -19,7 +19,7 @@ from types import FrameType
 
 from ppar_dist import exit_codes
 from ppar_dist.errors import UserError
-from ppar_dist.launch.launchers import COMMANDS
+from ppar_dist.launch.launchers import COMMANDS, Launcher
 from ppar_dist.launch.nodes import Nodes, one_node
 from ppar_dist.launch.rank import FRONT_VARIABLE, NOTES_VARIABLE
 from ppar_dist.processes import proc
@@ -41,7 +41,7 @@ def default_ranks() -> int:
 def launch(
     arguments: Sequence[str],
     ranks: int,
-    launcher: str = "deepspeed",
+    launcher: Launcher = "deepspeed",
     grace_s: float = 120.0,
     nodes: Nodes | None = None,
 ) -> int:

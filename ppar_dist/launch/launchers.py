@@ -7,9 +7,11 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 from ppar_dist.launch.nodes import Nodes
 
+Launcher = Literal["deepspeed", "torchrun"]
 _VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
@@ -54,5 +56,4 @@ def visible_devices(ranks: int, environment: Mapping[str, str]) -> list[int | st
     return [*given[:ranks]] if len(given) >= ranks else list(range(ranks))
 
 
-COMMANDS: dict[str, Callable[[int, Nodes], list[str]]] = {"deepspeed": deepspeed, "torchrun": torchrun}
-LAUNCHERS = tuple(COMMANDS)
+COMMANDS: dict[Launcher, Callable[[int, Nodes], list[str]]] = {"deepspeed": deepspeed, "torchrun": torchrun}

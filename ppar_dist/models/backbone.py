@@ -14,6 +14,7 @@ import math
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -53,8 +54,8 @@ class Backbone(nn.Module):
     layers alone: running statistics and affine parameters stay what they are.
     """
 
-    mean: Tensor  # (3,) of pixels in 0..1
-    std: Tensor  # (3,)
+    mean: Float[Tensor, " 3"]  # of pixels in 0..1
+    std: Float[Tensor, " 3"]
 
     def __init__(
         self,
@@ -72,16 +73,16 @@ class Backbone(nn.Module):
         self.tower = tower if self.batch_norm_frozen else _synchronised(tower)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
-        self._text: list[TextEncoder] = []  # a list, so that it is no submodule: never trained nor saved
+        self._text: list[TextEncoder] = []  # a list, so that it is not a submodule: never trained nor saved
         for module in self._fixed_modules():
             module.requires_grad_(False)
         self.train()
 
-    def forward(self, images: Tensor, dense: bool = True, pyramid: bool = True) -> Features:
+    def forward(self, images: Float[Tensor, "B 3 H W"], dense: bool = True, pyramid: bool = True) -> Features:
         """Features of prepared images.
 
         Args:
-            images: (B, 3, H, W), normalised, H and W multiples of ``multiple`` (see ``prepare``).
+            images: normalised, H and W multiples of ``multiple`` (see ``prepare``).
             dense: compute the dense joint features.
             pyramid: compute the multi-level features.
         """
@@ -89,7 +90,7 @@ class Backbone(nn.Module):
             features = self.run_tower(images, dense)
         return self.finish(features, dense, pyramid)
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """The pretrained part; runs without gradients when the tower is frozen."""
         raise NotImplementedError
 
@@ -97,14 +98,14 @@ class Backbone(nn.Module):
         """Layers that come on top of the tower, always trainable; none by default."""
         return features
 
-    def prepare(self, images: Tensor) -> Tensor:
+    def prepare(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H_2 W_2"]:
         """Normalise and pad at the bottom and right with the mean colour.
 
         Args:
-            images: uint8 or float 0..255, (B, 3, H, W).
+            images: uint8 or float 0..255.
 
         Returns:
-            (B, 3, H', W') of the tower's type: the least multiples of ``multiple`` that hold every
+            Images of the tower's type; H_2 and W_2 are the least multiples of ``multiple`` that hold every
             started 4×4 block of the image.
         """
         scale = 1.0 / (255.0 * self.std.float())
@@ -115,12 +116,14 @@ class Backbone(nn.Module):
             normalised = F.pad(normalised, (0, width, 0, height))
         return normalised.to(next(self.tower.parameters()).dtype)
 
-    def dense_features(self, images: Tensor) -> Tensor:
-        """Dense joint features (B, D, h, w) of raw images (B, 3, H, W), as a teacher needs them."""
+    def dense_features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """Dense joint features of raw images, as a teacher needs them."""
         dense = self(self.prepare(images), pyramid=False).dense
         return self.crop_dense(dense, images.shape[-2], images.shape[-1])
 
-    def crop_dense(self, dense: Tensor, height: int, width: int) -> Tensor:
+    def crop_dense(
+        self, dense: Float[Tensor, "B D _ _"], height: int, width: int
+    ) -> Float[Tensor, "B D h w"]:
         """Drop the cells that hold padding alone: h = ceil(H / dense_stride), w likewise."""
         return dense[..., : math.ceil(height / self.dense_stride), : math.ceil(width / self.dense_stride)]
 

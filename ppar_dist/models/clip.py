@@ -16,6 +16,7 @@ from typing import Any
 
 import open_clip
 import torch
+from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 from open_clip.timm_model import TimmModel
@@ -28,7 +29,8 @@ from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.clip_resnet import ClipResNet
 from ppar_dist.models.clip_timm import ClipTimm
 from ppar_dist.models.clip_vit import ClipViT
-from ppar_dist.models.load_errors import UNREADABLE, reason
+from ppar_dist.models.load_errors import UNREADABLE
+from ppar_dist.text import one_line
 
 _SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
 
@@ -62,8 +64,8 @@ class ClipText:
     name: str  # open_clip's model name, which decides the tokenizer
 
     @torch.no_grad()
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """(N, D) float32 embeddings of N sentences, not normalised.
+    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Embeddings of N sentences in float32, not normalised.
 
         Raises:
             UserError: the tokenizer is neither installed nor reachable.
@@ -72,7 +74,7 @@ class ClipText:
             tokenizer = open_clip.get_tokenizer(self.name, context_length=self.model.context_length)
         except (OSError, ImportError, ValueError, AssertionError, TypeError) as error:
             raise UserError(
-                f"the tokenizer of {self.name} is not available: {reason(error)}; "
+                f"the tokenizer of {self.name} is not available: {one_line(error)}; "
                 "install transformers and allow its download once, or set text.file"
             ) from None
         tokens = tokenizer(list(sentences)).to(self.model.logit_scale.device)
@@ -95,7 +97,7 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> Any:
         )
     except UNREADABLE as error:
         raise UserError(
-            f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {reason(error)}; "
+            f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {one_line(error)}; "
             "give weights of this very model as a state dict (.pt, .safetensors) and options that it takes; "
             "without a network, download them elsewhere and set pretrained to the file"
         ) from None

@@ -10,6 +10,7 @@ Letters: B images, D width of the joint image-text space, (h, w) feature grid of
 from __future__ import annotations
 
 import torch.nn.functional as F
+from jaxtyping import Float
 from open_clip.modified_resnet import ModifiedResNet
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ class ClipResNet(Backbone):
         pool.k_proj.requires_grad_(False)
         super().__init__(visual, shape, cfg, mean, std)
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """Stem, four stages, then value and output projection per cell."""
         features = self.tower.stem(images)
         pyramid = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 import timm
+from jaxtyping import Float
 from open_clip.timm_model import TimmModel
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from ppar_dist.models.pyramid import SimplePyramid, level_depths, pyramid_stride
 
 
 class ClipTimm(Backbone):
-    """Token trunks get a simple pyramid; trunks with stages hand on the last four stages."""
+    """Token trunks get a simple pyramid; of trunks with stages, the last four are the levels."""
 
     tower: TimmModel
 
@@ -56,7 +57,7 @@ class ClipTimm(Backbone):
         self.levels = sorted(level_depths(last)) if plain else list(range(last - 3, last + 1))
         self.prefix = getattr(trunk, "num_prefix_tokens", 0) if plain else 0
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """Maps (B, C_l, h_l, w_l) of four levels, and dense features (B, D, h, w)."""
         trunk = self.tower.trunk
         final, found = trunk.forward_intermediates(images, indices=self.levels, output_fmt="NCHW")

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
@@ -47,7 +48,7 @@ class ClipViT(Backbone):
         self.neck = neck
         self.depths = level_depths(len(visual.transformer.resblocks) - 1)
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """Maps (B, C, h, w) at four depths, and dense features (B, D, h, w)."""
         tokens, grid = self._embed(images)  # (B, 1+N, C)
         *blocks, last = self.tower.transformer.resblocks
@@ -75,8 +76,8 @@ class ClipViT(Backbone):
         return self.tower.ln_pre(tokens), grid
 
 
-def value_path(block: nn.Module, tokens: Tensor) -> Tensor:
-    """A transformer block in which every token attends to itself alone: (B, N, C) → (B, N, C)."""
+def value_path(block: nn.Module, tokens: Float[Tensor, "B N C"]) -> Float[Tensor, "B N C"]:
+    """A transformer block in which every token attends to itself alone."""
     if not isinstance(block, ResidualAttentionBlock):  # open_clip's custom blocks: say the same by a mask
         count = tokens.shape[1]
         alone = torch.full((count, count), float("-inf"), device=tokens.device).fill_diagonal_(0.0)
@@ -88,8 +89,10 @@ def value_path(block: nn.Module, tokens: Tensor) -> Tensor:
     return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
 
 
-def resize_positions(positions: Tensor, native: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Positional embedding (1+N', C) of a native grid → (1+N, C) of another, bicubic with antialiasing.
+def resize_positions(
+    positions: Float[Tensor, "native_rows C"], native: tuple[int, int], grid: tuple[int, int]
+) -> Float[Tensor, "rows C"]:
+    """Positional embedding of a native grid → of another, bicubic with antialiasing.
 
     The class token's row is kept. At the native grid the embedding is returned as it is.
     """

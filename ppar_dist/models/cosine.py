@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 EPSILON = 1e-6  # added to the squared length of an embedding
 
 
-def cosine_logits(features: Tensor, projection: Tensor, classes: Tensor, scale: float) -> Tensor:
+def cosine_logits(
+    features: Float[Tensor, "B W h w"],
+    projection: Float[Tensor, "D W"],
+    classes: Float[Tensor, "K D"],
+    scale: float,
+) -> Float[Tensor, "B K h w"]:
     """scale · cos(Pf, t_k) for every pixel and class, always in fp32 (or fp64 for fp64 features).
 
     Args:
-        features: f, (B, W, h, w).
-        projection: P, (D, W).
-        classes: t, (K, D), rows of length 1.
+        features: f.
+        projection: P.
+        classes: t, rows of length 1.
         scale: factor of the cosines.
 
     Returns:
-        (B, K, h, w); all arguments receive gradients.
+        Logits; all arguments receive gradients.
     """
     dtype = torch.promote_types(torch.float32, features.dtype)
     with torch.autocast(features.device.type, enabled=False):

@@ -1,6 +1,6 @@
 """From multi-level features to narrow pixel features, with torchvision's FPN and ASPP.
 
-GroupNorm stands in for BatchNorm, and dropout is off: no statistics of a batch and no noise, so that any
+GroupNorm replaces BatchNorm, and dropout is off: no statistics of a batch and no noise, so that any
 number of ranks computes what one would.
 
 Letters: B images, C_l channels of level l (fine to coarse), W decoder width, (h_0, w_0) finest grid.
@@ -13,6 +13,7 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
@@ -42,7 +43,7 @@ class FpnDecoder(nn.Module):
         super().__init__()
         self.fpn = FeaturePyramidNetwork(list(channels), width, norm_layer=group_norm)
 
-    def forward(self, pyramid: list[Tensor]) -> Tensor:
+    def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
         """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
         levels = list(self.fpn(OrderedDict((str(i), level) for i, level in enumerate(pyramid))).values())
         merged = levels[-1].relu_()
@@ -64,7 +65,7 @@ class AsppDecoder(nn.Module):
             nn.Conv2d(width, width, 3, padding=1, bias=False), group_norm(width), nn.ReLU(inplace=True)
         )
 
-    def forward(self, pyramid: list[Tensor]) -> Tensor:
+    def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
         """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
         coarse = pyramid[self.first :]
         joined = torch.cat([coarse[0], *(_resize(level, coarse[0]) for level in coarse[1:])], 1)

@@ -1,4 +1,4 @@
-"""What a backbone hands on.
+"""What a backbone returns.
 
 Letters: B images, C_l channels of level l, D width of the joint image-text space, (h, w) feature grid.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -14,8 +15,8 @@ from torch import Tensor
 class Features:
     """Multi-level features of a batch and its dense features in the joint space."""
 
-    pyramid: list[Tensor]  # (B, C_l, h_l, w_l), fine to coarse; empty when not asked for
-    dense: Tensor | None  # (B, D, h, w), not normalised; None when not asked for
+    pyramid: list[Float[Tensor, "B _ _ _"]]  # (B, C_l, h_l, w_l), fine to coarse; empty when not asked for
+    dense: Float[Tensor, "B D h w"] | None  # not normalised; None when not asked for
 
 
 @dataclass(frozen=True)

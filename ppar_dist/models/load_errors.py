@@ -20,8 +20,3 @@ UNREADABLE = (
     pickle.UnpicklingError,
     SafetensorError,
 )
-
-
-def reason(error: BaseException) -> str:
-    """The error in one line of at most 300 characters."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]

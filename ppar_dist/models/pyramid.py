@@ -5,6 +5,7 @@ Letters: B images, C token width, (h, w) token grid, p patch size in pixels.
 
 from __future__ import annotations
 
+from jaxtyping import Float
 from torch import Tensor, nn
 
 
@@ -31,8 +32,8 @@ class SimplePyramid(nn.Module):
             ]
         )
 
-    def forward(self, maps: list[Tensor]) -> list[Tensor]:
-        """Four (B, C, h, w), shallow to deep → a pyramid, fine to coarse.
+    def forward(self, maps: list[Float[Tensor, "B C h w"]]) -> list[Float[Tensor, "B _ _ _"]]:
+        """Four maps, shallow to deep → a pyramid, fine to coarse.
 
         Returns:
             (B, C/4, 4h, 4w), (B, C/2, 2h, 2w), (B, C, h, w) and (B, C, ceil(h/2), ceil(w/2)).

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 
-def resize_bilinear(features: Tensor, size: tuple[int, int]) -> Tensor:
+def resize_bilinear(features: Float[Tensor, "B C h w"], size: tuple[int, int]) -> Float[Tensor, "B C H W"]:
     """``F.interpolate(features, size, mode="bilinear", align_corners=False)`` as two matrix products.
 
     Resizing is linear in each axis: Y = A_h X A_wᵀ. With hundreds of channels on a small grid the products
     take a third of the time of the library's loops on a CPU, backwards included.
 
     Args:
-        features: (B, C, h, w).
+        features: of any type.
         size: (H, W) wanted.
-
-    Returns:
-        (B, C, H, W).
     """
     rows = _weights(features.shape[2], size[0], features)  # (H, h)
     columns = _weights(features.shape[3], size[1], features)  # (W, w)

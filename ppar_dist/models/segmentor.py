@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ppar_dist.class_sets import ClassSet
@@ -33,8 +34,8 @@ from ppar_dist.models.text import text_prototypes
 class Prediction:
     """What the segmentor says about a batch."""
 
-    logits: Tensor  # (B, K, ceil(H/4), ceil(W/4)) float32
-    dense: Tensor  # (B, D, h, w) features to align, not normalised; (B, D, 0, 0) when not asked for
+    logits: Float[Tensor, "B K h_1 w_1"]  # h_1 = ceil(H/4), w_1 = ceil(W/4); float32
+    dense: Float[Tensor, "B D h w"]  # features to align, not normalised; (B, D, 0, 0) when not asked for
 
 
 class Segmentor(nn.Module):
@@ -79,11 +80,11 @@ class Segmentor(nn.Module):
         if not linear or features == "embedding":
             self.projection = nn.Parameter(nn.init.orthogonal_(torch.empty(backbone.embed_dim, width)))
 
-    def forward(self, images: Tensor, dense: bool = True) -> Prediction:
+    def forward(self, images: Shaped[Tensor, "B 3 H W"], dense: bool = True) -> Prediction:
         """Segment raw images.
 
         Args:
-            images: uint8 or float 0..255, (B, 3, H, W), any H and W.
+            images: uint8 or float 0..255, any H and W.
             dense: also compute the dense features; False saves their time (plain fine-tuning, prediction).
         """
         height, width = images.shape[-2:]
@@ -94,8 +95,8 @@ class Segmentor(nn.Module):
             self._logits(narrow, height, width), self._dense(found, narrow, dense, height, width)
         )
 
-    def dense(self, images: Tensor) -> Tensor:
-        """Only the features to align, (B, D, h, w), of raw images (B, 3, H, W)."""
+    def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
+        """Only the features to align, of raw images."""
         if self.features == "dense":
             return self.backbone.dense_features(images)
         return self(images).dense

@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.schema import TextConfig
 from ppar_dist.errors import UserError
+from ppar_dist.text import one_line
 
 if TYPE_CHECKING:
     from ppar_dist.models.backbone import Backbone
@@ -29,11 +31,11 @@ if TYPE_CHECKING:
 class TextEncoder(Protocol):
     """Turns sentences into vectors of the joint space."""
 
-    def encode(self, sentences: Sequence[str]) -> Tensor:
-        """(N, D) float32 embeddings of N sentences, not normalised."""
+    def encode(self, sentences: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Embeddings of N sentences in float32, not normalised."""
 
 
-def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | None) -> Tensor:
+def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | None) -> Float[Tensor, "K D"]:
     """The OTP of every class.
 
     Args:
@@ -43,7 +45,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
         backbone: brings the text tower and the width D; None with a file alone.
 
     Returns:
-        (K, D) float32, rows of length 1.
+        Rows of length 1, in float32.
 
     Raises:
         UserError: the file is missing, malformed, of another width or lacks a class; there is no text
@@ -134,9 +136,9 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
         with np.load(path, allow_pickle=False) as archive:
             names, embeddings = archive["names"], archive["embeddings"].astype(np.float64)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
         raise UserError(
-            f"cannot read text.file={path}: {reason}; it is an .npz with names (N,) and embeddings (N, D)"
+            f"cannot read text.file={path}: {one_line(error)}; "
+            "it is an .npz with names (N,) and embeddings (N, D)"
         ) from None
     if embeddings.ndim != 2 or names.shape != embeddings.shape[:1]:
         raise UserError(

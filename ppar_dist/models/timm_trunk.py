@@ -15,15 +15,17 @@ from typing import Any
 
 import timm
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
-from ppar_dist.models.load_errors import UNREADABLE, reason
+from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.pyramid import SimplePyramid, pyramid_strides
 from ppar_dist.models.resize import resize_bilinear
+from ppar_dist.text import one_line
 
 
 class TimmTrunk(Backbone):
@@ -58,7 +60,7 @@ class TimmTrunk(Backbone):
             nn.Conv2d(channels[i], embed_dim, 1, bias=i == sources[0]) for i in sources
         )
 
-    def run_tower(self, images: Tensor, dense: bool) -> Features:
+    def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """The trunk's levels; the joint features come after the tower."""
         return Features(list(self.tower(images)), None)
 
@@ -114,7 +116,7 @@ def _create(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn.Modul
         return timm.create_model(name, **options)
     except UNREADABLE as error:
         raise UserError(
-            f"model.backbone: timm cannot make {name} with options={cfg.options}: {reason(error)}; "
+            f"model.backbone: timm cannot make {name} with options={cfg.options}: {one_line(error)}; "
             "correct the options, or take a trunk that has four levels and accepts any image size"
         ) from None
 
@@ -153,7 +155,7 @@ def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]
         return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except UNREADABLE as error:
         raise UserError(
-            f"model.backbone.pretrained={file} cannot be loaded into {name}: {reason(error)}; "
+            f"model.backbone.pretrained={file} cannot be loaded into {name}: {one_line(error)}; "
             "give a checkpoint of this very model"
         ) from None
 

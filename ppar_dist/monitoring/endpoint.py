@@ -1,7 +1,7 @@
-"""The HTTP endpoint of a rank: ``/metrics`` for Prometheus, ``/healthz`` for whoever restarts it.
+"""The HTTP endpoint of a rank: ``/metrics`` for Prometheus, ``/healthz`` for what restarts it.
 
-It must never hurt the training beside it, whoever connects: pages are made a few times a second at most, each
-connection is given seconds, and of too many the oldest goes.
+No client may slow training down: pages are made a few times a second at most, each connection has a time
+limit of seconds, and of too many the oldest is closed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Health(NamedTuple):
 
 
 class _Page:
-    """The metrics as text, made anew at most every ``_PAGE_S``."""
+    """The metrics as text, made again at most every ``_PAGE_S``."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
@@ -84,7 +84,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *arguments: object) -> None:
-        """A scrape is no event of the run."""
+        """A scrape is not an event of the run."""
 
 
 class _Server(ThreadingHTTPServer):
@@ -122,7 +122,7 @@ class _Server(ThreadingHTTPServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that leave or are too slow are no event of the run either."""
+        """Clients that leave or are too slow are not events of the run either."""
         log.debug("a client of the endpoint went wrong", exc_info=True)
 
 

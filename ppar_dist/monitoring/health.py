@@ -30,7 +30,7 @@ def check(url: str, timeout_s: float = 5.0) -> tuple[bool, str]:
         timeout_s: for which an answer is waited for.
 
     Raises:
-        ValueError: ``url`` is none.
+        ValueError: ``url`` is not one.
     """
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
@@ -49,17 +49,15 @@ def check(url: str, timeout_s: float = 5.0) -> tuple[bool, str]:
         connection.close()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+def main(arguments: Sequence[str]) -> int:
+    """Ask each rank; 0 if all advance, 1 if one does not, 78 if a URL or the port cannot be one."""
+    parser = _Parser(prog="ppar-dist health", description="Ask the ranks here whether they advance.")
     parser.add_argument(
         "urls", nargs="*", metavar="URL", help=f"http://127.0.0.1:PORT, with ${_PORT_VARIABLE} or {_PORT}"
     )
     parser.add_argument("--nproc", type=int, default=1, help="ranks here, at the ports from PORT on")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds for an answer")
-
-
-def run(options: argparse.Namespace) -> int:
-    """Ask each rank; 0 if all advance, 1 if one does not, 78 if a URL or the port cannot be one."""
+    options = parser.parse_args(arguments)
     try:
         if options.nproc < 1:
             raise ValueError(f"--nproc is at least 1, got {options.nproc}")
@@ -70,13 +68,6 @@ def run(options: argparse.Namespace) -> int:
     for ok, text in found:
         print(printable(text), file=sys.stdout if ok else sys.stderr)
     return exit_codes.DONE if all(ok for ok, _ in found) else UNHEALTHY
-
-
-def main(arguments: Sequence[str]) -> int:
-    """The command without the rest of the command line, whose imports take longer than the check."""
-    parser = _Parser(prog="ppar-dist health", description="Ask the ranks here whether they advance.")
-    add_arguments(parser)
-    return run(parser.parse_args(arguments))
 
 
 class _Parser(argparse.ArgumentParser):

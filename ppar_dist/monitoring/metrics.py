@@ -4,7 +4,7 @@ Every figure comes from the buffer that a step reduced over its ranks, so that o
 figures of all. Base units; ratios from 0 to 1; labels are domains, classes, terms and groups only.
 
 Counters count what happened in this process's time, so that after a resume the increase over a restart is
-right; where the run stands is told by ``ppar_progress_ratio`` of ``ppar_train_steps``.
+right; the progress of the run is ``ppar_progress_ratio`` of ``ppar_train_steps``.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ class RunMetrics:
         )
 
     def publish_start(self, state: TrainState, detail: Detail | None) -> None:
-        """Publish where the run stands before its first step in this process.
+        """Publish the state of the run before its first step in this process.
 
         Args:
             state: of the run.
-            detail: figures of the method's state, of a run that goes on from a checkpoint.
+            detail: figures of the method's state, of a run that resumes from a checkpoint.
         """
         self._place(state)
         if state.step:  # of the last step, as after every other
@@ -106,7 +106,7 @@ class RunMetrics:
         self._place(state)
 
     def publish_checkpoint(self, seconds: float, stall: float) -> None:
-        """Publish that a checkpoint was written in ``seconds``; training stood still for ``stall``."""
+        """Publish that a checkpoint was written in ``seconds``; it blocked training for ``stall`` seconds."""
         self.checkpoint_duration.observe(seconds)
         self.checkpoint_stall.set(stall)
         self.checkpoint_success.set(time.time())

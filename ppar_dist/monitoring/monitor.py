@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from ppar_dist.config.schema import Config
@@ -53,7 +55,7 @@ class Monitor:
         Args:
             domains: names of the sources, in the order of the figures.
             classes: names of the classes.
-            report: tells where this rank stands.
+            report: says where this rank is.
 
         Raises:
             UserError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
@@ -62,13 +64,9 @@ class Monitor:
         if self._world.is_main:
             ranks = self._world.world_size
             self.run = RunMetrics(self._registry, self._config, domains, classes, ranks)
-        targets, problem = [], None
-        if self._config.monitoring.enabled:
-            targets = self._world.gather(self._serve(report))
-            _refuse([each for each in targets if isinstance(each, str)])
-        if self._world.is_main:
-            problem = self._write_targets(targets) or self._open_text_file()
-        _refuse([each for each in [self._world.broadcast(problem)] if each])
+        targets = self._world.gather(self._serve(report)) if self._config.monitoring.enabled else []
+        _refuse([each for each in targets if isinstance(each, str)])
+        self._world.on_main(lambda: self._write_files(targets))
 
     def _serve(self, report: Callable[[], Heartbeat]) -> Target | str:
         """Start the endpoint; returns where others reach it, or why it cannot be."""
@@ -83,32 +81,27 @@ class Monitor:
             return f"rank {world.rank} on {host} {error}"
         return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
 
-    def _write_targets(self, targets: Sequence[Target]) -> str | None:
-        """Write the file of targets on rank 0, if one is wanted; returns why it cannot."""
-        if self._targets is None or not targets:
-            return None
+    def _write_files(self, targets: Sequence[Target]) -> None:
+        """Write the file of targets, if one is wanted, and begin to write the text file, if one is wanted.
+
+        Raises:
+            UserError: one of them cannot be written.
+        """
+        monitoring = self._config.monitoring
+        if self._targets is not None and targets:
+            with _refusing("targets_file", monitoring.targets_file):
+                self._write_targets(self._targets, targets)
+        if monitoring.text_file is not None:
+            with _refusing("text_file", monitoring.text_file):
+                self._text = TextFile(monitoring.text_file, self._registry)
+
+    def _write_targets(self, file: TargetsFile, targets: Sequence[Target]) -> None:
         address, hosts = self._config.monitoring.address, {target.host for target in targets}
         if len(hosts) > 1 and address in _LOOPBACK:
             log.warning("monitoring.address=%s is reached from the rank's own machine only", address)
         job = environment.scheduler_job()
         labels = {"run": run_name(self._config)} | ({"job_id": job} if job else {})
-        try:
-            self._targets.write(targets, labels)
-        except OSError as error:
-            path = self._config.monitoring.targets_file
-            return f"cannot write monitoring.targets_file={path}: {error.strerror}; give another path"
-        return None
-
-    def _open_text_file(self) -> str | None:
-        """Begin to write the text file on rank 0, if one is wanted; returns why it cannot."""
-        path = self._config.monitoring.text_file
-        if path is None:
-            return None
-        try:
-            self._text = TextFile(path, self._registry)
-        except OSError as error:
-            return f"cannot write monitoring.text_file={path}: {error.strerror}; give another path"
-        return None
+        file.write(targets, labels)
 
     @property
     def url(self) -> str | None:
@@ -116,7 +109,7 @@ class Monitor:
         return self._endpoint.url if self._endpoint is not None else None
 
     def linger(self, enough: Callable[[], bool]) -> None:
-        """Wait until somebody has fetched what was published last, if this rank is watched at all.
+        """Wait until the last figures were fetched, if this rank is scraped at all.
 
         That is, if it was scraped within ``monitoring.linger_s``, for which this waits at most, or until
         ``enough()``.
@@ -130,7 +123,7 @@ class Monitor:
             time.sleep(_LOOK_S)
 
     def withdraw(self) -> None:
-        """Take back the file of targets, within seconds; for ends that do not come to ``close``."""
+        """Take back the file of targets, within seconds; for ends that do not reach ``close``."""
         if self._targets is not None:
             self._targets.withdraw()
 
@@ -152,7 +145,7 @@ class Monitor:
 
 
 def health(report: Heartbeat, stall_s: float) -> Health:
-    """Whether a rank advances: it is in no phase longer than ``stall_s`` and has not said that it ends.
+    """Whether a rank advances: it is in no phase longer than ``stall_s`` and has not announced its end.
 
     Outside the steps, where the watchdog judges no rank by its time, it counts as well for any time.
     """
@@ -169,6 +162,16 @@ def health(report: Heartbeat, stall_s: float) -> Health:
         "waits_for_others": report.waits,
     }
     return Health(status == "ok", facts)
+
+
+@contextmanager
+def _refusing(key: str, path: Path | None) -> Iterator[None]:
+    """The block writes a file that the configuration names."""
+    try:
+        yield
+    except OSError as error:
+        text = f"cannot write monitoring.{key}={path}: {error.strerror}; give another path"
+        raise UserError(text) from None
 
 
 def _refuse(problems: Sequence[str]) -> None:

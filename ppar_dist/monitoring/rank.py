@@ -35,7 +35,7 @@ class RankMetrics:
         )
 
     def follow(self, seconds: Callable[[], float]) -> None:
-        """Publish when this rank last got any further; ``seconds()`` tells how long ago that is."""
+        """Publish when this rank last made progress: ``seconds()`` ago."""
         # Rounded down, or it would lie in the future when it has just happened.
         self._progress.set_function(lambda: math.floor(100 * (time.time() - seconds())) / 100)
 

@@ -56,7 +56,7 @@ class TargetsFile:
     def withdraw(self, seconds: float = 2.0) -> None:
         """Remove the file, unless another job has written its own there; a second call does nothing.
 
-        Waits for at most ``seconds``: storage that has gone must not keep a rank from ending.
+        Waits for at most ``seconds``: storage that does not answer must not keep a rank from ending.
         """
         if self._mine is None:
             return

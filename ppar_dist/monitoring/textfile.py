@@ -1,4 +1,4 @@
-"""The metrics as a text file, where nobody may connect: for the text file collector of a node exporter."""
+"""The metrics as a text file, for machines without an open port: a node exporter collects it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, write_to_textfile
 from ppar_dist.files.durable import make_folder
 
 _EVERY_S = 15.0
-_LAST_S = 2.0  # for the last write: storage that has gone must not keep a rank from ending
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +34,13 @@ class TextFile:
         self._thread = Thread(target=self._loop, name="metrics file", daemon=True)
         self._thread.start()
 
-    def stop(self) -> None:
-        """Write once more and end; a second call does nothing."""
+    def stop(self, seconds: float = 2.0) -> None:
+        """Write once more and end; a second call does nothing.
+
+        Waits for at most ``seconds``: storage that does not answer must not keep a rank from ending.
+        """
         self._over.set()
-        self._thread.join(_LAST_S)
+        self._thread.join(seconds)
 
     def _write(self) -> None:
         write_to_textfile(str(self._path), self._registry)

@@ -18,7 +18,7 @@ class SampleWeights(Collector):
     """
 
     def __init__(self, domains: Sequence[str], edges: Sequence[float] = WEIGHT_EDGES) -> None:
-        """Empty histograms of M ``domains`` with upper bin ``edges`` (one more bin lies above)."""
+        """Empty histograms of M ``domains`` with upper bin ``edges`` (one more bin is above)."""
         self._domains = tuple(domains)
         self._edges = tuple(edges)
         self._counts = [[0] * (len(edges) + 1) for _ in domains]

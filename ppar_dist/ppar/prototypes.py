@@ -16,8 +16,8 @@ class PrototypeBank:
     """Moving sums and counts of unit cell features per domain and class.
 
     S̄ ← μ S̄ + (1-μ) S and n̄ ← μ n̄ + (1-μ) n over the global batches in which the class of the
-    domain occurs; where it does not, both keep their value. The centroid S̄ / n̄ then weighs each
-    cell alike within a batch and needs no correction for the zero start: it cancels.
+    domain occurs; where it does not, both keep their value. The centroid S̄ / n̄ then weighs the
+    cells of a batch equally and needs no correction for the zero start: it cancels.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class PrototypeBank:
         return unit(self.sums), self.counts > 0  # S̄ / n̄ and S̄ have one direction
 
     def class_means(self) -> Float[Tensor, "K D"]:
-        """Mean of a class's unit centroids over the domains that have it, each alike; else 0."""
+        """Mean of a class's unit centroids over the domains that have it, weighed equally; else 0."""
         centroids, seen = self.centroids()
         return centroids.sum(0) / seen.sum(0).clamp_min(1).unsqueeze(-1)
 

@@ -30,7 +30,7 @@ class ReplicaCheck:
         self._checksum: int | None = None
 
     def note(self, detail: Detail | None) -> None:
-        """Tell this state's checksum with the next step; None: tell nothing. All ranks note alike."""
+        """Tell this state's checksum with the next step; None: tell nothing. The same on all ranks."""
         self._checksum = None if detail is None else detail.prototype_checksum
 
     def tell(self) -> Float[Tensor, " pieces"]:

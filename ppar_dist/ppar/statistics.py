@@ -7,12 +7,12 @@ not images. Letters: B images, M domains, G images of the global batch. A recons
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import Generic, NamedTuple, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import torch
-from jaxtyping import Bool, Float, Int64, Num, Shaped
+from jaxtyping import Bool, Float, Int64, Num
 from torch import Tensor
 
 from ppar_dist.ppar import reweighting
@@ -25,7 +25,8 @@ ALIGNED = ("text", "visual_text", "pixel")
 _T = TypeVar("_T")
 
 
-class Sums(NamedTuple, Generic[_T]):
+@dataclass(frozen=True)
+class Sums(Generic[_T]):
     """Sums over images: one per domain, or over all domains. r and u count images with a class only."""
 
     n: _T
@@ -40,7 +41,8 @@ class Sums(NamedTuple, Generic[_T]):
     n_u: _T
 
 
-class Sample(NamedTuple, Generic[_T]):
+@dataclass(frozen=True)
+class Sample(Generic[_T]):
     """What the buffer holds of each image of the global batch."""
 
     weight: _T
@@ -68,11 +70,11 @@ class BatchStatistics:
 def layout(domains: int, global_batch: int) -> dict[str, tuple[int, ...]]:
     """Entries of the buffer that `collect` fills, with their shapes."""
     return {
-        "domains": (domains, len(Sums._fields)),
+        "domains": (domains, len(fields(Sums))),
         "weights": (domains, len(reweighting.WEIGHT_EDGES) + 1),
         "losses": (len(ALIGNED), 2),  # Σ over images, number of images that have the term
         "total": (1,),
-        "samples": (global_batch, len(Sample._fields)),  # each row is filled by one rank, so Σ gathers
+        "samples": (global_batch, len(fields(Sample))),  # each row is filled by one rank, so Σ gathers
     }
 
 
@@ -118,8 +120,9 @@ def collect(buffer: SyncBuffer, batch: BatchStatistics, terms: Mapping[str, Term
         sums[ALIGNED.index(name)] += torch.stack([term.value.sum(), term.present.sum().float()])
 
 
-def _columns(columns: Iterable[Shaped[Tensor, " B"]]) -> Float[Tensor, "B columns"]:
-    return torch.stack([column.float() for column in columns], 1)
+def _columns(values: Sums[Tensor] | Sample[Tensor]) -> Tensor:
+    """(B, fields) of fields (B,), in their order."""
+    return torch.stack([getattr(values, field.name).float() for field in fields(values)], 1)
 
 
 def overall(buffer: SyncBuffer, head: Float[Tensor, " front"]) -> Sums[float]:

@@ -1,12 +1,16 @@
-"""Processes of this machine, as /proc tells of them; where there is none, nothing is known."""
+"""Processes of this machine; states and start times from /proc, where there is one."""
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
+
+import psutil
 
 _PROC = Path("/proc")
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -24,7 +28,7 @@ class Process(Enum):
 def machine() -> str:
     """An id that two processes share if, and only if, they see each other by pid; "" where unknown.
 
-    A host name does not tell: containers on one host may share it and yet have pids of their own.
+    A host name is not enough: containers on one host may share it and yet have pids of their own.
     """
     try:
         boot = (_PROC / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -62,65 +66,50 @@ def _is_hidden(pid: int) -> bool:
 
 
 def descendants(pid: int) -> dict[int, str]:
-    """The command name of each process that ``pid`` or a child of it has started, by pid."""
-    children: dict[int, list[tuple[int, str]]] = {}
-    for entry in _PROC.glob("[0-9]*"):
-        fields = _status(int(entry.name))
-        if fields and fields[0] not in "ZX":
-            children.setdefault(int(fields[1]), []).append((int(entry.name), fields[-1]))
-    found: dict[int, str] = {}
-    ahead = [pid]
-    while ahead:
-        for child, command in children.get(ahead.pop(), []):
-            found[child] = command
-            ahead.append(child)
+    """The command name of each process that ``pid`` or a child of it has started, by pid; without zombies."""
+    found = {}
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.Error):  # it has just ended
+            if child.status() != psutil.STATUS_ZOMBIE:
+                found[child.pid] = child.name()
     return found
 
 
 def ancestors(pid: int) -> list[tuple[int, str]]:
     """Process id and command line of a process's parent, of that one's, and so on."""
     found = []
-    while fields := _status(pid):
-        pid = int(fields[1])
-        try:
-            command = (_PROC / str(pid) / "cmdline").read_bytes().replace(b"\0", b" ")
-        except OSError:
-            break  # pid 0, or it has just ended
-        found.append((pid, command.decode("utf-8", errors="replace")))
+    with contextlib.suppress(psutil.Error):  # one of them has just ended, or is hidden
+        for parent in psutil.Process(pid).parents():
+            found.append((parent.pid, " ".join(parent.cmdline())))
     return found
 
 
 def members(group: int) -> list[int]:
-    """Process ids of a process group, without those that only wait to be asked for."""
-    found = []
-    for entry in _PROC.glob("[0-9]*"):
-        fields = _status(int(entry.name))
-        if fields and fields[0] not in "ZX" and int(fields[2]) == group:
-            found.append(int(entry.name))
-    return found
+    """Process ids of a process group, without zombies."""
+    return _pids(lambda process: os.getpgid(process.pid) == group)
 
 
 def with_variable(name: str, value: str) -> list[int]:
     """Process ids of this user's that were started with an environment variable set so; without zombies."""
+    return _pids(lambda process: process.environ().get(name) == value)
+
+
+def _pids(wanted: Callable[[psutil.Process], bool]) -> list[int]:
     found = []
-    for entry in _PROC.glob("[0-9]*"):
-        try:
-            variables = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue  # another user's, or it has just ended
-        if os.fsencode(f"{name}={value}") in variables:
-            found.append(int(entry.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, ProcessLookupError):  # another user's, or it has just ended
+            if wanted(process) and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process.pid)
     return found
 
 
 def _status(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat from the state on, then the command's name; empty if it is not there."""
+    """Fields of /proc/PID/stat from the state on; empty if it is not there."""
     try:
         text = (_PROC / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
-    head, _, tail = text.rpartition(")")
-    return [*tail.split(), head.partition("(")[2]]
+    return text.rpartition(")")[2].split()
 
 
 def die_with_parent(signal_number: int, parent: int | None = None) -> None:

@@ -1,7 +1,7 @@
 """A log file for every rank but the first, where the job's one log would mix them up.
 
-A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 speaks for all and stays in the job's log, as do
-the last words of every rank.
+A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 stays in the job's log, and so does
+the last line of every rank.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
 def last_words(text: str) -> None:
     """Print why this process ends: to its own log, and to the job's."""
     # One write: launchers start ranks unbuffered, and another rank may be saying the same at this moment.
-    with contextlib.suppress(OSError):  # the terminal may have gone, or the launcher's pipe
+    with contextlib.suppress(OSError):  # the terminal may be closed, or the launcher's pipe
         print(f"{text}\n", end="", file=sys.stderr, flush=True)
     to_job_log(text)
 

@@ -1,4 +1,4 @@
-"""Signals that ask a rank to stop: noted at once, obeyed at the next step boundary, by all ranks together.
+"""Signals that ask a rank to stop: noted, obeyed at the next step boundary, by all ranks together.
 
 SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
 step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,
@@ -40,12 +40,12 @@ class Preempted(Exception):  # not an error: the run ends as it was asked to
 
 
 def exit_code(signals: Sequence[signal.Signals | None]) -> int:
-    """The exit code that the signals of all ranks ask for: a user's Ctrl-C is no wish to be started again."""
+    """The exit code that the signals of all ranks ask for: a user's Ctrl-C must not cause a restart."""
     return exit_codes.INTERRUPTED if signal.SIGINT in signals else exit_codes.RESUME
 
 
 def leave_on_signals() -> None:
-    """End at once on a signal, until something else takes the signals over: nothing is there to save yet.
+    """End at once on a signal, until something else takes the signals over: there is nothing to save yet.
 
     Process 1 of a container would not end otherwise: the kernel drops what it has no handler for.
     """
@@ -144,7 +144,7 @@ class Preemption:
         text = f"ppar-dist: {why}: ends now, {what}"
         code = exit_code([self.signal])
         try:
-            with contextlib.suppress(OSError):  # the terminal may have gone, or the launcher's pipe
+            with contextlib.suppress(OSError):  # the terminal may be closed, or the launcher's pipe
                 os.write(2, f"{text}\n".encode())
             to_job_log(text)
             self._note_exit(code)

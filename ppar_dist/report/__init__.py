@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 
 from ppar_dist import __version__
 from ppar_dist.checkpoint import write_atomically
@@ -211,10 +212,8 @@ def _weight_band(points: list[tuple[int, float]]) -> Series:
         bins[bin_of[step]].append((step, weight))
     rows = []
     for _, part in sorted(bins.items()):
-        weights = sorted(weight for _, weight in part)
-        rows.append(
-            (statistics.fmean(step for step, _ in part), *(_quantile(weights, q) for q in (0.5, 0.1, 0.9)))
-        )
+        middle = statistics.fmean(step for step, _ in part)
+        rows.append((middle, *np.quantile([weight for _, weight in part], (0.5, 0.1, 0.9)).tolist()))
     x, median, low, high = (list(column) for column in zip(*rows, strict=True))
     return Series("median", x, median, "main", low, high)
 
@@ -295,13 +294,6 @@ def _curve_over(
 
 def _is_figure(value: Any) -> bool:
     return isinstance(value, (int, float)) and math.isfinite(value)
-
-
-def _quantile(ordered: Sequence[float], q: float) -> float:
-    place = q * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (place - low) * (ordered[high] - ordered[low])
 
 
 def _percent(value: Any) -> str:

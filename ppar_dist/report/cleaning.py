@@ -35,7 +35,7 @@ def is_figure(value: Any) -> bool:
 
 
 def train_record(record: dict[str, Any]) -> dict[str, Any]:
-    """Figures and counts of a line of the training log; None stays, it stands for a figure without value."""
+    """Figures and counts of a line of the training log; None stays: a figure without a value."""
     return {key: value for key, value in record.items() if value is None or _fits(key, value)}
 
 
@@ -61,7 +61,7 @@ def sample_record(step: int, entry: Any) -> SampleRecord | None:
 
 
 def results_table(value: Any) -> dict[str, Any] | None:
-    """The content of ``results.json``, with figures where its table shows them; None where it is no table."""
+    """The content of ``results.json``, with figures where its table shows them; None for any other value."""
     if not isinstance(value, dict):
         return None
     kept = {key: item for key, item in value.items() if key != "targets"}

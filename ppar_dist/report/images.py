@@ -30,7 +30,7 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 
 
 def example_groups(records: RunRecords) -> list[dict[str, Any]]:
-    """Examples by target, each with its three pictures as data URIs; without those whose files have gone."""
+    """Examples by target, each with its three pictures as data URIs, if their files are there."""
     folder = paths.predictions(records.run)
     groups = []
     entries = [entry for entry in records.examples if isinstance(entry, dict)]

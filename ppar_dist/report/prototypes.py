@@ -30,7 +30,7 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
         method = MethodState(config.ppar, _text(config, found[-1]), domains, torch.device("cpu"))
         method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
     except (OSError, SafetensorError, UserError):
-        return None  # a damaged checkpoint, or text that has moved: the rest of the report stands without
+        return None  # a damaged checkpoint, or a text file that was moved: the report does without
     prototypes = method.prototypes
     cosines: list[list[float]] = (prototypes @ prototypes.T).tolist()
     return cosines

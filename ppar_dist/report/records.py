@@ -49,7 +49,7 @@ class RunRecords:
 
     @classmethod
     def read(cls, run: Path) -> RunRecords:
-        """Read a run folder; raises UserError when it is none."""
+        """Read a run folder; raises UserError where it is not one."""
         run = Path(run)
         config = paths.config_file(run)
         if not config.is_file():

@@ -1,4 +1,4 @@
-"""The run at a glance: its stages from the first step to the last one planned, and what befell it."""
+"""The run at a glance: planned stages, progress, resumes, faults."""
 
 from __future__ import annotations
 

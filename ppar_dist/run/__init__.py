@@ -1,1 +1,1 @@
-"""A run on disk: who may use it, where it stands, what it consumed."""
+"""A run on disk: its files, who may use it, its state, the samples it trained on."""

@@ -75,7 +75,7 @@ class _Attempt:
 
 
 def audit(run: Path) -> Audit:
-    """Read the ledger of a run and hold it against the rule: every position once, in order.
+    """Read the ledger of a run and check it: every position once, in order.
 
     It must reach up to the newest checkpoint: what that one learned from is what is to be proved.
 
@@ -89,7 +89,7 @@ def audit(run: Path) -> Audit:
         raise UserError(f"{run} has no ledger; train it with train.ledger=true")
     found = Audit(len(attempts), [attempt.world_size for attempt in attempts])
     _compare_repeats(attempts, found)
-    before = _Attempt(0, 0, 0, 0, 0, {})  # where the history stands
+    before = _Attempt(0, 0, 0, 0, 0, {})  # where the history has got to
     for number, attempt in enumerate(attempts):
         later = [other.step for other in attempts[number + 1 :]]
         end = min(later) if later else attempt.last()
@@ -101,7 +101,7 @@ def audit(run: Path) -> Audit:
 
 
 def _follow(before: _Attempt, attempt: _Attempt, end: int, found: Audit) -> _Attempt:
-    """Check an attempt's steps up to ``end``, its part of the history; returns where that stands then."""
+    """Check an attempt's steps up to ``end``, its part of the history; returns where that ends."""
     where = f"attempt {attempt.number}"
     if attempt.step != before.step:
         found.problems.append(f"{where} begins at step {attempt.step}, the one before ended at {before.step}")
@@ -140,7 +140,7 @@ def _compare_checkpoint(saved: TrainState, end: _Attempt, found: Audit) -> None:
     name = checkpoint_name(saved.step)
     if saved.step > end.step:
         found.problems.append(
-            f"steps {end.step + 1} to {saved.step} of {name} are not in the ledger, hence unproved"
+            f"steps {end.step + 1} to {saved.step} of {name} are not in the ledger, so they are not proved"
         )
     elif saved.step == end.step and saved.samples_seen != end.position:
         found.problems.append(

@@ -118,7 +118,7 @@ class RunClaim:
         if changes:
             raise UserError(
                 f"{self.path} was started with another configuration: {'; '.join(changes)}. "
-                "Give another run.dir, or --accept-changes to go on with the new one"
+                "Give another run.dir, or --accept-changes to continue with the new one"
             )
 
     def _write_config(self) -> None:

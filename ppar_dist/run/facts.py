@@ -73,7 +73,7 @@ def read_checkpoint(folder: Path) -> CheckpointFacts:
     """Everything about one checkpoint folder; every file is hashed."""
     try:
         problems = verify(folder)
-    except Exception as error:  # a manifest can name anything, also what is no path at all
+    except Exception as error:  # a manifest can name anything, also what is not a path at all
         problems = [f"{MANIFEST} is unreadable ({type(error).__name__}: {error})"]
     manifest = _json_object(folder / MANIFEST)
     return CheckpointFacts(
@@ -121,7 +121,7 @@ def folder_bytes(folder: Path) -> int:
 
 
 def read_log(path: Path, count: Counter[str] | None = None, key: str = "kind") -> LogFacts | None:
-    """A file of JSON lines; None where there is none.
+    """A file of JSON lines; None where there is no such file.
 
     Args:
         path: the file.

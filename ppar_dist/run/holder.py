@@ -1,4 +1,4 @@
-"""Who holds a run's folder, as the text of ``run.lock`` tells, and whether that job lives."""
+"""Who holds a run's folder, by the text of ``run.lock``, and whether that job lives."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class State:
 
 
 def read_state(folder: Path) -> State | None:
-    """What can be told at once about the job that holds ``folder``; None if there is no lock."""
+    """What is known at once about the job that holds ``folder``; None if there is no lock."""
     try:
         age_s = max(0.0, time.time() - (folder / LOCK).stat().st_mtime)
     except OSError:

@@ -12,7 +12,7 @@ attempt, the steps up to where the next one began.
 
 Storage that fails does not end the run: records wait in memory, in their order, and are written when it works
 again. What was still waiting when the process ended, or had been written to a file that somebody deleted, is
-missing then, and the audit says so of every step that this leaves without proof.
+missing, and the audit names every step that this leaves without proof.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Ledger:
     """One rank's ledger of one attempt."""
 
     def __init__(self, run: Path, attempt: int, rank: int, world_size: int, state: TrainState) -> None:
-        """Begin an attempt that goes on from ``state``."""
+        """Begin an attempt that continues from ``state``."""
         start = {"step": state.step, "position": state.samples_seen, "stepped_over": state.stepped_over}
         path = paths.rank_file(paths.attempt(run, attempt), rank)
         self._file = JsonLines(path, {"rank": rank, "world_size": world_size, **start}, waits=True)

@@ -47,6 +47,11 @@ def quarantine(run: Path) -> Path:
     return run / "quarantine"
 
 
+def quarantine_files(run: Path) -> list[Path]:
+    """The files of bad samples that are there."""
+    return sorted(quarantine(run).glob("*.jsonl"))
+
+
 def rank_file(folder: Path, rank: int) -> Path:
     """The file of JSON lines that a rank writes in a folder; ``RANK_FILES`` finds those of all ranks."""
     return folder / f"rank-{rank:05d}.jsonl"

@@ -1,4 +1,4 @@
-"""Where a run stands: everything of its state that is neither a tensor nor a file. Pure."""
+"""The state of a run: everything that is neither a tensor nor a file. Pure."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Rollback:
 
 @dataclass
 class TrainState:
-    """Where a run stands. The whole state of the data is ``samples_seen``, the next position.
+    """The state of a run. The whole state of the data is ``samples_seen``, the next position.
 
-    ``step`` counts optimiser steps, those skipped included. What lies between a checkpoint and the end of
-    the steps that made the run roll back to it is stepped over: hence
+    ``step`` counts optimiser steps, those skipped included. The data between a checkpoint and the end
+    of the steps that made the run roll back to it is stepped over, so
     ``samples_seen == step * global batch + stepped_over``.
     """
 

@@ -1,7 +1,7 @@
 """When a run's checkpoints are written, which of them are kept, and how their writing ended.
 
 The ranks gather a copy of their state in the memory of rank 0, which writes it, by default while training
-goes on: one write at most is under way.
+continues: one write at most is under way.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from ppar_dist.checkpoint import CheckpointError, Outcome, Writer
 from ppar_dist.distributed.world import World
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
+from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import complete_steps, resume
-from ppar_dist.training.snapshot import Training, snapshot
+from ppar_dist.training.snapshot import snapshot
 from ppar_dist.watchdog import Watchdog
 
 _ATTEMPTS = 2  # at a checkpoint that must not be missing
@@ -47,35 +48,35 @@ class Checkpointing:
         self._error: str | None = None  # what kept that one from being written
         self._stall = 0.0  # seconds for which it blocked training
 
-    def save(self, training: Training) -> None:
+    def save(self, learner: Learner) -> None:
         """Have a checkpoint of the present step written, unless that was done. Collective.
 
-        A failure is logged, and training goes on.
+        A failure is logged, and training continues.
         """
-        step = training.state.step
+        step = learner.state.step
         if self._step == step:
             return
         self._watch.phase("save", step)
         self.wait()  # before the copy is made: memory holds one at a time
         began = time.monotonic()
-        copy = snapshot(training, self._plan, self._world)
+        copy = snapshot(learner, self._plan, self._world)
         self._step = step
         if self._writer is not None and copy is not None:
             if self._claim.restore_if_gone():
-                self._log.rewind(training.state)
+                self._log.rewind(learner.state)
             self._error = None
-            self._writer.submit(copy, self._retention(training.state))
+            self._writer.submit(copy, self._retention(learner.state))
             self._stall = time.monotonic() - began
 
-    def finish(self, training: Training) -> None:
+    def finish(self, learner: Learner) -> None:
         """Return when a checkpoint of the present step is published. Collective.
 
         Raises:
             CheckpointError: on every rank alike, when that failed twice.
         """
         for _ in range(_ATTEMPTS):
-            self.save(training)
-            self._watch.phase("save", training.state.step)
+            self.save(learner)
+            self._watch.phase("save", learner.state.step)
             self.wait()
             error = self._world.broadcast(self._error)
             if error is None:
@@ -96,18 +97,18 @@ class Checkpointing:
             self._stall += time.monotonic() - began
             self._note(outcome)
 
-    def go_back(self, training: Training, before: int) -> bool:
+    def go_back(self, learner: Learner, before: int) -> bool:
         """Restore the newest whole checkpoint up to step ``before``; False: there is none. Collective.
 
         Raises:
             UserError: as ``resume``.
         """
         self.wait()
-        found = resume(training, self._plan, self._world, self._claim, before)
+        found = resume(learner, self._plan, self._world, self._claim, before)
         self._resumed_from = found or self._resumed_from
         return found is not None
 
-    def rewrite_after_rollback(self, training: Training) -> None:
+    def rewrite_after_rollback(self, learner: Learner) -> None:
         """After a rollback: delete the checkpoints of later steps and write this state's again. Collective.
 
         In this order: a run killed in between resumes from where it rolled back to, not from a later
@@ -116,20 +117,20 @@ class Checkpointing:
         Raises:
             CheckpointError: on every rank alike, when one of the two failed.
         """
-        step = training.state.step
+        step = learner.state.step
         problem = self._world.on_main(lambda: _delete_after(self._claim.path, step))
         if problem:
             raise CheckpointError(problem)
-        self.rewrite(training)
+        self.rewrite(learner)
 
-    def rewrite(self, training: Training) -> None:
+    def rewrite(self, learner: Learner) -> None:
         """Write the checkpoint of the present step again, because its state has changed. Collective.
 
         Raises:
             CheckpointError: on every rank alike, when that failed twice.
         """
         self._step = None
-        self.finish(training)
+        self.finish(learner)
 
     def close(self) -> None:
         """Wait for the write under way and end the thread."""

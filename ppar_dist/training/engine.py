@@ -66,7 +66,7 @@ class Engine:
 
         Returns:
             False, on every rank alike, when the gradient is not finite: then no parameter and no moment was
-            touched, and the gradient is gone.
+            touched, and the gradient is dropped.
         """
         self._factor = learning_rate_factor(step, self.config.train.steps, self.config.optim)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
@@ -78,7 +78,7 @@ class Engine:
             return False
         self._engine.step()
         self._grad_norm = norm if norm is not None else self._engine.get_global_grad_norm()
-        # ZeRO checks the norm before it updates, and tells of a refusal only here.
+        # ZeRO checks the norm before it updates, and reports a refusal only here.
         return bool(self._engine.was_step_applied())
 
     def skip(self) -> None:
@@ -87,7 +87,7 @@ class Engine:
         if not self._zero:
             self._engine.zero_grad()
             return
-        # ZeRO keeps gradients of its own, and drops them by itself when their norm is no number.
+        # ZeRO keeps gradients of its own, and drops them by itself when their norm is not finite.
         for gradients in self._optimizer.averaged_gradients.values():
             for gradient in gradients or ():
                 gradient.fill_(float("nan"))

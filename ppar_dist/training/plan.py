@@ -61,7 +61,7 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
         UserError: sources, classes, targets, text file or batch cannot work; the message says which.
     """
     classes = class_set(config.data.classes)
-    cut = batching(config, world_size)
+    batching(config, world_size)  # before the data, which may take long to open
     indexes = open_sources(config)
     for index in indexes:
         if not index.counts.any():
@@ -71,8 +71,7 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
                 "prepare it with other --classes or another mapping, or drop it"
             )
     images = sum(share.size for share in training_shares(config, indexes))
-    if images < world_size:
-        raise UserError(f"{world_size} ranks but only {images} training samples; use at most {images} ranks")
+    cut = batching(config, world_size, images)
     content_hash(config.text.file)  # refuses a file that cannot be read
     for name, folder in config.targets.items():
         if DomainIndex.open(folder, config.data.max_bad_ratio).classes != classes.classes:

@@ -27,7 +27,7 @@ from ppar_dist.processes.signals import Preempted, Preemption
 from ppar_dist.run import paths
 from ppar_dist.run.lock import RunLock
 from ppar_dist.text import visible_lines
-from ppar_dist.training.trainer import train
+from ppar_dist.training.trainer import train_rank
 from ppar_dist.watchdog import OFF, Watchdog
 
 # A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
@@ -48,7 +48,7 @@ def run(
     the process id that started this rank: it may have died since.
 
     Raises:
-        UserError: the configuration or the data cannot work; a retry would fail alike.
+        UserError: the configuration or the data cannot work; a retry would fail, too.
     """
     faults = config.faults
     world, board = _joined(config, preemption, launcher)
@@ -68,7 +68,7 @@ def run(
     ):
         lock.on_lost = lambda text: _give_way(watch, monitor, text)
         try:
-            train(config, world, preemption, watch, monitor, lock, accept_changes)
+            train_rank(config, world, preemption, watch, monitor, lock, accept_changes)
             watch.phase(OFF, config.train.steps)
             if world.is_main:
                 _finish(config, world, monitor, progress)
@@ -132,14 +132,14 @@ def code_of(error: Exception) -> int:
 
 
 def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
-    """End this job: another one took this one for dead, and the run's folder is its now."""
+    """End this job: another one took this one for dead and holds the run's folder."""
     monitor.withdraw()
     watch.post_failure(sentence, exit_codes.CONFIG)
     _leave_at_once(sentence, exit_codes.CONFIG)
 
 
 def _leave_at_once(sentence: str, code: int) -> NoReturn:
-    """Say why, and end; cleaning up the process group would mean waiting for ranks that are gone."""
+    """Say why, and end; cleaning up the process group would mean waiting for ranks that have ended."""
     last_words(f"ppar-dist: {visible_lines(sentence)}")
     with contextlib.suppress(OSError):  # as in last_words
         sys.stdout.flush()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +59,19 @@ def _broken(figures: Figures) -> str:
     return f"loss {', '.join(names)}" if names else "gradient"
 
 
+def named_counts(figures: Figures, domains: Sequence[str]) -> dict[str, float]:
+    """What ranks counted besides a step's figures, ``stop`` and ``bad/<domain>/<reason>``, without zeros."""
+    bad = bad_counts(figures.shared_counts["bad"].tolist(), domains, REASONS)
+    stop = float(figures.shared_counts["stop"])
+    named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
+    return ({"stop": stop} if stop else {}) | named
+
+
 class Recorder:
     """Rank 0's record of a run. On other ranks every method does nothing but for the rank's own metrics."""
 
     def __init__(self, plan: RunPlan, world: World, state: TrainState, monitor: Monitor) -> None:
-        """The run stands at ``state``; nothing is written before ``open``."""
+        """The run is at ``state``; nothing is written before ``open``."""
         self._plan, self._world, self._monitor = plan, world, monitor
         self._diverged = False  # logged once, counted each time
         config = plan.config
@@ -121,7 +130,7 @@ class Recorder:
         return files
 
     def wants(self, step: int) -> bool:
-        """Whether ``step`` is logged; every rank answers alike."""
+        """Whether ``step`` is logged; the same on every rank."""
         return step == 1 or step % self._every == 0 or step == self._total
 
     def step(
@@ -146,16 +155,9 @@ class Recorder:
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
         record |= {f"lr/{name}": rate for name, rate in rates.items()}
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
-        record |= self._counts(figures)
+        record |= named_counts(figures, self._domains)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
-
-    def _counts(self, figures: Figures) -> dict[str, float]:
-        """What ranks counted in a step besides the figures, by name; without zeros."""
-        bad = bad_counts(figures.shared_counts["bad"].tolist(), self._domains, REASONS)
-        named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
-        stop = float(figures.shared_counts["stop"])
-        return ({"stop": stop} if stop else {}) | named
 
     def diverged(self, step: int) -> None:
         """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""
@@ -247,7 +249,7 @@ class Recorder:
             return
         if outcome.folder is None:
             self._metrics.checkpoint_failures.inc()
-            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training goes on")
+            self.event("checkpoint failed", outcome.step, f"{outcome.error}; training continues")
             return
         self._metrics.publish_checkpoint(outcome.seconds, stall)
         self.progress.note("checkpoint", f"{outcome.step}")

@@ -9,22 +9,23 @@ from typing import Any
 from ppar_dist import checkpoint
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.models.load_errors import reason
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
+from ppar_dist.text import one_line
+from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
-from ppar_dist.training.snapshot import Training, restore
+from ppar_dist.training.snapshot import restore
 
 log = logging.getLogger(__name__)
 
 
 def resume(
-    training: Training, plan: RunPlan, world: World, claim: RunClaim, before: int | None = None
+    learner: Learner, plan: RunPlan, world: World, claim: RunClaim, before: int | None = None
 ) -> Path | None:
     """Restore the newest whole checkpoint, if there is one. Collective.
 
     Args:
-        training: receives the state.
+        learner: receives the state.
         plan: of the run.
         world: the ranks.
         claim: to the run's folder.
@@ -46,16 +47,16 @@ def resume(
         claim.refuse_unknown_change(manifest)
         _check_origin(manifest, plan)
         try:
-            restore(training, found, plan, world)
+            restore(learner, found, plan, world)
         except (RuntimeError, KeyError, ValueError, OSError) as error:
             if manifest["config_sha256"] == plan.facts()["config_sha256"]:
                 raise
             raise UserError(
-                f"{found} does not fit the changed configuration: {reason(error)}. Give another run.dir"
+                f"{found} does not fit the changed configuration: {one_line(error)}. Give another run.dir"
             ) from None
-    _forget_lost_best(training.state, run, world)
+    _forget_lost_best(learner.state, run, world)
     if world.is_main:
-        _log_resumed(found, int(manifest["world_size"]), world.world_size, plan, training.state)
+        _log_resumed(found, int(manifest["world_size"]), world.world_size, plan, learner.state)
     return found
 
 

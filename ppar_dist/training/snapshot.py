@@ -1,9 +1,8 @@
-"""What a checkpoint holds: everything of a training that a resume restores."""
+"""What a checkpoint holds: everything of a learner that a resume restores."""
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,47 +12,35 @@ from ppar_dist import __version__
 from ppar_dist.checkpoint import GENERATOR, METHOD, MODEL, OPTIMIZER, STATE, Snapshot, read_state
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.ppar.objective import Objective
-from ppar_dist.ppar.teacher import Teacher
 from ppar_dist.run.state import TrainState
-from ppar_dist.training.engine import Engine
+from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 
 _TEACHER = "teacher."
 
 
-@dataclass
-class Training:
-    """Everything that a checkpoint restores."""
-
-    engine: Engine
-    objective: Objective
-    teacher: Teacher | None
-    state: TrainState
-
-
-def snapshot(training: Training, plan: RunPlan, world: World) -> Snapshot | None:
+def snapshot(learner: Learner, plan: RunPlan, world: World) -> Snapshot | None:
     """A copy of everything that a checkpoint holds, on rank 0; None on the others. Collective."""
-    optimizer = training.engine.optimizer_state()
+    optimizer = learner.engine.optimizer_state()
     generators = world.gather(torch.get_rng_state())
     if not world.is_main:
         return None
-    teacher = training.teacher.state_dict() if training.teacher is not None else {}
-    method = training.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
+    teacher = learner.teacher.state_dict() if learner.teacher is not None else {}
+    method = learner.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
     tensors = {
-        MODEL: _whole(training.engine.module.state_dict()),
+        MODEL: _whole(learner.engine.module.state_dict()),
         OPTIMIZER: optimizer,  # copies already
         METHOD: _whole(method),
         GENERATOR: {f"rank-{rank:05d}": state for rank, state in enumerate(generators)},
     }
-    state = training.state.to_json() | {"total_steps": plan.config.train.steps}
+    state = learner.state.to_json() | {"total_steps": plan.config.train.steps}
     versions = {"ppar_dist": __version__, "torch": torch.__version__}
     facts = {"world_size": world.world_size, "versions": versions} | plan.facts()
     texts = {STATE: json.dumps(state, indent=1) + "\n"}
-    return Snapshot(training.state.step, tensors, texts, facts)
+    return Snapshot(learner.state.step, tensors, texts, facts)
 
 
-def restore(training: Training, found: Path, plan: RunPlan, world: World) -> None:
+def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     """Load a checkpoint.
 
     1. parameters and moments: model.safetensors, optimizer.safetensors, for any number of ranks
@@ -65,16 +52,16 @@ def restore(training: Training, found: Path, plan: RunPlan, world: World) -> Non
         UserError: its data position does not fit ``train.global_batch``.
         RuntimeError, KeyError, ValueError, OSError: it does not fit the model, or is damaged.
     """
-    training.engine.load(load_file(found / MODEL), load_file(found / OPTIMIZER))
+    learner.engine.load(load_file(found / MODEL), load_file(found / OPTIMIZER))
     method = load_file(found / METHOD)
-    if training.teacher is not None:
+    if learner.teacher is not None:
         named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
-        training.teacher.load_state_dict(named)
-    training.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
+        learner.teacher.load_state_dict(named)
+    learner.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
     mine = load_file(found / GENERATOR).get(f"rank-{world.rank:05d}")
     if mine is not None:
         torch.set_rng_state(mine)
-    state = training.state = TrainState.from_json(read_state(found))
+    state = learner.state = TrainState.from_json(read_state(found))
     batch = plan.config.train.global_batch
     if state.samples_seen - state.stepped_over != state.step * batch:
         raise UserError(

@@ -26,12 +26,10 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.evaluate import held_out, refuse_too_many
 from ppar_dist.models.losses import segmentation_loss
-from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
-from ppar_dist.ppar.objective import Objective, StepSettings
+from ppar_dist.ppar.objective import StepSettings
 from ppar_dist.ppar.replica_check import ReplicaCheck
-from ppar_dist.ppar.teacher import build_teacher
 from ppar_dist.processes.signals import Preempted, Preemption, exit_code
 from ppar_dist.run import paths
 from ppar_dist.run.claim import RunClaim
@@ -39,11 +37,10 @@ from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.checkpointing import Checkpointing
-from ppar_dist.training.engine import Engine
+from ppar_dist.training.learner import build_learner
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import resume
-from ppar_dist.training.snapshot import Training
 from ppar_dist.watchdog import Watchdog
 
 
@@ -60,21 +57,31 @@ class Trainer:
         lock: RunLock,
         accept_changes: bool = False,
     ) -> None:
-        """Build model, objective and engine, then take up the newest checkpoint of ``run.dir``."""
+        """Build what learns, and resume from the newest checkpoint of ``run.dir``. Collective.
+
+        The order matters:
+
+        1. claim: nothing is written into a folder that another job uses
+        2. monitor: a rank can be watched while it builds and resumes, which may take minutes
+        3. build: at step 0
+        4. resume: from here on the state is known
+        5. record: config.yaml is written only when nothing has refused to continue with it
+        6. log: metric files open at the state, where records of later steps are dropped
+        """
         self.plan, self.config, self.world = plan, plan.config, world
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
         self.claim = RunClaim(self.config, world, lock)
         self.claim.claim(accept_changes, watch.alive)
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
-        self.training = build_training(plan, world)
-        self.resumed_from = resume(self.training, plan, world, self.claim)
+        self.learner = build_learner(plan, world)
+        self.resumed_from = resume(self.learner, plan, world, self.claim)
         self.claim.record()
         self.log = Recorder(plan, world, self.state, monitor)
         world.on_main(lambda: self.log.open(self.state))
         self.replica_check = ReplicaCheck(world.world_size)
         if self.resumed_from is not None:
-            detail = self.training.objective.detail()
+            detail = self.learner.objective.detail()
             self.replica_check.note(detail)
             self.log.resumed(self.state, self.resumed_from, detail)
         bad_samples = paths.rank_file(paths.quarantine(self.claim.path), world.rank)
@@ -91,8 +98,8 @@ class Trainer:
 
     @property
     def state(self) -> TrainState:
-        """Where the run stands."""
-        return self.training.state
+        """Where the run is."""
+        return self.learner.state
 
     def fit(self) -> TrainState:
         """Train to the last step.
@@ -104,12 +111,12 @@ class Trainer:
         """
         if self.resumed_from is not None and self._is_evaluation_due():
             self.evaluate()  # the run was stopped between the step and this
-            self.checkpoints.rewrite(self.training)
+            self.checkpoints.rewrite(self.learner)
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
             seconds = time.monotonic() - began
-            self.log.step(self.state, figures, self.training.engine, seconds, waited)
+            self.log.step(self.state, figures, self.learner.engine, seconds, waited)
             self._refuse_too_many_bad()
             if self.state.non_finite >= self.config.faults.max_non_finite:
                 self.roll_back()
@@ -117,9 +124,9 @@ class Trainer:
                 self.stop()
             is_best = self._is_evaluation_due() and self.evaluate()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
-                self.checkpoints.save(self.training)
+                self.checkpoints.save(self.learner)
             self.checkpoints.log_finished()
-        self.checkpoints.finish(self.training)
+        self.checkpoints.finish(self.learner)
         return self.state
 
     def train_step(self, batches: list[Batch]) -> Figures:
@@ -128,7 +135,7 @@ class Trainer:
         Where the global loss or gradient is not finite, all ranks leave parameters, moments and statistics as
         they are; data position and step move on.
         """
-        engine, objective, teacher = self.training.engine, self.training.objective, self.training.teacher
+        engine, objective, teacher = self.learner.engine, self.learner.objective, self.learner.teacher
         step = self.state.step
         torch.manual_seed(noise_seed(self.config.seed, step, self.world.rank))
         settings = objective.begin_step(step / self.config.train.steps)
@@ -157,15 +164,15 @@ class Trainer:
         return figures
 
     def _apply(self, step: int) -> bool:
-        """Take the step, unless loss or gradient is not finite; all ranks decide alike."""
-        if self.training.objective.is_finite():
-            return self.training.engine.step(step)
-        self.training.engine.skip()
+        """Take the step, unless loss or gradient is not finite; all ranks decide the same."""
+        if self.learner.objective.is_finite():
+            return self.learner.engine.step(step)
+        self.learner.engine.skip()
         return False
 
     def _add_to_sync(self, batches: list[Batch]) -> None:
-        """What the other ranks learn of this one with the step's sums; and what the ledger keeps."""
-        buffer = self.training.objective.buffer
+        """Add to the step's sums what ranks must agree on, and write the ledger."""
+        buffer = self.learner.objective.buffer
         if self.preemption.requested:
             buffer.view("stop").add_(1)
         buffer.add("checksum", self.replica_check.tell())
@@ -180,8 +187,8 @@ class Trainer:
 
     def _loss(self, batch: Batch, settings: StepSettings) -> torch.Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
-        prediction = self.training.engine.forward(batch.images, self.config.ppar.enabled)
-        losses = self.training.objective.losses(
+        prediction = self.learner.engine.forward(batch.images, self.config.ppar.enabled)
+        losses = self.learner.objective.losses(
             settings,
             prediction.dense,
             batch.labels,
@@ -194,7 +201,7 @@ class Trainer:
         return losses.total.mean()
 
     def _teacher_features(self, batch: Batch) -> torch.Tensor | None:
-        teacher = self.training.teacher
+        teacher = self.learner.teacher
         if teacher is None or not teacher.is_due(self.state.step):
             return None
         return teacher.features(batch.images)
@@ -216,7 +223,7 @@ class Trainer:
             yield batches, time.monotonic() - began
 
     def _refuse_too_many_bad(self) -> None:
-        """All ranks count alike, so all of them end."""
+        """All ranks have the same counts, so all of them end."""
         bad = [sum(self.state.bad.get(domain, {}).values()) for domain in self.domains]
         consumed = [self.state.consumed.get(domain, 0) for domain in self.domains]
         problem = quarantine.excess(bad, consumed, self.domains, self.config.data.max_bad_ratio)
@@ -226,7 +233,7 @@ class Trainer:
     def roll_back(self) -> None:
         """Return to the newest checkpoint that the streak of non-finite steps cannot have spoiled.
 
-        The data between it and now is stepped over, and the checkpoint written anew with that in its state.
+        The data between it and now is stepped over; the checkpoint is written again and notes that.
 
         Raises:
             UserError: there is none, or the run has rolled back too often.
@@ -237,16 +244,16 @@ class Trainer:
         if len(state.rollbacks) >= most:
             raise UserError(f"{fault}, after {most} rollbacks (faults.max_rollbacks); {remedy}")
         self.watch.phase("roll back", state.step)
-        if not self.checkpoints.go_back(self.training, state.rollback_limit()):
+        if not self.checkpoints.go_back(self.learner, state.rollback_limit()):
             raise UserError(f"{fault}, and no checkpoint is older; {remedy}, or lower checkpoint.every")
-        state.roll_back(self.training.state)
-        self.training.state, done = state, state.rollbacks[-1]
+        state.roll_back(self.learner.state)
+        self.learner.state, done = state, state.rollbacks[-1]
         positions = f"positions {done.first_position} to {done.stop_position - 1} are stepped over"
         self.log.rolled_back(state, f"{fault}: back to step {done.to_step}, {positions}")
         if self.ledger is not None:
             self.ledger.close()
         self.ledger = self._open_ledger()
-        self.checkpoints.rewrite_after_rollback(self.training)
+        self.checkpoints.rewrite_after_rollback(self.learner)
 
     def stop(self) -> None:
         """Save, and leave together with all ranks.
@@ -257,7 +264,7 @@ class Trainer:
         signals = self.world.gather(self.preemption.signal)
         asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
         try:
-            self.checkpoints.finish(self.training)
+            self.checkpoints.finish(self.learner)
         except CheckpointError as error:
             self.log.warn(f"{error}; the run ends with the checkpoint before")
         self.preemption.done()
@@ -277,11 +284,11 @@ class Trainer:
         """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
 
         Raises:
-            UserError: on every rank alike, when too many of these samples are bad.
+            UserError: on every rank, when too many of these samples are bad.
         """
         self.watch.phase("evaluate", self.state.step)
         self.state.evaluated_step = self.state.step
-        world, model = self.world, self.training.engine.module.eval()
+        world, model = self.world, self.learner.engine.module.eval()
         config, indexes = self.config, self.plan.indexes
         found = held_out(model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive)
         model.train()
@@ -312,32 +319,7 @@ def noise_seed(seed: int, step: int, rank: int) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def build_training(plan: RunPlan, world: World) -> Training:
-    """Model, engine, objective and teacher as ``plan`` describes them, at step 0."""
-    config, classes = plan.config, class_set(plan.config.data.classes)
-    torch.manual_seed(config.seed)
-    segmentor, text = build_segmentor(config, classes)
-    if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
-        raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
-    engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
-    objective = Objective(
-        config.ppar,
-        text,
-        num_domains=len(plan.indexes),
-        num_classes=classes.num_classes,
-        global_batch=config.train.global_batch,
-        device=world.device,
-        shared_counts={
-            "stop": (1,),  # ranks that were asked to stop
-            "checksum": (ReplicaCheck.PIECES,),
-            "bad": (len(plan.indexes), len(sample.REASONS)),  # bad samples by domain and reason
-        },
-    )
-    teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
-    return Training(engine, objective, teacher, TrainState())
-
-
-def train(
+def train_rank(
     config: Config,
     world: World,
     preemption: Preemption,

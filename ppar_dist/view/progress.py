@@ -12,19 +12,19 @@ from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from ppar_dist.text import visible
+from ppar_dist.text import clock, visible
 from ppar_dist.view import terminal
 
 _REFRESH_S = 0.25
 _WINDOW, _WINDOW_S = 200, 60.0  # steps and seconds that the rate is of
-_LATE_S = 10.0  # a step that takes longer, and five times what it should, is said to be late
+_LATE_S = 10.0  # a step that takes longer, and five times what it should, is shown as late
 _DOMAINS = 6  # weights shown
 _ACCENT, _BOLD, _DIM, _NORMAL = "\x1b[36m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
 @dataclass(frozen=True)
 class StepSummary:
-    """What of a step is worth a look; parts without a value are left out.
+    """What the view shows of a step; parts without a value are left out.
 
     Attributes:
         loss: by term; ``total`` is their weighted sum.
@@ -71,7 +71,7 @@ class Pace:
 
 
 class Progress:
-    """Rank 0's word on where the run stands: rows at the bottom of a terminal, and lines."""
+    """Rank 0's view of the progress: rows at the bottom of a terminal, and lines."""
 
     def __init__(self, total: int, start: int, log_every: int) -> None:
         """Show steps ``start`` to ``total``; off a terminal, as a line every ``log_every`` steps."""
@@ -110,7 +110,7 @@ class Progress:
         except OSError as error:
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 return  # a line is lost; there may be room for the next
-            # Whoever read has gone (`train … | head`, a closed window); the run goes on unwatched.
+            # The reader has ended (`train … | head`, a closed window); the run continues unwatched.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def close(self) -> None:
@@ -138,14 +138,14 @@ class Progress:
         return f"step {step}/{self._total} {text} {rate:.2f} step/s eta {self._eta(step, rate)}"
 
     def _eta(self, step: int, rate: float) -> str:
-        return duration((self._total - step) / rate) if rate > 0 else "?"
+        return clock((self._total - step) / rate) if rate > 0 else "?"
 
     def _draw(self, footer: terminal.Footer) -> None:
         try:
             while not self._closed.wait(_REFRESH_S):
                 footer.draw(self._rows(footer.size()[1]))
         except OSError:
-            return  # the terminal has gone
+            return  # the terminal was closed
         footer.close()
 
     def _rows(self, width: int) -> list[str]:
@@ -154,21 +154,12 @@ class Progress:
         rate, waiting = self._pace.figures()
         late = self._pace.since_step(now)
         is_late = rate > 0 and late > max(_LATE_S, 5 / rate)
-        pace = f"no step for {duration(late)}" if is_late else f"{rate:.2f} step/s"
+        pace = f"no step for {clock(late)}" if is_late else f"{rate:.2f} step/s"
         rows = bar(step, self._total, [pace, f"eta {self._eta(step, rate)}"], width)
         groups = [] if summary is None else _groups(summary, step)
-        notes = [f"{name} {text}, {duration(now - at)} ago" for name, (text, at) in self._notes.items()]
+        notes = [f"{name} {text}, {clock(now - at)} ago" for name, (text, at) in self._notes.items()]
         groups.append([f"data wait {100 * waiting:.0f} %", *notes])
         return [*rows, *(line for group in groups for line in flow(map(visible, group), width))]
-
-
-def duration(seconds: float) -> str:
-    """Hours, minutes and seconds; days before them where there are any: 0:01:05, 2 d 3:00:00."""
-    if not 0 <= seconds < 1e9:
-        return "?"
-    days, rest = divmod(round(seconds), 86400)
-    clock = f"{rest // 3600}:{rest // 60 % 60:02d}:{rest % 60:02d}"
-    return f"{days} d {clock}" if days else clock
 
 
 def bar(step: int, total: int, pace: Sequence[str], width: int) -> list[str]:

@@ -1,8 +1,8 @@
 """Rows at the bottom of a terminal that everything else scrolls past.
 
 A job is many processes on one terminal: ranks, their launcher, libraries that write to stderr themselves.
-Views that are redrawn where the cursor stands (rich.live, tqdm) lose or tear the lines that another process
-wrote in between. So the rows lie outside the terminal's scrolling region, as those of apt do, and each
+Views that are redrawn at the cursor (rich.live, tqdm) lose or tear the lines that another process
+wrote in between. So the rows are outside the terminal's scrolling region, as those of apt do, and each
 drawing is a single write that leaves the cursor where it was.
 """
 
@@ -18,7 +18,7 @@ from typing import TextIO
 
 _SAVE, _BACK = "\x1b7", "\x1b8"  # the cursor
 _WHOLE = f"{_SAVE}\x1b[r{_BACK}"  # all rows scroll again
-_BELOW = "\x1b[J"  # clears what lies behind the cursor
+_BELOW = "\x1b[J"  # clears what is behind the cursor
 _LEAST_LINES, _LEAST_COLUMNS = 8, 20  # of a terminal worth drawing on
 _PATIENCE_S = 0.2
 _PLAIN = str.maketrans("━─·→…–", "#.|>~-")
@@ -38,7 +38,7 @@ class Footer:
         atexit.register(self.close)
 
     def size(self) -> tuple[int, int]:
-        """Lines and columns of the terminal, as they are now; (0, 0) where it has gone."""
+        """Lines and columns of the terminal, as they are now; (0, 0) where it was closed."""
         try:
             size = os.get_terminal_size(self._fd)
         except OSError:
@@ -49,7 +49,7 @@ class Footer:
         """Show ``rows``; on a terminal too small for them the last are left out.
 
         Raises:
-            OSError: the terminal has gone.
+            OSError: the terminal was closed.
         """
         lines, columns = self.size()
         with self._lock:
@@ -127,7 +127,7 @@ def give_back(stream: TextIO | None) -> None:
 
 
 def _reserve(count: int, lines: int) -> str:
-    """Take ``count`` rows at the bottom; what stands there scrolls up."""
+    """Take ``count`` rows at the bottom; what is there scrolls up."""
     return f"{_WHOLE}{_BELOW}" + "\n" * count + f"\x1b[{count}A{_SAVE}\x1b[1;{lines - count}r{_BACK}"
 
 

@@ -1,7 +1,8 @@
 """Who has died or hangs: ranks watch themselves and each other, name the culprit, and end the job.
 
-``watch`` runs the threads, ``report`` is what ranks tell each other, ``judgement`` decides (pure functions),
-``process`` asks the kernel, ``dump`` writes down what was found.
+``watch`` is what a rank calls. ``status`` holds where the rank is, ``heartbeat`` is what ranks tell each
+other, ``exchange`` sends and keeps it (one thread), ``judge`` looks at it (another), ``judgement`` decides
+(pure functions), ``dump`` writes down what was found.
 """
 
 from ppar_dist.watchdog.heartbeat import OFF, RUNNING, WAITING, Heartbeat

@@ -1,4 +1,4 @@
-"""What a rank leaves behind when its watchdog ends it: the verdict, all ranks' places, its own stacks.
+"""What a rank writes when its watchdog ends it: the verdict, all ranks' places, its own stacks.
 
 Nothing here may wait: the reader of standard error may have stopped, and the run folder may be on the storage
 that hangs. So each place to write to gets a thread of its own, and a bounded time.
@@ -40,7 +40,7 @@ def dump(headline: str, table: Sequence[str], file: Path) -> None:
 def end_workers() -> None:
     """Kill the processes that ``multiprocessing`` runs for this one, such as loader workers.
 
-    They would find out by themselves that this process has gone, but not those that hang with it.
+    They notice by themselves that this process has ended, but not if they hang with it.
     """
     for child in multiprocessing.active_children():
         child.kill()

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from ppar_dist.exit_codes import RESUME
+from ppar_dist.text import in_seconds
 
 OFF = "off"  # the phase in which a rank is not judged for hanging
 WAITING = frozenset({"all-reduce", "backward", "step"})  # phases with other ranks' collectives inside
@@ -60,7 +61,7 @@ class Heartbeat:
 
     @property
     def place(self) -> str:
-        """Where in its work it stands."""
+        """Where it is in its work."""
         phase = "outside the steps" if self.phase == OFF else f"in {self.phase}"
         return f"{phase} at step {self.step}"
 
@@ -70,14 +71,9 @@ class Heartbeat:
         inside = f", waiting in a {self.collective}" if self.collective else ""
         ended = f", {self.state}" if self.state in (LEFT, FAILED) else ""
         return (
-            f"rank {self.rank} (host {self.host}, pid {self.pid}): {phase} since {duration(seconds)} "
+            f"rank {self.rank} (host {self.host}, pid {self.pid}): {phase} since {in_seconds(seconds)} "
             f"at step {self.step}{inside}{ended}{note}"
         )
-
-
-def duration(seconds: float) -> str:
-    """Seconds, with a decimal while it matters."""
-    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 
 def names(reports: Iterable[Heartbeat]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ppar_dist.exit_codes import RESUME
 from ppar_dist.processes.proc import Process
+from ppar_dist.text import in_seconds
 from ppar_dist.watchdog.heartbeat import (
     FAILED,
     LEFT,
@@ -14,12 +15,11 @@ from ppar_dist.watchdog.heartbeat import (
     RUNNING,
     TRIPPED,
     Heartbeat,
-    duration,
     names,
     places,
 )
 
-_GRACE_S = 5.0  # a rank may be about to fail by itself as another did: it then says so in its own words
+_GRACE_S = 5.0  # a rank may be about to fail by itself as another did, and then posts its own message
 _QUIET_BEATS = 5  # beats a rank may miss before it is suspected, where something else is wrong already
 
 
@@ -75,7 +75,7 @@ class View:
         lines = {self.me.rank: self.me.line(self.me.seconds)}
         for rank, seen in self.peers.items():
             note = f", its process is {seen.process.value}" if _is_odd(seen) else ""
-            note += f", silent for {duration(seen.age_s)}" if seen.is_running and seen.silent_s > 3 else ""
+            note += f", silent for {in_seconds(seen.age_s)}" if seen.is_running and seen.silent_s > 3 else ""
             lines[rank] = seen.report.line(seen.seconds, note)
         lines |= {rank: f"rank {rank}: has not reported since the start" for rank in self.missing}
         return [lines[rank] for rank in sorted(lines)]
@@ -92,7 +92,7 @@ class Verdict:
 def judge(view: View, limits: Limits) -> Verdict | None:
     """The verdict of a rank that has no error of its own; None while all is well."""
     return (
-        _told(view, _GRACE_S)
+        _posted(view, _GRACE_S)
         or _died(view)
         or _unreachable(view, limits, limits.peer_s)
         or _silent(view, limits, limits.peer_s)
@@ -104,7 +104,7 @@ def judge(view: View, limits: Limits) -> Verdict | None:
 def judge_failure(view: View, limits: Limits) -> Verdict | None:
     """The verdict of a rank whose collective has failed or takes too long: it suspects others readily."""
     return (
-        _told(view, 0.0)
+        _posted(view, 0.0)
         or _died(view)
         or _unreachable(view, limits, limits.quiet_s)
         or _silent(view, limits, limits.quiet_s)
@@ -122,7 +122,7 @@ def no_culprit(view: View, error: BaseException) -> Verdict:
     )
 
 
-def _told(view: View, grace_s: float) -> Verdict | None:
+def _posted(view: View, grace_s: float) -> Verdict | None:
     """What another rank has found out, or says of itself."""
     for seen in view.peers.values():
         if seen.report.state == TRIPPED or (seen.report.state == FAILED and seen.age_s >= grace_s):
@@ -164,8 +164,8 @@ def _hanging(culprits: list[tuple[Heartbeat, float]], ranks: int, limits: Limits
     if len(culprits) == 1:
         report, seconds = culprits[0]
         rest = "; the others wait for it" if waiting else ""
-        return f"{report.name} hangs in {report.phase} ({duration(seconds)}, {limit}){rest}"
-    each = ", ".join(f"{r.name} hangs in {r.phase} ({duration(seconds)})" for r, seconds in culprits)
+        return f"{report.name} hangs in {report.phase} ({in_seconds(seconds)}, {limit}){rest}"
+    each = ", ".join(f"{r.name} hangs in {r.phase} ({in_seconds(seconds)})" for r, seconds in culprits)
     return f"{each}; {limit}{'; the others wait for them' if waiting else ''}"
 
 
@@ -173,7 +173,7 @@ def _all_wait(view: View, peers: list[Seen], limits: Limits) -> Verdict:
     """Every rank is inside a collective, which does not end."""
     reports = [view.me, *(seen.report for seen in peers)]
     behind = _furthest_behind(reports)
-    limit = f"{duration(view.me.seconds)}, limit faults.stall_s={limits.stall_s:g}"
+    limit = f"{in_seconds(view.me.seconds)}, limit faults.stall_s={limits.stall_s:g}"
     if len(behind) == len(reports):
         text = f"all ranks wait for each other {behind[0].place} ({limit}): a device or the network is stuck"
         return Verdict(text)
@@ -195,7 +195,7 @@ def _unreachable(view: View, limits: Limits, limit_s: float) -> Verdict | None:
     last += ", its process is stopped" if host and host.process is Process.STOPPED else ""
     last += f"; {view.trouble}" if view.trouble else ""
     return Verdict(
-        f"{view.board} cannot be reached by {view.me.name} for {duration(view.contact_s)} "
+        f"{view.board} cannot be reached by {view.me.name} for {in_seconds(view.contact_s)} "
         f"(limit faults.peer_s={limits.peer_s:g}): it is dead or stopped, or {view.me.host} is cut off{last}"
     )
 
@@ -211,7 +211,7 @@ def _silent(view: View, limits: Limits, limit_s: float) -> Verdict | None:
 
 def _silence(view: View, silent: list[Seen], limits: Limits) -> Verdict:
     reports = [seen.report for seen in silent]
-    limit = f"for {duration(max(seen.silent_s for seen in silent))} (limit faults.peer_s={limits.peer_s:g})"
+    limit = f"for {in_seconds(max(seen.silent_s for seen in silent))} (limit faults.peer_s={limits.peer_s:g})"
     if view.hosts_board and len(silent) == len(view.peers) > 1:
         text = (
             f"{view.me.name} has heard of no other rank {limit}: {view.me.host} is cut off, or all have died"
@@ -232,7 +232,7 @@ def _missing(view: View, limits: Limits) -> Verdict | None:
     ranks = ", ".join(str(rank) for rank in view.missing)
     return Verdict(
         f"rank{'s' if len(view.missing) > 1 else ''} {ranks} said nothing since the start, "
-        f"{duration(view.watched_s)} ago (limit faults.stall_s={limits.stall_s:g})"
+        f"{in_seconds(view.watched_s)} ago (limit faults.stall_s={limits.stall_s:g})"
     )
 
 

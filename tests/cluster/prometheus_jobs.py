@@ -13,10 +13,10 @@ import psutil
 
 from ppar_dist.config.load import load_config
 from ppar_dist.data.shards.index import DomainIndex
-from tests.cluster.paced import FILE, set_pace
 from tests.cluster.prometheus_server import Prometheus
-from tests.faults.jobs import Job, free_port, job, last_step
+from tests.faults.jobs import Job, free_port, job, last_step, sabotaged
 from tests.ranks import tiny_config, write_blocks_domain, write_config
+from tests.sabotage.pace import Pace
 from tests.unit.street_shards import overwrite
 
 BATCH = 6
@@ -37,8 +37,8 @@ class Watched:
 class Faulty:
     """A job whose faults are at hand."""
 
-    def __init__(self, running: Job, run: Path) -> None:
-        self._job, self._run = running, run
+    def __init__(self, running: Job, run: Path, pace: Pace) -> None:
+        self._job, self._run, self._pace = running, run, pace
 
     def step(self) -> int:
         """The last step logged."""
@@ -58,7 +58,7 @@ class Faulty:
 
     def go_on(self) -> None:
         """Do steps at a steady pace again."""
-        set_pace(self._run.parent / "pace", STEADY_S)
+        self._pace.set(seconds=STEADY_S)
 
     def lose_storage(self) -> None:
         """A file where the folder of checkpoints was: from now on every save fails."""
@@ -71,15 +71,14 @@ def whole_run(server: Prometheus, run: str, folder: Path, steps: int = 80) -> Wa
     config = _config(server, run, folder, data={"holdout": 0.25}, steps=steps, every=steps // 4)
     shares = load_config(Path(config)).ppar.alignment.boundaries
     starts = [round(share * steps) for share in (0.0, *shares)]
-    pace = folder / "pace"
-    set_pace(pace, SLOW_S)
+    pace = Pace(folder / "pace", seconds=SLOW_S)
     begin = time.time()
-    command = [sys.executable, "-m", "tests.cluster.paced", "train", config, "--nproc", "2"]
-    with job(command, folder / "log", **{FILE: str(pace)}) as running:
+    command = sabotaged(pace.pace, "train", config, "--nproc", "2")
+    with job(command, folder / "log") as running:
         for first in starts:
-            set_pace(pace, SLOW_S, first)
+            pace.set(first, SLOW_S)
             running.wait_for(lambda first=first: _is_seen(server, run, first), f"scrapes after step {first}")
-        pace.unlink()
+        pace.release()
         assert running.wait() == 0, running.output
     end = time.time()
     server.wait_for(lambda: not server.ask("targets")["activeTargets"], "end of the targets")
@@ -102,15 +101,14 @@ def faulty_job(server: Prometheus, run: str, folder: Path) -> Iterator[Faulty]:
     a lost machine would.
     """
     config = _config(server, run, folder, data={"max_bad_ratio": 1.0}, steps=100_000, every=10)
-    pace = folder / "pace"
-    set_pace(pace, SLOW_S, FIRST_NOT_FINITE)
+    pace = Pace(folder / "pace", FIRST_NOT_FINITE, SLOW_S)
     overwrite(DomainIndex.open(folder / "shards" / "left"), 4, "image", b"spoiled")
-    first, stop = (str(BATCH * step) for step in (FIRST_NOT_FINITE, FIRST_NOT_FINITE + NOT_FINITE))
+    first, stop = (BATCH * step for step in (FIRST_NOT_FINITE, FIRST_NOT_FINITE + NOT_FINITE))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-port", str(free_port()), "--module"]
-    command += ["tests.cluster.paced_poison", first, stop, "train", config]
-    with job(command, folder / "log", **{FILE: str(pace)}) as running:
-        yield Faulty(running, folder / run)
+    command += ["tests.sabotage", f"poison=loss,{first},{stop}", pace.pace, "train", config]
+    with job(command, folder / "log") as running:
+        yield Faulty(running, folder / run, pace)
 
 
 def _config(

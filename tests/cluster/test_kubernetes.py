@@ -329,9 +329,9 @@ def snake(name: str) -> str:
     return re.sub("([A-Z])", r"_\1", name).lower()
 
 
-def test_the_readme_runs_the_image_that_it_pushes(tmp_path: Path) -> None:
-    """The demo's line as it stands, with the manifests where kubectl would take them."""
-    text = (K8S.parent / "README.md").read_text()
+def test_the_page_runs_the_image_that_it_pushes(tmp_path: Path) -> None:
+    """The demo's line as it is in the page, with the manifests where kubectl would take them."""
+    text = (REPOSITORY / "docs" / "operate" / "kubernetes.md").read_text()
     pushed = re.findall(r"docker push (\S+)", text)
     (line,) = [line for line in text.splitlines() if line.startswith("kubectl kustomize jobs/k8s/demo")]
     (program,) = re.findall(r"sed '([^']+)'", line)

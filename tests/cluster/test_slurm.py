@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
-from tests.cluster.paced import FILE, set_pace
 from tests.cluster.programs import needs
 from tests.cluster.slurm import SCRIPT, Job, Slurm, cluster
 from tests.faults.hosts import leftovers, why_not
 from tests.faults.jobs import last_step, tiny_run
 from tests.ranks import run_command
+from tests.sabotage.pace import Pace
 
 STEPS, EVERY = 150, 2
 STEP_S = 3.0  # while something is awaited: 150 of them last longer than all that is
@@ -69,13 +69,11 @@ class Run:
         self.slurm, self.folder = slurm, folder
         self.path, config = tiny_run(blocks, folder, **SECTIONS)
         self.config = Path(config)
-        self.pace, self.targets = folder / "pace", folder / "targets"
-        set_pace(self.pace, STEP_S)
+        self.pace, self.targets = Pace(folder / "pace", seconds=STEP_S), folder / "targets"
         self.targets.mkdir()
         self._has_trained = False
         self.environment = {
-            "PATH": program(folder, f'exec {sys.executable} -m tests.cluster.paced "$@"'),
-            FILE: str(self.pace),
+            "PATH": program(folder, f'exec {sys.executable} -m tests.sabotage {self.pace.pace} "$@"'),
             "PPAR_TARGETS_DIR": str(self.targets),
         }
 
@@ -176,7 +174,7 @@ def a_node_is_set_down(run: Run, job: Job) -> None:
     assert job.facts()["NodeList"] == "alpha,beta"
     # Not sooner: Slurm waits for no node that is down, and gamma, which kills what is left of the job after
     # KillWait, looks every 10 s whether any is. It would take the next start for the one that it is to end.
-    job.wait_for(lambda: not run.slurm.processes_of("gamma", "paced"), "end of what gamma ran")
+    job.wait_for(lambda: not run.slurm.processes_of("gamma", "tests.sabotage"), "end of what gamma ran")
     run.slurm.run("scontrol", "update", "NodeName=gamma", "State=RESUME")
 
 
@@ -189,13 +187,13 @@ def saved_beyond(run: Run, job: Job, step: int) -> None:
 def preempted(run: Run, job: Job) -> None:
     """Slurm signals all processes, launchers as well, in a step that lasts longer than those would wait."""
     with timed("preempted (PreemptMode=REQUEUE, GraceTime 120) in a step of 35 s: checkpoint, queued again"):
-        set_pace(run.pace, 600.0)
+        run.pace.set(seconds=600.0)
         before = last_step(run.path)
         urgent = run.slurm.sbatch("--partition=urgent", "--nodes=3", "--exclusive", "--wrap=true")
         job.wait_for(lambda: job.facts()["PreemptTime"] != "None", "preemption")
         time.sleep(LAUNCHER_S + 5.0)
         assert job.restarts == 3, job.log
-        set_pace(run.pace, STEP_S)
+        run.pace.set(seconds=STEP_S)
         run.queued_again(job, 4)
     saved_beyond(run, job, before)
     assert "ends now" not in job.log
@@ -205,11 +203,11 @@ def preempted(run: Run, job: Job) -> None:
 
 def cancelled(run: Run, job: Job) -> None:
     with timed("scancel: ended, nothing left"):
-        theirs = set(run.slurm.processes("paced"))  # the next of the chain starts at once
+        theirs = set(run.slurm.processes("tests.sabotage"))  # the next of the chain starts at once
         assert theirs
         job.cancel()
         state, _ = job.wait_for_end()
-        job.wait_for(lambda: theirs.isdisjoint(run.slurm.processes("paced")), "end of all processes")
+        job.wait_for(lambda: theirs.isdisjoint(run.slurm.processes("tests.sabotage")), "end of all processes")
     assert state == "CANCELLED"
     assert job.restarts == 4
 
@@ -231,7 +229,7 @@ def stopped_by_file(run: Run, second: Job, third: Job) -> None:
 
 def finished(run: Run) -> None:
     """The rest at full speed, in a virtual environment; a further job of the chain finds nothing to do."""
-    run.pace.unlink()
+    run.pace.release()
     with timed("the rest of the run"):
         fourth = run.submit("--nodes=2", PPAR_VENV=sys.prefix)
         fifth = run.submit("--nodes=2")

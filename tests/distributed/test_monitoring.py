@@ -18,8 +18,8 @@ import psutil
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.faults.held import Hold
 from tests.ranks import TIMEOUT_S, Rank, read_lines, start_ranks, tiny_config, write_config
+from tests.sabotage.pace import Pace
 
 RANKS = 3
 # The contract: everything that is served, by name as Prometheus stores it, with its labels.
@@ -247,9 +247,9 @@ def test_the_last_figures_and_the_scores_of_unseen_targets_are_served_until_they
         monitoring={"enabled": True, "port": 0, "targets_file": str(targets), "linger_s": TIMEOUT_S},
         targets={"night": str(blocks / "right")},
     )
-    hold = Hold(tmp_path / "hold", step=2)  # only who is watched before the end lingers
+    hold = Pace(tmp_path / "hold", step=2)  # only who is watched before the end lingers
     arguments = ["train", str(write_config(tmp_path / "c.yaml", config))]
-    processes = start_ranks(arguments, 1, ["tests.faults.held"], **hold.environment)
+    processes = start_ranks(arguments, 1, ["tests.sabotage", hold.hold])
     job = Live(processes, tmp_path, targets)
     try:
         job.await_that(lambda: job.value(0, "ppar_steps_total") > 0, "steps")
@@ -282,7 +282,7 @@ def pid_of(live: Live, rank: int) -> int:
 
 def test_a_bit_that_flips_on_one_rank_is_counted_by_all_and_told_once(blocks: Path, tmp_path: Path) -> None:
     """Then the rank is killed: the other one's watchdog withdraws the targets."""
-    job = start(blocks, tmp_path, 2, ("tests.faults.flipped", "1", "5"))
+    job = start(blocks, tmp_path, 2, ("tests.sabotage", "flip=1,5"))
     name = "ppar_prototype_checksum_mismatches_total"
     try:
         for rank in range(2):

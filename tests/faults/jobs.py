@@ -145,9 +145,9 @@ def torchrun(ranks: int, *arguments: str) -> list[str]:
     return [*command, "--master-port", str(free_port()), "--module", "ppar_dist", *arguments]
 
 
-def held(*arguments: str) -> list[str]:
-    """``ppar-dist ARGUMENTS`` that a ``Hold`` may slow down."""
-    return [sys.executable, "-m", "tests.faults.held", *arguments]
+def sabotaged(*arguments: str) -> list[str]:
+    """``ppar-dist`` with sabotages (`tests.sabotage`), which come before its ARGUMENTS."""
+    return [sys.executable, "-m", "tests.sabotage", *arguments]
 
 
 def tiny_run(root: Path, folder: Path, **sections: dict[str, Any]) -> tuple[Path, str]:

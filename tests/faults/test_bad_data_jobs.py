@@ -22,9 +22,9 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.data.sources import open_sources, training_shares
 from ppar_dist.run.audit import audit
-from tests.faults.held import Hold
 from tests.faults.jobs import Job, job, ours, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines, run_command, start_ranks
+from tests.sabotage.pace import Pace
 from tests.unit.street_shards import overwrite, scenes, shard_of
 
 SIZES = {"day": 24, "rain": 18}
@@ -75,7 +75,7 @@ def changing(config: str, folder: Path) -> list[str]:
     """The command of a job under which two shards of day change."""
     gone, rewritten = (f"shard-{number:06d}.tar" for number in last_shards(config))
     domain = folder / "shards" / "day"
-    return ["tests.faults.changing_shards", str(CHANGE_AT), str(domain), gone, rewritten]
+    return ["tests.sabotage", f"shards={CHANGE_AT},{domain},{gone},{rewritten}"]
 
 
 def run_changing(config: str, ranks: int, folder: Path) -> None:
@@ -141,9 +141,10 @@ def test_a_resume_on_other_ranks_with_a_shard_missing_gives_the_same(tmp_path: P
     """And the endpoint counts what the quarantine lists."""
     run, config = setup(tmp_path, LENIENT, monitoring={"enabled": True, "port": 0})
     trained, bad = expected(config)
-    command = [sys.executable, "-m", *changing(config, tmp_path), "train", config, "--nproc", "1"]
-    hold = Hold(tmp_path / "hold", first_loss(config))
-    with job(command, tmp_path / "log", **hold.environment) as started:
+    hold = Pace(tmp_path / "hold", first_loss(config))
+    sabotage = [*changing(config, tmp_path), hold.hold]
+    command = [sys.executable, "-m", *sabotage, "train", config, "--nproc", "1"]
+    with job(command, tmp_path / "log") as started:
         started.wait_for(lambda: is_counted(started, run), "bad samples in the metrics")
         started.process.send_signal(signal.SIGUSR1)
         assert started.wait() == 75, started.output

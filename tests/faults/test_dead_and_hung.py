@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,9 +18,9 @@ import psutil
 import pytest
 
 from ppar_dist import checkpoint
-from tests.faults.faulty import HEARD, REFUSAL, STRIKE
-from tests.faults.jobs import Job, all_gone, deepspeed, job, tiny_run
+from tests.faults.jobs import Job, all_gone, deepspeed, job, sabotaged, tiny_run
 from tests.ranks import TIMEOUT_S, start_ranks
+from tests.sabotage.faults import REFUSAL
 
 PEER_S, STALL_S = 3.0, 10.0
 SLACK_S = 30.0  # for a busy machine
@@ -34,7 +33,6 @@ SECTIONS = {
     "checkpoint": {"every": 5},
     "faults": {"stall_s": STALL_S, "peer_s": PEER_S},
 }
-FAULTY = "tests.faults.faulty"
 PHASES = r"(data|forward|backward|all-reduce|step|save)"
 
 
@@ -47,16 +45,20 @@ class Run:
     logs: Path
 
     @contextmanager
-    def started(self, name: str, fault: str, rank: int, command: list[str] | None = None) -> Iterator[Job]:
-        """Two ranks, of which one has a fault to come; they have taken up the newest checkpoint there was.
+    def started(
+        self, name: str, fault: str | None = None, rank: int = 0, user: bool = False
+    ) -> Iterator[Job]:
+        """Two ranks, of which one may have a fault to come; they have resumed from the newest checkpoint.
 
         They have published another one since, and have heard of each other's steps.
         """
         since, notes = self.newest(), self.logs / f"{name}-heard"
         notes.mkdir()
-        command = command or [sys.executable, "-m", FAULTY, fault, str(rank), *self.train, "--nproc", "2"]
-        environment = {HEARD: str(notes), STRIKE: str(self.strike(name))}
-        with job(command, self.logs / f"{name}.log", **environment) as started:
+        words = [f"heard={notes}", *([f"fault={fault},{rank},{self.strike(name)}"] if fault else [])]
+        command = sabotaged(*words, *self.train, "--nproc", "2")
+        if user:  # has started the launcher
+            command = deepspeed(2, *words, "ppar_dist", *self.train, module="tests.sabotage")
+        with job(command, self.logs / f"{name}.log") as started:
             started.wait_for(lambda: step_of(self.newest()) > step_of(since), "a further checkpoint")
             started.wait_for(lambda: len(list(notes.iterdir())) == 2, "word of each other")
             if since is not None:
@@ -138,7 +140,7 @@ FAULTS: dict[str, tuple[Callable[[psutil.Process], int], int, str]] = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_the_job_ends_and_names_the_rank(run: Run, name: str) -> None:
     strike, rank, expected = FAULTS[name]
-    with run.started(name, "none", rank) as started:
+    with run.started(name) as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         pid = strike(started.ranks()[rank])
@@ -164,12 +166,12 @@ def test_a_rank_that_goes_wrong_by_itself_is_named_by_the_other(run: Run, fault:
         assert_ends(started, run, code, time.monotonic(), STALL_S + PEER_S + SLACK_S, pids)
         assert re.search(expected, started.output), started.output
         if code == 75:  # a hang: the stacks show where
-            assert re.search(r"faulty\.py\", line \d+ in hang\n", started.output), started.output
+            assert re.search(r"faults\.py\", line \d+ in hang\n", started.output), started.output
 
 
 def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: Run) -> None:
     """No launcher sees both codes, so each rank must give the one that forbids a retry."""
-    processes = start_ranks(["refusal", "1", "ppar_dist", *run.train], 2, [FAULTY])
+    processes = start_ranks(run.train, 2, ["tests.sabotage", "fault=refusal,1"])
     try:
         outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     finally:
@@ -182,8 +184,7 @@ def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: R
 
 
 def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
-    command = deepspeed(2, "none", "1", "ppar_dist", *run.train, module=FAULTY)
-    with run.started("launcher", "none", 1, command) as started:
+    with run.started("launcher", user=True) as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         pid = kill_rank(started.ranks()[1])
@@ -192,7 +193,7 @@ def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
 
 
 def test_the_run_that_went_through_all_this_goes_on(run: Run) -> None:
-    with run.started("last", "none", 0) as started:
+    with run.started("last") as started:
         pids = [process.pid for process in started.family()]
         began = time.monotonic()
         started.process.send_signal(signal.SIGTERM)

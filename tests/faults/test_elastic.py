@@ -14,9 +14,9 @@ from safetensors.torch import load_file
 from ppar_dist import checkpoint
 from ppar_dist.run.audit import audit
 from tests.distributed.test_equivalence import Run, assert_near, assert_near_histogram
-from tests.faults.held import Hold
 from tests.faults.jobs import last_step, tiny_run
 from tests.ranks import TIMEOUT_S, Rank, start_ranks
+from tests.sabotage.pace import Pace
 
 STEPS = 30
 STOPS = (5, 12, 20)  # steps after which a signal is sent
@@ -25,10 +25,8 @@ _TRAIN = {"steps": STEPS, "global_batch": 6, "log_every": 1}
 
 def train(config: str, ranks: int, run: Path, stop_at: int | None = None, *more: str) -> str:
     """Train on ``ranks`` ranks, to the end or until a signal after step ``stop_at``; what rank 0 has said."""
-    file = run.with_name("hold")
-    hold = Hold(file, stop_at) if stop_at is not None else None
-    environment = hold.environment if hold is not None else {}
-    processes = start_ranks(["train", config, *more], ranks, ["tests.faults.held"], **environment)
+    hold = [Pace(run.with_name("hold"), stop_at).hold] if stop_at is not None else []
+    processes = start_ranks(["train", config, *more], ranks, ["tests.sabotage", *hold])
     try:
         if stop_at is not None:
             wait_for_step(processes, run, stop_at)

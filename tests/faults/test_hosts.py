@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
-from tests.faults.held import Hold
 from tests.faults.hosts import Host, Ranks, leftovers, network, ranks_on, why_not
 from tests.faults.jobs import tiny_run
 from tests.ranks import read_lines
+from tests.sabotage.pace import Pace
 
 PEER_S, STALL_S, STEPS, EVERY = 3.0, 60.0, 60, 5
 BOUND_S = PEER_S + 20  # a busy machine; the watchdog itself needs PEER_S and a few seconds to say so
@@ -51,9 +51,9 @@ def cut(
     """
     newest = checkpoint.find_checkpoint(run)
     before = step_of(newest)
-    hold = Hold(run.with_name("hold"), step=before + EVERY, seconds=2)  # far from its end when it is cut
-    command = ("-m", "tests.faults.held", "train", config)
-    with ranks_on(hosts, logs, *command, **hold.environment) as ranks:
+    hold = Pace(run.with_name("hold"), step=before + EVERY, seconds=2)  # far from its end when it is cut
+    command = ("-m", "tests.sabotage", hold.hold, "train", config)
+    with ranks_on(hosts, logs, *command) as ranks:
         ranks.wait_for(lambda: step_of(checkpoint.find_checkpoint(run)) > before, "a further checkpoint")
         how(hosts[who])
         codes, seconds = ranks.wait()

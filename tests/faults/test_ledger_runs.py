@@ -13,10 +13,10 @@ from benchmarks.faults.kills import GLOBAL_BATCH, history, tensors
 from benchmarks.faults.siege import Siege, Stand, besiege
 from ppar_dist.run.audit import audit
 from tests.distributed.test_equivalence import Run
-from tests.faults.held import Hold
 from tests.faults.jobs import tiny_run
 from tests.faults.test_elastic import assert_equal_up_to_rounding
 from tests.ranks import run_ranks
+from tests.sabotage.pace import Pace
 
 KILLS = int(os.environ.get("PPAR_LEDGER_KILLS", "3"))
 EVERY = 6
@@ -38,15 +38,11 @@ def undisturbed(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-def killed(
-    blocks: Path, folder: Path, same: tuple[int, int] | None, monkeypatch: pytest.MonkeyPatch
-) -> tuple[Path, Siege]:
+def killed(blocks: Path, folder: Path, same: tuple[int, int] | None) -> tuple[Path, Siege]:
     """Besieged, and not at its end before it was killed often enough."""
     run, config = tiny_run(blocks, folder, **SECTIONS)
-    hold = Hold(folder / "hold", STEPS - 2 * KILLS)  # ranks whose launcher is killed do a step, and stop
-    for name, value in hold.environment.items():
-        monkeypatch.setenv(name, value)
-    stand = Stand("tests.faults.held", hold.forget, hold.standing, hold.release)
+    hold = Pace(folder / "hold", STEPS - 2 * KILLS)  # ranks whose launcher is killed do a step, and stop
+    stand = Stand(("tests.sabotage", hold.hold), hold.forget, hold.standing, hold.release)
     return run, besiege(Path(config), run, EVERY, KILLS, seed=0, same=same, stand=stand)
 
 
@@ -63,9 +59,9 @@ def assert_proven(run: Path, siege: Siege, other: Path) -> None:
 
 
 def test_the_same_ranks_end_bit_by_bit_as_if_nothing_had_happened(
-    undisturbed: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, blocks: Path, tmp_path: Path
 ) -> None:
-    run, siege = killed(blocks, tmp_path, SAME, monkeypatch)
+    run, siege = killed(blocks, tmp_path, SAME)
     assert_proven(run, siege, undisturbed)
     mine, theirs = tensors(run), tensors(undisturbed)
     assert mine.keys() == theirs.keys()
@@ -73,9 +69,9 @@ def test_the_same_ranks_end_bit_by_bit_as_if_nothing_had_happened(
 
 
 def test_other_ranks_and_stages_end_the_same_up_to_rounding(
-    undisturbed: Path, blocks: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    undisturbed: Path, blocks: Path, tmp_path: Path
 ) -> None:
-    run, siege = killed(blocks, tmp_path, None, monkeypatch)
+    run, siege = killed(blocks, tmp_path, None)
     assert_proven(run, siege, undisturbed)
     assert len(set(siege.ranks)) > 1
     if STEPS <= 30:  # rounding grows with the steps; benchmarks.faults.kills measures it

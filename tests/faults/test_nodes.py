@@ -6,9 +6,9 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
-from tests.faults.held import Hold
-from tests.faults.jobs import Job, all_gone, held, job, ours, tiny_run
+from tests.faults.jobs import Job, all_gone, job, ours, sabotaged, tiny_run
 from tests.ranks import free_port, read_lines
+from tests.sabotage.pace import Pace
 
 SECTIONS = {
     "train": {"steps": 40, "global_batch": 4, "log_every": 1},
@@ -17,19 +17,18 @@ SECTIONS = {
 }
 
 
-def start(stack: ExitStack, config: str, logs: Path, launcher: str, environment: dict[str, str]) -> list[Job]:
+def start(stack: ExitStack, config: str, logs: Path, launcher: str, *sabotages: str) -> list[Job]:
     """The two parts of a job of one rank on each of two machines."""
     master = f"127.0.0.1:{free_port()}"
     logs.mkdir()
     return [
         stack.enter_context(
             job(
-                held(
-                    *("train", config, "--nproc", "1", "--nodes", "2", "--node-rank", str(node)),
+                sabotaged(
+                    *(*sabotages, "train", config, "--nproc", "1", "--nodes", "2", "--node-rank", str(node)),
                     *("--master", master, "--launcher", launcher),
                 ),
                 logs / f"node-{node}.log",
-                **environment,
             )
         )
         for node in range(2)
@@ -46,8 +45,8 @@ def test_two_machines_stop_and_go_on_together_and_compute_what_one_does(blocks: 
         assert whole.wait() == 0, whole.output
     run, config = tiny_run(blocks, tmp_path / "two", **SECTIONS)
     with ExitStack() as stack:
-        hold = Hold(tmp_path / "hold", step=5, seconds=1)  # the machine that is not asked goes on with them
-        parts = start(stack, config, tmp_path / "first", "deepspeed", hold.environment)
+        hold = Pace(tmp_path / "hold", step=5, seconds=1)  # the machine that is not asked goes on with them
+        parts = start(stack, config, tmp_path / "first", "deepspeed", hold.hold)
         parts[0].wait_for_step(run, 5)
         pids = [process.pid for part in parts for process in part.family()]
         parts[1].process.send_signal(signal.SIGTERM)  # one machine is drained; the other has to end with it
@@ -55,7 +54,7 @@ def test_two_machines_stop_and_go_on_together_and_compute_what_one_does(blocks: 
         assert all_gone(pids)
     assert "batch: global 4 = 2 ranks x 1 micro-batches x 2" in parts[0].output
     with ExitStack() as stack:
-        parts = start(stack, config, tmp_path / "second", "torchrun", {})
+        parts = start(stack, config, tmp_path / "second", "torchrun")
         assert [part.wait() for part in parts] == [0, 0], [part.output for part in parts]
     assert "resumed from" in parts[0].output
     assert losses(run) == losses(alone)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +15,7 @@ from safetensors.torch import load_file
 
 from ppar_dist import checkpoint
 from ppar_dist.run.audit import audit
-from tests.faults.jobs import job, ours, tiny_run
+from tests.faults.jobs import job, ours, sabotaged, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines, start_ranks
 
 BATCH = 6
@@ -25,7 +24,7 @@ TRAIN = {"steps": 14, "global_batch": BATCH, "log_every": 1, "ledger": True}
 
 def run_poisoned(config: str, ranks: int, what: str, first: int, stop: int) -> list[str]:
     """Outputs of ranks of a job in which images at positions [first, stop) break what they touch."""
-    module = ["tests.faults.poisoned", what, str(first), str(stop)]
+    module = ["tests.sabotage", f"poison={what},{first},{stop}"]
     processes = start_ranks(["train", config], ranks, module)
     outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * ranks, outputs
@@ -72,7 +71,7 @@ def test_a_streak_rolls_back_and_steps_over_the_data(blocks: Path, tmp_path: Pat
     for name, killed in (("whole", False), ("killed", True)):
         run, config = tiny_run(blocks, tmp_path / name, train=TRAIN, **sections)
         if killed:
-            module = ["tests.faults.poisoned", "loss", str(first), str(stop)]
+            module = ["tests.sabotage", f"poison=loss,{first},{stop}"]
             processes = start_ranks(["train", config, "train.log_every=1"], 2, module)
             wait_for_rollback(run)
             for process in processes:
@@ -122,16 +121,7 @@ def test_a_run_that_does_not_recover_ends(blocks: Path, tmp_path: Path, limit: i
     faults = {"max_non_finite": 2, "max_rollbacks": limit}
     sections = {"checkpoint": {"every": 2, "keep_last": 20}, "faults": faults}
     run, config = tiny_run(blocks, tmp_path, train=TRAIN, **sections)
-    command = [
-        sys.executable,
-        "-m",
-        "tests.faults.poisoned",
-        "loss",
-        str(6 * BATCH),
-        "1000000",
-        "train",
-        config,
-    ]
+    command = sabotaged(f"poison=loss,{6 * BATCH},1000000", "train", config)
     with job([*command, "--nproc", "1"], tmp_path / "log") as started:
         assert started.wait() == 78, started.output
     assert f"after {limit} rollbacks (faults.max_rollbacks); lower optim.lr" in started.output

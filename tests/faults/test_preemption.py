@@ -15,21 +15,21 @@ import pytest
 
 from ppar_dist import checkpoint
 from ppar_dist.processes.signals import SAME_REQUEST_S
-from tests.faults.held import Hold
 from tests.faults.jobs import (
     Job,
     all_gone,
     deepspeed,
-    held,
     job,
     last_step,
     ours,
+    sabotaged,
     send,
     survivors,
     tiny_run,
     torchrun,
 )
 from tests.ranks import TIMEOUT_S, read_lines, tiny_config
+from tests.sabotage.pace import Pace
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 APART_S = SAME_REQUEST_S + 0.5
@@ -167,9 +167,9 @@ def test_a_signal_while_ranks_are_being_started_ends_the_job(blocks: Path, tmp_p
 
 
 def stop_after_three_steps(run: Path, config: str, folder: Path) -> None:
-    hold = Hold(folder / "hold", step=3)
-    command = held("train", config, "--nproc", "1")
-    with job(command, folder / "log", **hold.environment) as started:
+    hold = Pace(folder / "hold", step=3)
+    command = sabotaged(hold.hold, "train", config, "--nproc", "1")
+    with job(command, folder / "log") as started:
         started.wait_for_step(run, 3)
         started.process.send_signal(signal.SIGTERM)
         assert started.wait() == 75, started.output

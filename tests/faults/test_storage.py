@@ -19,9 +19,9 @@ import pytest
 from ppar_dist import checkpoint
 from ppar_dist.files.jsonl import records
 from ppar_dist.run.audit import audit
-from tests.faults.held import Hold
-from tests.faults.jobs import Job, held, job, ours, tiny_run
+from tests.faults.jobs import Job, job, ours, sabotaged, tiny_run
 from tests.ranks import TIMEOUT_S, read_lines
+from tests.sabotage.pace import Pace
 
 EVERY = 4
 TRAIN = {"steps": 100_000, "global_batch": 6, "log_every": 1, "ledger": True}
@@ -119,7 +119,7 @@ def test_a_full_disk_costs_checkpoints_and_nothing_else(blocks: Path, small: Pat
         whole = newest(run)
         assert whole >= before
         assert "No space left" in started.output
-        assert "training goes on" in started.output
+        assert "training continues" in started.output
         (small / "ballast").unlink()
         wait_for_checkpoint(started, run, whole)
         started.wait_for(lambda: "can be written again" in started.output, "records")
@@ -148,9 +148,9 @@ def test_the_last_checkpoint_cannot_be_written(blocks: Path, small: Path, tmp_pa
     """The job says so in a line and asks to be run again; the same command then does the lost steps."""
     steps = 30
     run, config = tiny_run(blocks, small, train=TRAIN | {"steps": steps})
-    command = held("train", config, "--nproc", "1")
-    hold = Hold(tmp_path / "hold", step=2)
-    with job(command, tmp_path / "log", **hold.environment) as started:
+    hold = Pace(tmp_path / "hold", step=2)
+    command = sabotaged(hold.hold, "train", config, "--nproc", "1")
+    with job(command, tmp_path / "log") as started:
         started.wait_for_step(run, 2)
         started.process.send_signal(signal.SIGUSR1)
         assert started.wait() == 75, started.output
@@ -158,7 +158,7 @@ def test_the_last_checkpoint_cannot_be_written(blocks: Path, small: Path, tmp_pa
     assert 0 < whole < steps
     hold.set(whole)
     hold.forget()
-    with job(held("train", config, "--nproc", "2"), tmp_path / "log2", **hold.environment) as started:
+    with job(sabotaged(hold.hold, "train", config, "--nproc", "2"), tmp_path / "log2") as started:
         started.wait_for(hold.standing, "a rank before its first step")  # its files are open: no refusal
         fill(small)
         hold.release()

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import psutil
 
-from tests.faults.held import Hold
-from tests.faults.jobs import held, ours, tiny_run
+from tests.faults.jobs import ours, sabotaged, tiny_run
+from tests.sabotage.pace import Pace
 from tests.terminals import Terminal, terminal
 
 
@@ -22,9 +22,9 @@ def test_a_whole_run(blocks: Path, tmp_path: Path) -> None:
     columns = 80
     train = {"steps": 36, "eval_every": 18, "log_every": 1}
     run, config = tiny_run(blocks, tmp_path, train=train, checkpoint={"every": 12}, data={"holdout": 0.3})
-    hold = Hold(tmp_path / "hold", step=12, seconds=1)
-    command = held("train", config, "--nproc", "2")
-    with terminal(command, columns=columns, **hold.environment) as screen:
+    hold = Pace(tmp_path / "hold", step=12, seconds=1)
+    command = sabotaged(hold.hold, "train", config, "--nproc", "2")
+    with terminal(command, columns=columns) as screen:
         screen.wait_for(lambda: view(screen) and "checkpoint 12" in screen.text(), "view with the checkpoint")
         hold.release()
         shown = screen.text()

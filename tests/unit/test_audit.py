@@ -42,6 +42,7 @@ def test_what_is_audited_is_what_a_user_gets(audit: ModuleType) -> None:
     assert "+" not in found["torch"]
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("answers", "code", "text"),
     [

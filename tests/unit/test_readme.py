@@ -8,18 +8,27 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.cli.parser import build_parser
+from ppar_dist.cli.commands import app
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = {
-    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *(ROOT / "jobs").rglob("*.md"))
+    path: path.read_text(encoding="utf-8")
+    for path in (
+        ROOT / "README.md",
+        ROOT / "CONTRIBUTING.md",
+        *sorted((ROOT / "docs").rglob("*.md")),
+        *sorted((ROOT / "jobs").rglob("*.md")),
+    )
 }
-COMMANDS = [
-    line
-    for text in PAGES.values()
-    for line in re.findall(r"^(?:\.venv/bin/)?ppar-dist (.+?)(?:\s+#.*)?$", text, re.MULTILINE)
-]
+
+
+def found(pattern: str) -> list[str]:
+    """What a pattern finds in any page, each once."""
+    return sorted({hit for text in PAGES.values() for hit in re.findall(pattern, text, re.MULTILINE)})
+
+
+COMMANDS = found(r"^(?:\.venv/bin/)?ppar-dist (.+?)(?:\s+#.*)?$")
 LINKS = [
     (path, link) for path, text in PAGES.items() for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", text)
 ]
@@ -37,13 +46,13 @@ def test_there_are_commands_to_check() -> None:
 
 
 @pytest.mark.parametrize("line", COMMANDS)
-def test_a_command_of_the_readme_parses(line: str) -> None:
-    options = build_parser().parse_args(shlex.split(line))
-    assert callable(options.run)
+def test_a_command_of_a_page_parses(line: str) -> None:
+    command, _, _ = app.parse_args(shlex.split(line))
+    assert command.__module__ == "ppar_dist.cli.commands"
 
 
-@pytest.mark.parametrize("target", re.findall(r"^(?:\t|    )?make (\w[\w-]*)", README, re.MULTILINE))
-def test_a_make_target_of_the_readme_exists(target: str) -> None:
+@pytest.mark.parametrize("target", found(r"(?:^|`)make (\w[\w-]*)"))
+def test_a_make_target_of_a_page_exists(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
 
 
@@ -52,11 +61,17 @@ def test_a_file_of_the_tree_exists(name: str) -> None:
     assert any(list((ROOT / folder).rglob(name)) for folder in ("ppar_dist", "benchmarks", "tests"))
 
 
+@pytest.mark.parametrize("path", found(r"\b((?:tests|benchmarks|jobs|configs|docker)/[\w./-]*\w)"))
+def test_a_path_that_a_page_names_exists(path: str) -> None:
+    assert "NAME" in path or (ROOT / path).exists()
+
+
 @pytest.mark.parametrize(("page", "link"), LINKS, ids=[link for _, link in LINKS])
 def test_a_link_leads_somewhere(page: Path, link: str) -> None:
     assert (page.parent / link).stat().st_size > 500
 
 
-@pytest.mark.parametrize("module", sorted(set(re.findall(r"python -m (benchmarks\.\w+)", README))))
-def test_a_benchmark_of_the_readme_exists(module: str) -> None:
-    assert (ROOT / (module.replace(".", "/") + ".py")).is_file()
+@pytest.mark.parametrize("module", found(r"python -m ((?:benchmarks|tests)(?:\.\w+)+)"))
+def test_a_module_that_a_page_runs_exists(module: str) -> None:
+    path = ROOT / module.replace(".", "/")
+    assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file()

@@ -29,7 +29,7 @@ from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
 from ppar_dist.data.shards.reader import ShardReader
 from ppar_dist.data.shards.sample import RawSample, SampleError, check_member
 from ppar_dist.errors import DataError
-from ppar_dist.text import printable
+from ppar_dist.text import one_line, printable
 
 RECORD = np.dtype(
     [
@@ -226,5 +226,4 @@ def _map_array(path: Path) -> npt.NDArray[Any]:
     try:
         return np.lib.format.open_memmap(path, mode="r", max_header_size=10_000)
     except Exception as error:  # numpy parses the header as Python source, which fails in many ways
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"cannot read {path} ({printable(reason)}); {REMEDY}") from None
+        raise DataError(f"cannot read {path} ({one_line(error)}); {REMEDY}") from None

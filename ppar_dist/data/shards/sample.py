@@ -19,7 +19,7 @@ from PIL import Image, UnidentifiedImageError
 
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.errors import DataError
-from ppar_dist.text import printable
+from ppar_dist.text import one_line, printable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -223,12 +223,12 @@ def _refuse_id(found: int, num_classes: int, where: str) -> None:
 
 def _said(error: Exception) -> str:
     """What a decoder said; Pillow names the buffer it could not identify, which tells a user nothing."""
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else " ".join(str(error).split())
+    return "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
 
 
 def _corrupt(where: str, error: Exception) -> SampleError:
-    reason = " ".join(str(error).split())
-    return SampleError(where, "image_unreadable", f"the image is cut off or corrupt ({reason}); replace it")
+    detail = f"the image is cut off or corrupt ({one_line(error)}); replace it"
+    return SampleError(where, "image_unreadable", detail)
 
 
 def _too_many_pixels(kind: str, found: str, where: str) -> SampleError:

@@ -122,9 +122,9 @@ def swap_for_fifo(folder: Path) -> None:
         (lambda f: relist(f, **{"../x": {"bytes": 0, "sha256": ""}}), "'../x' leads out of the checkpoint"),
         (lambda f: relist(f, **{"/etc/hosts": {"bytes": 0, "sha256": ""}}), "'/etc/hosts' leads out"),
         (lambda f: relist(f, **{"a\0b": {"bytes": 0, "sha256": ""}}), "leads out of the checkpoint"),
-        (lambda f: relist(f, **{".": {"bytes": 0, "sha256": ""}}), ". is no file"),
+        (lambda f: relist(f, **{".": {"bytes": 0, "sha256": ""}}), ". is not a file"),
         (link_out, "'model.safetensors' leads out of the checkpoint"),
-        (swap_for_fifo, "model.safetensors is no file"),
+        (swap_for_fifo, "model.safetensors is not a file"),
     ],
 )
 def test_damage_is_named_and_the_one_before_is_taken(
@@ -267,6 +267,7 @@ with reading(pathlib.Path(sys.argv[1])):
 """
 
 
+@pytest.mark.process
 def test_what_another_process_reads_is_not_deleted_until_it_ends(tmp_path: Path) -> None:
     old = publish(tmp_path, 10)
     publish(tmp_path, 20)

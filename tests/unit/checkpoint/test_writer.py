@@ -1,4 +1,4 @@
-"""The thread that writes checkpoints: one at a time, nothing lost, and training goes on meanwhile."""
+"""The thread that writes checkpoints: one at a time, nothing lost, and training continues meanwhile."""
 
 from __future__ import annotations
 
@@ -138,6 +138,7 @@ def test_training_goes_on_while_a_thread_writes(tmp_path: Path) -> None:
     assert min(shares) <= 0.5, "the writing thread holds Python's lock"
 
 
+@pytest.mark.process
 def test_a_process_that_ends_without_closing_leaves_no_half_checkpoint(tmp_path: Path) -> None:
     """As when a rank gives up: the thread dies with the process, in the middle of a write."""
     good = checkpoint.publish(tmp_path, snapshot(10))

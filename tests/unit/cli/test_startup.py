@@ -10,6 +10,8 @@ import pytest
 
 from tests.unit.tiny_run import make_run
 
+pytestmark = pytest.mark.process
+
 _HEAVY = ("torch", "torchvision", "timm", "open_clip", "deepspeed", "webdataset", "matplotlib")
 _PROGRAM = f"""
 import sys
@@ -30,6 +32,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "line",
     [

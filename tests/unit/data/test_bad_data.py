@@ -177,6 +177,7 @@ def test_sizes_are_compared_before_a_label_is_decoded(root: Path) -> None:
         read_sample(DomainIndex.open(root / "rain"), BAD)
 
 
+@pytest.mark.process
 def test_a_bomb_is_not_unpacked(root: Path) -> None:
     """A real bomb of 400 megapixels in two megabytes costs no memory."""
     side = 20_000

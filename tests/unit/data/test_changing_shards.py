@@ -63,6 +63,7 @@ def test_a_shard_that_vanishes_while_in_use(tmp_path: Path) -> None:
     assert gone not in {int(s) for batch in batches for s in batch.samples}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_rewritten_while_in_use(tmp_path: Path, workers: int) -> None:
     index, loader = single(tmp_path, per_shard=48, workers=workers)
@@ -73,6 +74,7 @@ def test_a_shard_that_is_rewritten_while_in_use(tmp_path: Path, workers: int) ->
     assert bad == {(sample, "shard_changed") for sample in range(10, 14)}
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_shard_that_is_cut_while_in_use(tmp_path: Path, workers: int) -> None:
     """Samples before the cut stay in use."""

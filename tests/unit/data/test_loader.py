@@ -47,6 +47,7 @@ def test_batches_are_what_the_order_says(root: Path) -> None:
             assert torch.equal(batch.labels[i], label)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_do_not_change_the_sequence(root: Path, workers: int) -> None:
     alone = drain(config(root, micro_batch=2))
@@ -93,6 +94,7 @@ def test_weights_come_from_sizes_or_from_the_configuration(root: Path) -> None:
         assert [share.weight for share in training_shares(cfg, open_sources(cfg))] == expected
 
 
+@pytest.mark.process
 def test_loading_leaves_the_global_random_state(root: Path) -> None:
     before = torch.get_rng_state()
     drain(config(root, {"workers": 1}))
@@ -158,7 +160,9 @@ def test_missing_domain_says_what_to_run(root: Path) -> None:
 
 def test_impossible_ranks(root: Path, tmp_path: Path) -> None:
     cfg = config(root)
-    with pytest.raises(UserError, match=r"train\.global_batch=6 does not divide among 4 ranks"):
+    with pytest.raises(
+        UserError, match=r"train\.global_batch is a multiple of the number of ranks, got 6 on 4"
+    ):
         train_loader(cfg, open_sources(cfg), 0, 4, 0, 6)
     write_domain(tmp_path / "tiny", "roads6", scenes("tiny", 2))
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0})

@@ -76,6 +76,7 @@ def test_a_replaced_picture_is_augmented_as_its_position_says(root: Path) -> Non
     }
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [1, 2])
 def test_ranks_and_workers_agree_on_replacements(root: Path, workers: int) -> None:
     spoil_some(root)
@@ -97,6 +98,7 @@ def test_a_resume_within_bad_samples_changes_nothing(root: Path) -> None:
     assert all_bad(parts) == all_bad(whole)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_position_gives_up_after_sixteen_bad_samples(root: Path, workers: int) -> None:
     for sample in range(SIZES["rain"]):

@@ -21,6 +21,8 @@ from ppar_dist.data.sources import open_sources
 from ppar_dist.data.workers import LoaderWorkers, WorkerDied
 from tests.unit.street_shards import config, write_domains
 
+pytestmark = pytest.mark.process
+
 LIMIT = 60.0  # seconds for what takes a moment
 
 

@@ -83,7 +83,7 @@ def test_lines_fit_the_width_and_end_in_a_summary() -> None:
     assert max(map(len, lines)) <= 80
     columns = {line.index("word") for line in lines if "word" in line}
     assert len(columns) == 1
-    assert lines[-1] == "2 ok: nothing speaks against it"
+    assert lines[-1] == "2 ok: no problems found"
     assert Report("x", ()).status == Status.OK
     assert counted(1, "step") + counted(1200, "step") == "1 step1,200 steps"
 

@@ -6,6 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.unit.doctor.worlds import Doctor, begun, last_manifest, note
 
 
@@ -13,9 +15,10 @@ def test_a_run_dir_below_a_file(doctor: Doctor, tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("x")
     checks = doctor(f"run.dir={tmp_path / 'taken' / 'run'}")
     assert checks["run folder"]["status"] == "failure"
-    assert "taken is no folder" in checks["run folder"]["found"]
+    assert "taken is not a directory" in checks["run folder"]["found"]
 
 
+@pytest.mark.process
 def test_a_full_disk_in_memory(doctor: Doctor, disk: Callable[[str], Path]) -> None:
     checks = doctor(f"run.dir={disk('size=300k,nr_inodes=12') / 'run'}")
     assert checks["file system"]["status"] == "warning"
@@ -25,6 +28,7 @@ def test_a_full_disk_in_memory(doctor: Doctor, disk: Callable[[str], Path]) -> N
         assert message in checks[name]["found"]
 
 
+@pytest.mark.process
 def test_a_read_only_disk(doctor: Doctor, disk: Callable[[str], Path]) -> None:
     checks = doctor(f"run.dir={disk('ro') / 'run'}")
     assert checks["run folder"]["status"] == "failure"

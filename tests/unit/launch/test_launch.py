@@ -65,6 +65,7 @@ def pid_in(note: Path) -> int:
     return int(note.read_text())
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     ("number", "code"), [(signal.SIGTERM, 75), (signal.SIGUSR1, 75), (signal.SIGINT, 130)]
 )
@@ -80,12 +81,14 @@ def test_a_signal_ends_the_whole_group(
     assert not _alive(child)
 
 
+@pytest.mark.process
 def test_ranks_of_a_killed_launcher_are_waited_for_wherever_they_are(tmp_path: Path) -> None:
     note = tmp_path / "pid"
     assert start(_KILLED, str(note)).wait(60) == 75
     assert not _alive(pid_in(note))
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("code", [0, 70, 75, 78])
 def test_the_exit_code_of_a_rank_is_the_jobs(code: int) -> None:
     script = (
@@ -94,6 +97,7 @@ def test_the_exit_code_of_a_rank_is_the_jobs(code: int) -> None:
     assert start(script).wait(60) == code  # and not the launcher's own, 0
 
 
+@pytest.mark.process
 def test_a_launcher_that_fails_by_itself_is_an_internal_error() -> None:
     assert start("raise SystemExit(1)").wait(60) == 70
 

@@ -94,6 +94,7 @@ def test_the_command_asks_every_rank(capsys: pytest.CaptureFixture[str], monkeyp
     assert main(["health", "http://127.0.0.1:port"]) == 78
 
 
+@pytest.mark.process
 def test_it_starts_without_the_libraries_of_training() -> None:
     code = (
         "import sys; sys.argv[1:] = ['health', 'http://127.0.0.1:9']\n"

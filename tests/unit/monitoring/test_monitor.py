@@ -178,12 +178,11 @@ def test_the_last_figures_are_written_when_the_end_comes_during_a_write(
             assert ended.wait(TIMEOUT_S)
 
     monkeypatch.setattr(textfile, "write_to_textfile", held_up)
-    monkeypatch.setattr(textfile, "_LAST_S", TIMEOUT_S)
     text = textfile.TextFile(tmp_path / "run.prom", registry, every_s=0.01)
     assert reached.wait(TIMEOUT_S)
     figure.set(7)
     threading.Timer(0.3, ended.set).start()  # when `stop` waits
-    text.stop()
+    text.stop(TIMEOUT_S)
     assert "ppar_figure 7.0" in (tmp_path / "run.prom").read_text()
 
 

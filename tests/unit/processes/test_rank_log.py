@@ -6,8 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from ppar_dist.processes.rank_log import FOLDER
 from tests.ranks import rank_environment
+
+pytestmark = pytest.mark.process
 
 REFUSAL = "ppar-dist: cannot read config nowhere.yaml: No such file or directory; check the path\n"
 

@@ -9,10 +9,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import pytest
+
+pytestmark = pytest.mark.process
+
 PATIENCE_S = 60.0
 # Seconds are cut short. A signal is told of; a line is answered late enough for a signal to have had its way.
 LISTENING = """
 import os, signal, sys, time
+import pytest
+
 from ppar_dist.processes import signals
 
 def say(text):

@@ -194,6 +194,7 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "-l", str(folder)], check=True, timeout=60)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("full_at_start", [False, True])
 def test_a_full_disk_delays_records_and_loses_none(
     small: Path, full_at_start: bool, caplog: pytest.LogCaptureFixture
@@ -234,6 +235,7 @@ def test_a_deleted_file_is_created_again_and_its_steps_lack_proof(tmp_path: Path
     assert found.steps == 3
 
 
+@pytest.mark.process
 def test_what_still_waits_at_the_end_is_told(small: Path, caplog: pytest.LogCaptureFixture) -> None:
     ledger = Ledger(small, 1, 0, 1, TrainState())
     with suppress(OSError):

@@ -23,6 +23,8 @@ from ppar_dist.run.holder import Holder, read_holder
 from ppar_dist.run.lock import LOOK_S, RunLock, write_in_place
 from tests.ranks import TIMEOUT_S, rank_environment
 
+pytestmark = pytest.mark.process
+
 NAME = "run.lock"
 SILENT_S = 1.5
 LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may stand still for seconds

@@ -12,10 +12,13 @@ from pathlib import Path
 import pytest
 
 from ppar_dist.cli.parser import main
+from ppar_dist.text import clock
 from ppar_dist.view import terminal as terminals
-from ppar_dist.view.progress import Pace, Progress, StepSummary, bar, duration, flow
+from ppar_dist.view.progress import Pace, Progress, StepSummary, bar, flow
 from tests.ranks import rank_environment
 from tests.terminals import Terminal, terminal
+
+pytestmark = pytest.mark.process
 
 SCRIPT = """
 import os, subprocess, sys, time
@@ -235,7 +238,7 @@ def test_the_rate_is_of_the_last_steps() -> None:
     [(0, "0:00:00"), (65.4, "0:01:05"), (3600, "1:00:00"), (183600, "2 d 3:00:00"), (float("inf"), "?")],
 )
 def test_durations_for_people(seconds: float, text: str) -> None:
-    assert duration(seconds) == text
+    assert clock(seconds) == text
 
 
 def test_rows_fit_their_width() -> None:

@@ -178,6 +178,7 @@ def test_a_report_survives_the_board() -> None:
     assert Heartbeat.from_text(report.to_text()) == report
 
 
+@pytest.mark.process
 def test_the_kernel_knows_a_stopped_a_killed_and_another_process_of_that_pid() -> None:
     child = subprocess.Popen(["sleep", "60"])
     try:
@@ -219,6 +220,7 @@ def test_a_board_is_read_without_waiting_for_ranks_that_never_posted() -> None:
     assert boards[0].read() == boards[2].read() == {0: "mine", 2: "second"}
 
 
+@pytest.mark.process
 def test_a_board_whose_store_has_gone_says_so() -> None:
     program = (
         "import sys, torch.distributed as dist\n"
@@ -278,15 +280,25 @@ def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_process_that_stood_still_says_its_last_words_all_the_same(tmp_path: Path) -> None:
+class Clock:
+    """The time since the machine started, which a test can move on."""
+
+    def __init__(self) -> None:
+        self.ahead = 0.0
+
+    def __call__(self) -> float:
+        return time.monotonic() + self.ahead
+
+
+def test_a_process_that_was_stopped_says_its_last_words_all_the_same(tmp_path: Path) -> None:
     """The others would else take it for dead, because it is gone and has not said that it leaves."""
-    board = open_board(World())
-    with Watchdog(World(), board, 600, 60, tmp_path) as watchdog:
+    board, clock = open_board(World()), Clock()
+    with Watchdog(World(), board, 600, 60, tmp_path, clock=clock) as watchdog:
         deadline = time.monotonic() + 60
-        while not board.read() or watchdog._asking:
+        while not board.read() or watchdog.exchange.asking:
             assert time.monotonic() < deadline, "no first word"
             time.sleep(0.01)
-        watchdog._contact -= 100.0  # as if it went on after a SIGSTOP, and this thread were the first
+        clock.ahead = 100.0  # as if it went on after a SIGSTOP, and this thread were the first
     assert Heartbeat.from_text(board.read()[0]).state == LEFT
 
 
@@ -309,6 +321,7 @@ with Watchdog(world, board.open_board(world), 1.0, 1.5, Path(sys.argv[2])) as wa
 """
 
 
+@pytest.mark.process
 def test_a_write_under_way_is_waited_for_before_the_end(tmp_path: Path) -> None:
     note = tmp_path / "note"
     command = [sys.executable, "-c", LAST_WORK, str(note), str(tmp_path / "logs")]

@@ -21,7 +21,6 @@ from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.lock import RunLock
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.resume import resume
-from ppar_dist.training.trainer import noise_seed
 from tests.ranks import tiny_config
 
 
@@ -111,12 +110,6 @@ def test_a_job_that_waits_for_the_folder_shows_that_it_lives(tmp_path: Path) -> 
     with closing(lock):
         RunClaim(config, World(), lock).claim(alive=lambda: calls.append(time.monotonic()))
     assert len(calls) > 1
-
-
-def test_noise_differs_between_ranks_and_steps_and_repeats() -> None:
-    seeds = {noise_seed(seed, step, rank) for seed in range(3) for step in range(5) for rank in range(4)}
-    assert len(seeds) == 60
-    assert noise_seed(1, 2, 3) == noise_seed(1, 2, 3)
 
 
 def test_a_run_without_a_whole_checkpoint_does_not_start_over_unasked(tmp_path: Path) -> None:

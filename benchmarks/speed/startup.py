@@ -1,6 +1,6 @@
 """What a start costs before any work: CPU seconds of the light commands, and of a rank's imports.
 
-    python -m benchmarks.startup [--rounds 5]
+    python -m benchmarks.speed.startup [--rounds 5]
 
 Medians of user and system time of a whole process, over rounds in which each start comes once.
 """

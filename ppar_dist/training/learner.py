@@ -1,0 +1,54 @@
+"""What learns: model and optimiser, the method's state, its teacher, and where the run is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ppar_dist.class_sets import class_set
+from ppar_dist.data.shards import sample
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+from ppar_dist.models.segmentor import build_segmentor
+from ppar_dist.ppar.objective import Objective
+from ppar_dist.ppar.replica_check import ReplicaCheck
+from ppar_dist.ppar.teacher import Teacher, build_teacher
+from ppar_dist.run.state import TrainState
+from ppar_dist.training.engine import Engine
+from ppar_dist.training.plan import RunPlan
+
+
+@dataclass
+class Learner:
+    """Everything that a trainer changes and a checkpoint restores."""
+
+    engine: Engine
+    objective: Objective
+    teacher: Teacher | None
+    state: TrainState
+
+
+def build_learner(plan: RunPlan, world: World) -> Learner:
+    """Model, engine, objective and teacher as ``plan`` describes them, at step 0."""
+    config, classes = plan.config, class_set(plan.config.data.classes)
+    torch.manual_seed(config.seed)
+    segmentor, text = build_segmentor(config, classes)
+    if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
+        raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
+    engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
+    objective = Objective(
+        config.ppar,
+        text,
+        num_domains=len(plan.indexes),
+        num_classes=classes.num_classes,
+        global_batch=config.train.global_batch,
+        device=world.device,
+        shared_counts={
+            "stop": (1,),  # ranks that were asked to stop
+            "checksum": (ReplicaCheck.PIECES,),
+            "bad": (len(plan.indexes), len(sample.REASONS)),  # bad samples by domain and reason
+        },
+    )
+    teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
+    return Learner(engine, objective, teacher, TrainState())

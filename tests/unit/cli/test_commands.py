@@ -1,0 +1,74 @@
+"""The command line: options where they may stand, and one line for a wrong one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppar_dist.cli import parser
+from ppar_dist.cli.commands import app
+from tests.unit.tiny_run import make_run
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("cli")
+    make_run(root / "shards", root / "run", steps=())
+    return root / "run" / "config.yaml"
+
+
+@pytest.mark.parametrize("line", ["a=1 --nproc 2 b=-2", "--nproc 2 a=1 b=-2", "--nproc=2 a=1 b=-2 --nodes 1"])
+def test_overrides_stand_anywhere_among_options(line: str) -> None:
+    _, bound, _ = app.parse_args(["train", "c.yaml", *line.split()])
+    assert bound.args == (Path("c.yaml"), "a=1", "b=-2")
+    assert bound.kwargs["nproc"] == 2
+
+
+def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
+    _, bound, _ = app.parse_args(["train", "c.yaml", "--nproc", "1", "--nproc", "3"])
+    assert bound.kwargs["nproc"] == 3
+    _, bound, _ = app.parse_args(["config", "c.yaml", "--get", "a", "--get", "b", "x=1"])
+    assert (bound.args[1:], bound.kwargs["get"]) == (("x=1",), ["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "a command is required; see ppar-dist --help"),
+        ("fly", 'Unknown command "fly"'),
+        ("train", "CONFIG requires an argument; see ppar-dist train --help"),
+        ("train c --launcher x", 'Choose from: "deepspeed", "torchrun"; see ppar-dist train --help'),
+        ("train c --nproc two", 'unable to convert "two" into int; see ppar-dist train --help'),
+        ("train c --no-accept-changes", "Unknown option: --no-accept-changes"),
+        ("predict run --out o", "IMAGES requires an argument"),
+        ("synth --out o --size 3", "--size requires 2"),
+        ("inspect run more", "more"),
+        ("health --nprok 2", "unrecognized arguments: --nprok; see ppar-dist health --help"),
+    ],
+)
+def test_a_wrong_line_is_one_line_and_78(line: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = parser.main(line.split())
+    except SystemExit as end:  # of the health command, which knows nothing but the standard library
+        code = end.code
+    text = capfd.readouterr().err
+    assert code == 78
+    assert text.startswith("ppar-dist: ")
+    assert text.count("\n") == 1
+    assert message in text
+
+
+def test_a_text_file_is_looked_up_in_the_folder_of_weights(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "weights").mkdir()
+    (tmp_path / "weights" / "text.npz").write_bytes(b"")
+    arguments = ["doctor", str(config), "text.file=elsewhere/text.npz", "--quick"]
+    monkeypatch.setenv("PPAR_TEST_DATA", str(tmp_path))
+    parser.main(arguments)
+    assert "elsewhere/text.npz" in capsys.readouterr().out.partition("Data")[0].partition("\n")[2]
+    monkeypatch.setenv("PPAR_WEIGHTS", str(tmp_path / "weights"))
+    parser.main(arguments)
+    assert f"{tmp_path}/weights/text.npz" in capsys.readouterr().out
