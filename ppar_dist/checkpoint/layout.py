@@ -84,7 +84,8 @@ def sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
 
 def is_sealed(manifest: Mapping[str, Any]) -> bool:
     """Whether a manifest is the one that was written."""
-    return manifest.get(_SEAL) == sealed(manifest)[_SEAL]
+    result: bool = manifest.get(_SEAL) == sealed(manifest)[_SEAL]
+    return result
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

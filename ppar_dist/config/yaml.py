@@ -32,7 +32,7 @@ class StrictLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose a node within the bounds on depth and size; an alias counts as what it stands for."""
-        event, before = self.peek_event(), self._values
+        event, before = self.peek_event(), self._values  # type: ignore[no-untyped-call]
         self._depth += 1
         if self._depth > MAX_DEPTH:
             _refuse(f"more than {MAX_DEPTH} levels of nesting", event.start_mark)

@@ -155,7 +155,10 @@ class EvalTransform:
     def __call__(self, image: Tensor | Image.Image) -> Tensor:
         """uint8 (3, h, w) of an RGB image, uint8 (3, H, W) or Pillow."""
         picture = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-        return F.resize(picture, [self.size], interpolation=InterpolationMode.BILINEAR, antialias=True)
+        result: Tensor = F.resize(
+            picture, [self.size], interpolation=InterpolationMode.BILINEAR, antialias=True
+        )
+        return result
 
 
 def _window(extent: int, crop: int, zoom: float, place: float) -> Window:
@@ -185,7 +188,8 @@ def _recolour(crop: Tensor, cfg: AugmentConfig, draws: Draws) -> Tensor:
     image = F.to_pil_image(crop)
     for step in steps:
         image = step(image)
-    return F.pil_to_tensor(image)
+    result: Tensor = F.pil_to_tensor(image)
+    return result
 
 
 def _jitter(cfg: AugmentConfig, draws: Draws) -> list[Callable[[Image.Image], Image.Image]]:

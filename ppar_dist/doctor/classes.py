@@ -66,7 +66,8 @@ def unlabelled(case: ConfigCase) -> Finding | None:
 
 def _class_pixels(index: DomainIndex, stop: int) -> npt.NDArray[np.int64]:
     """(K,) pixels per class of the samples below ``stop``."""
-    return np.asarray(index.counts[:stop]).sum(axis=0, dtype=np.int64)
+    result: npt.NDArray[np.int64] = np.asarray(index.counts[:stop]).sum(axis=0, dtype=np.int64)
+    return result
 
 
 def _ignored(index: DomainIndex) -> tuple[float, int]:

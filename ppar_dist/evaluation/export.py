@@ -26,7 +26,8 @@ class LogitsOnly(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (B, 3, H, W) uint8 → logits (B, K, H/4, W/4) float32."""
-        return self.segmentor(images, dense=False).logits
+        result: Tensor = self.segmentor(images, dense=False).logits
+        return result
 
 
 @dataclass(frozen=True)

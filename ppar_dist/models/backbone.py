@@ -164,4 +164,5 @@ class Backbone(nn.Module):
 def _synchronised(tower: nn.Module) -> nn.Module:
     from timm.layers import convert_sync_batchnorm  # late: its import takes a second
 
-    return convert_sync_batchnorm(tower)
+    result: nn.Module = convert_sync_batchnorm(tower)
+    return result

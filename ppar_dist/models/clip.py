@@ -78,7 +78,8 @@ class ClipText:
                 "install transformers and allow its download once, or set text.file"
             ) from None
         tokens = tokenizer(list(sentences)).to(self.model.logit_scale.device)
-        return self.model.encode_text(tokens).float()
+        result: Float[Tensor, "N D"] = self.model.encode_text(tokens).float()
+        return result
 
 
 def _create(cfg: BackboneConfig, load_weights: bool) -> Any:

@@ -85,7 +85,8 @@ class ClipTimm(Backbone):
                 -1, 1 + self.prefix, -1
             )  # wherever the head looks, it sees the cell
         joint = self.tower.head(self.tower.trunk.forward_head(cells))  # (B·h·w, D)
-        return joint.unflatten(0, (len(final), *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
+        result: Tensor = joint.unflatten(0, (len(final), *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
+        return result
 
 
 def _any_image_size(trunk: Any, vision_cfg: dict[str, Any]) -> Any:
@@ -113,4 +114,5 @@ def _joint_width(visual: TimmModel) -> int:
     linear = [module for module in visual.head.modules() if isinstance(module, nn.Linear)]
     if linear:
         return linear[-1].out_features
-    return visual.trunk.num_classes or visual.trunk.num_features
+    result: int = visual.trunk.num_classes or visual.trunk.num_features
+    return result

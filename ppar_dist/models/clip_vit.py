@@ -81,12 +81,14 @@ def value_path(block: nn.Module, tokens: Float[Tensor, "B N C"]) -> Float[Tensor
     if not isinstance(block, ResidualAttentionBlock):  # open_clip's custom blocks: say the same by a mask
         count = tokens.shape[1]
         alone = torch.full((count, count), float("-inf"), device=tokens.device).fill_diagonal_(0.0)
-        return block(tokens, attn_mask=alone)
+        attended: Float[Tensor, "B N C"] = block(tokens, attn_mask=alone)
+        return attended
     attention = block.attn
     values = slice(2 * attention.embed_dim, None)  # in_proj stacks query, key and value
     value = F.linear(block.ln_1(tokens), attention.in_proj_weight[values], attention.in_proj_bias[values])
     tokens = tokens + block.ls_1(attention.out_proj(value))
-    return tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    result: Float[Tensor, "B N C"] = tokens + block.ls_2(block.mlp(block.ln_2(tokens)))
+    return result
 
 
 def resize_positions(
@@ -104,4 +106,5 @@ def resize_positions(
 
 
 def _to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
-    return tokens.transpose(1, 2).unflatten(2, grid)  # (B, N, C) → (B, C, h, w)
+    result: Tensor = tokens.transpose(1, 2).unflatten(2, grid)  # (B, N, C) → (B, C, h, w)
+    return result

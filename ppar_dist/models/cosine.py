@@ -39,4 +39,5 @@ def cosine_logits(
         kernel = torch.cat([t @ p, p.T @ p])  # (K+W, W): one pass over f gives numerators and PᵀPf
         numerator, image = F.conv2d(f, kernel[:, :, None, None]).split([len(t), f.shape[1]], 1)
         squared = (f * image).sum(1, keepdim=True).clamp_min(0.0)  # rounding can leave it below zero
-        return scale * numerator * torch.rsqrt(squared + EPSILON)
+        result: Float[Tensor, "B K h w"] = scale * numerator * torch.rsqrt(squared + EPSILON)
+        return result

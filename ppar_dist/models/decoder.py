@@ -46,7 +46,7 @@ class FpnDecoder(nn.Module):
     def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
         """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
         levels = list(self.fpn(OrderedDict((str(i), level) for i, level in enumerate(pyramid))).values())
-        merged = levels[-1].relu_()
+        merged: Float[Tensor, "B W h_0 w_0"] = levels[-1].relu_()
         for level in reversed(levels[:-1]):
             merged = level.relu_() + _resize(merged, level)
         return merged
@@ -69,7 +69,10 @@ class AsppDecoder(nn.Module):
         """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
         coarse = pyramid[self.first :]
         joined = torch.cat([coarse[0], *(_resize(level, coarse[0]) for level in coarse[1:])], 1)
-        return self.fuse(self.skip(pyramid[0]) + _resize(self.aspp(joined), pyramid[0]))
+        result: Float[Tensor, "B W h_0 w_0"] = self.fuse(
+            self.skip(pyramid[0]) + _resize(self.aspp(joined), pyramid[0])
+        )
+        return result
 
 
 def _resize(features: Tensor, like: Tensor) -> Tensor:

@@ -99,7 +99,8 @@ class Segmentor(nn.Module):
         """Only the features to align, of raw images."""
         if self.features == "dense":
             return self.backbone.dense_features(images)
-        return self(images).dense
+        result: Float[Tensor, "B D h w"] = self(images).dense
+        return result
 
     def _logits(self, narrow: Tensor, height: int, width: int) -> Tensor:
         stride = self.backbone.strides[0]
@@ -118,7 +119,8 @@ class Segmentor(nn.Module):
 
     def _classify(self, narrow: Tensor) -> Tensor:
         if self.linear is not None:
-            return self.linear(narrow).float()
+            result: Tensor = self.linear(narrow).float()
+            return result
         vectors = self.text if self.class_vectors is None else F.normalize(self.class_vectors.float(), dim=1)
         assert vectors is not None
         assert self.projection is not None

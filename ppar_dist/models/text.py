@@ -92,7 +92,8 @@ def _centred(prototypes: Tensor) -> Tensor:
         raise UserError(
             "text.center leaves nothing of a class (one class, or equal texts); set text.center=false"
         )
-    return centred / lengths[:, None]
+    result: Tensor = centred / lengths[:, None]
+    return result
 
 
 def _from_tower(templates: tuple[str, ...], classes: ClassSet, backbone: Backbone | None) -> Tensor:

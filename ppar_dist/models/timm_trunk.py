@@ -73,7 +73,7 @@ class TimmTrunk(Backbone):
         return Features(self.neck(levels) if self.neck is not None else levels, joint)
 
     def _joint(self, levels: list[Tensor]) -> Tensor:
-        joint = self.projections[0](levels[0])  # (B, D, h, w)
+        joint: Tensor = self.projections[0](levels[0])  # (B, D, h, w)
         for projection, level in zip(self.projections[1:], levels[1:], strict=True):
             # Projecting and resizing commute; on the coarse grid the product is 4 to 16 times smaller.
             joint = joint + resize_bilinear(projection(level), (joint.shape[2], joint.shape[3]))

@@ -109,7 +109,7 @@ class _UnitProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any, features: Tensor, one_hot: Tensor, prototypes: Tensor | None
     ) -> tuple[Tensor, Tensor | None]:
         """Sums (B, K, D) over the N cells of each class, and cosines (B, K, N) if there are prototypes."""
@@ -121,8 +121,8 @@ class _UnitProducts(torch.autograd.Function):
         return sums, None if dots is None else dots * inverse
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(  # type: ignore[override]
+    @once_differentiable
+    def backward(
         ctx: Any, d_sums: Tensor | None, d_cosines: Tensor | None
     ) -> tuple[Tensor | None, None, None]:
         """Gradient of the features (B, D, N); the others have none."""

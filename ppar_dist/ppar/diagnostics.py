@@ -44,7 +44,8 @@ def prototype_text_similarity(
 
 def prototype_drift(prototypes: Float[Tensor, "K D"], before: Float[Tensor, "K D"]) -> Float[Tensor, " K"]:
     """Distances ‖v_k - v_k before‖ that prototypes moved in one step."""
-    return (prototypes - before).norm(dim=1)
+    result: Float[Tensor, " K"] = (prototypes - before).norm(dim=1)
+    return result
 
 
 @dataclass(frozen=True)

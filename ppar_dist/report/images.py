@@ -20,7 +20,8 @@ from ppar_dist.data.shards.sample import decode_label, decode_pixels, open_image
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.palette_images import palette_image
 from ppar_dist.report.charts import signed
-from ppar_dist.report.records import RunRecords, SampleRecord
+from ppar_dist.report.cleaning import SampleRecord
+from ppar_dist.report.records import RunRecords
 from ppar_dist.run import paths
 
 _KINDS = ("image", "label", "prediction")

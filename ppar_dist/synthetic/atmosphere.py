@@ -31,7 +31,8 @@ def clouds(rng: Generator, height: int, width: int) -> Float:
     for cells, share in ((3, 0.45), (7, 0.3), (16, 0.25)):
         coarse = Image.fromarray(rng.random((2 * cells, cells)).astype(np.float32))
         total += share * np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC))
-    return np.clip((total - 0.25) * 2.0, 0.0, 1.0)
+    result: Float = np.clip((total - 0.25) * 2.0, 0.0, 1.0)
+    return result
 
 
 def paint_sky(canvas: Canvas, rng: Generator, style: Style) -> None:
@@ -88,13 +89,15 @@ def wet_road(image: Float, label: NDArray[np.uint8], camera: Camera) -> Float:
     mirrored = np.clip((2 * camera.horizon / SUPERSAMPLE - rows).astype(int), 0, height - 1)
     blurred = _blur(image, 2.5)[mirrored]
     share = np.where(label == ROAD, 0.32, np.where(label == SIDEWALK, 0.12, 0.0))[:, :, None]
-    return (image * (1 - 0.25 * (share > 0)) * (1 - share) + blurred * share).astype(np.float32)
+    result: Float = (image * (1 - 0.25 * (share > 0)) * (1 - share) + blurred * share).astype(np.float32)
+    return result
 
 
 def veil(image: Float, distance: Float, length: float, colour: tuple[int, int, int]) -> Float:
     """Fog: contrast falls as exp(−distance / length), metres."""
     through = np.exp(-distance / np.float32(length))[:, :, None]
-    return image * through + np.array(colour, np.float32) / 255 * (1 - through)
+    result: Float = image * through + np.array(colour, np.float32) / 255 * (1 - through)
+    return result
 
 
 def bloom(image: Float, light: Float, strength: float) -> Float:
@@ -114,7 +117,8 @@ def streaks(rng: Generator, image: Float) -> Float:
         draw.line((x, y, x + slant * length, y + length), fill=int(rng.uniform(50, 130)))
     alpha = np.asarray(layer.filter(ImageFilter.BoxBlur(0.4)), np.float32)[:, :, None] / 255
     tone = np.minimum(image.mean() * 1.25 + 0.08, 1.0)
-    return image * (1 - alpha) + tone * alpha
+    result: Float = image * (1 - alpha) + tone * alpha
+    return result
 
 
 def develop(rng: Generator, image: Float, style: Style) -> NDArray[np.uint8]:
@@ -128,7 +132,8 @@ def develop(rng: Generator, image: Float, style: Style) -> NDArray[np.uint8]:
     u = np.linspace(-1, 1, width, dtype=np.float32)[None, :]
     image = image * (1 - 0.1 * (u * u + v * v))[:, :, None]
     noise = rng.standard_normal(image.shape, np.float32) * style.noise
-    return np.clip((image + noise) * 255, 0, 255).astype(np.uint8)
+    result: NDArray[np.uint8] = np.clip((image + noise) * 255, 0, 255).astype(np.uint8)
+    return result
 
 
 def _blur(image: Float, radius: float) -> Float:

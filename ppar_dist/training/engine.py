@@ -47,7 +47,8 @@ class Engine:
     @property
     def module(self) -> nn.Module:
         """The bare model."""
-        return self._engine.module
+        result: nn.Module = self._engine.module
+        return result
 
     def forward(self, *inputs: Any) -> Any:
         """The model's outputs, under autocast where precision says so."""

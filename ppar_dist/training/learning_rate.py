@@ -10,4 +10,5 @@ def learning_rate_factor(step: int, total_steps: int, optim: OptimConfig) -> flo
     warmup = round(optim.warmup_ratio * total_steps)
     if step < warmup:
         return (step + 1) / warmup
-    return (1.0 - (step - warmup) / max(1, total_steps - warmup)) ** optim.power
+    result: float = (1.0 - (step - warmup) / max(1, total_steps - warmup)) ** optim.power
+    return result

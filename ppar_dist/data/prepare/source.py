@@ -72,7 +72,8 @@ def index_labels(
                     f"value {int(values[ids == _UNKNOWN][0])}",
                     f"{len(names)} values, {min(names)} to {max(names)}",
                 )
-            return ids.astype(np.uint8)
+            result: LabelArray = ids.astype(np.uint8)
+            return result
 
         return decode
 
@@ -95,7 +96,8 @@ def colour_labels(names: Mapping[Colour, str]) -> Callable[[ClassSet], Decoder]:
             if (ids == _UNKNOWN).any():
                 found = tuple(int(channel) for channel in colours[ids == _UNKNOWN][0])
                 raise _unknown(path, f"colour {found}", f"the {len(names)} colours of its legend")
-            return ids.astype(np.uint8)
+            result: LabelArray = ids.astype(np.uint8)
+            return result
 
         return decode
 

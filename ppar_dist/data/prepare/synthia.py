@@ -51,7 +51,8 @@ def _read(path: Path) -> NDArray[np.integer]:
     """The first channel of a PNG of 8 or 16 bits, (H, W)."""
     try:
         raw = torch.frombuffer(bytearray(path.read_bytes()), dtype=torch.uint8)
-        return decode_png(raw, ImageReadMode.UNCHANGED)[0].numpy()
+        result: NDArray[np.integer] = decode_png(raw, ImageReadMode.UNCHANGED)[0].numpy()
+        return result
     except FileNotFoundError:
         raise DataError(f"no file {path}; the data set is incomplete, unpack it again") from None
     except (RuntimeError, ValueError) as error:

@@ -162,7 +162,10 @@ def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None 
         pixels = np.array(decode_pixels(image, where, min_side))
         return torch.from_numpy(pixels).permute(2, 0, 1)
     try:
-        return decode_jpeg(torch.frombuffer(bytearray(raw), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        result: Tensor = decode_jpeg(
+            torch.frombuffer(bytearray(raw), dtype=torch.uint8), mode=ImageReadMode.RGB
+        )
+        return result
     except RuntimeError as error:
         raise _corrupt(where, error) from None
 
