@@ -7,7 +7,7 @@ from typing import Any
 
 _LONGEST = 403  # characters of one value
 # What follows a scheme up to the last @ (a path has lost one slash, a key may hold one), and values of a
-# query that sign it. Bounded: an attempt at every letter of a long value must not take for ever.
+# query that sign it. Bounded: an attempt at every letter of a long value must not take quadratic time.
 _USER = re.compile(r"(?<=:/)(/?)[^\s'\"]{1,256}@")
 _SIGNING = "signature|credential|token|secret|password|api_?key"
 _SIGNED = re.compile(rf"(?i)(?<![\w-])([\w-]{{0,64}}?(?:{_SIGNING})|sig)=[^\s&'\"]+")

@@ -66,7 +66,7 @@ class LoaderWorkers:
             else:
                 yield item
         for child in self._children:
-            child.kill()  # the others may wait for ever for a lock that died with this one
+            child.kill()  # the others may never get a lock that died with this one
         del items  # torch's iterator, which joins them; no traceback may keep it alive
         raise WorkerDied(death)
 

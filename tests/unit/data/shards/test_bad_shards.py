@@ -36,7 +36,7 @@ class Odd(bytes):
     """Content of a member that is not a regular file: its type."""
 
 
-GIANT, JUNK = Odd(b"giant"), Odd(b"junk")  # a hole; what is no header
+GIANT, JUNK = Odd(b"giant"), Odd(b"junk")  # a hole; what is not a header
 
 
 def bomb(side: int = 20_000) -> bytes:
