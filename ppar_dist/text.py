@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_LONGEST = 400  # characters of one value
+_LONGEST = 403  # characters of one value
 # What follows a scheme up to the last @ (a path has lost one slash, a key may hold one), and values of a
-# query that sign it. Bounded: an attempt at every letter of a long value must not take for ever.
+# query that sign it. Bounded: an attempt at every letter of a long value must not take quadratic time.
 _USER = re.compile(r"(?<=:/)(/?)[^\s'\"]{1,256}@")
 _SIGNING = "signature|credential|token|secret|password|api_?key"
 _SIGNED = re.compile(rf"(?i)(?<![\w-])([\w-]{{0,64}}?(?:{_SIGNING})|sig)=[^\s&'\"]+")
@@ -28,8 +28,8 @@ def one_line(error: BaseException) -> str:
 
 def printable(text: str, longest: int = _LONGEST) -> str:
     """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
-    text = visible(masked(text))
-    return text if len(text) <= longest else f"{text[: longest // 2]} … {text[-(longest // 2) :]}"
+    text, half = visible(masked(text)), (longest - 3) // 2
+    return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
 
 def visible_lines(text: str) -> str:

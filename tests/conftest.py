@@ -36,7 +36,7 @@ LIMITS_S = {"unit": 120, "process": 600, "job": 900, "kill": 1200, "fuzz": 7200,
 _STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 
 # The same examples each time, and no limit of time but for what hangs: neither the luck of the draw nor a
-# machine that stands still for a moment turns a test red. tests/fuzz/budget.py draws new ones when told to.
+# machine that stalls for a moment turns a test red. tests/fuzz/budget.py draws new ones when told to.
 settings.register_profile(
     "default",
     derandomize=True,

@@ -25,7 +25,7 @@ _PATIENCE_S = 300.0  # for what a job should do within seconds
 
 @dataclass(frozen=True)
 class Stand:
-    """Where a run stands still until it has been killed often enough: a fast machine would end it before.
+    """Where a run is held until it has been killed often enough: a fast machine would end it before.
 
     Attributes:
         module: started instead of ``ppar_dist``, with what precedes its arguments; it sees to the standing.
@@ -249,7 +249,7 @@ _MOMENTS: Mapping[str, tuple[float, _Moment]] = {
 
 
 class _Lines:
-    """How many lines a file has got since; one that is replaced by a shorter one begins anew."""
+    """How many lines a file has got since; one that is replaced by a shorter one begins again."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._new = path, 0

@@ -59,7 +59,7 @@ class Writer:
         began = time.monotonic()
         self._wait()
         if self._background:
-            # A daemon: storage that hangs for ever must not keep the process from ending.
+            # A daemon: storage that hangs must not keep the process from ending.
             self._thread = threading.Thread(
                 target=self._write, args=(snapshot, then), name="checkpoint-writer", daemon=True
             )

@@ -72,10 +72,10 @@ def micro_batches(
     """Micro-batches of a rank for the global batches that begin at ``start`` and end at ``stop``.
 
     Raises:
-        ValueError: ``stop - start`` is no multiple of the global batch ``size``.
+        ValueError: ``stop - start`` is not a multiple of the global batch ``size``.
     """
     if (stop - start) % size:
-        raise ValueError(f"positions {start}..{stop} are no whole number of global batches of {size}")
+        raise ValueError(f"positions {start}..{stop} are not a whole number of global batches of {size}")
     for step in range((stop - start) // size):
         part = rank_slice(step, size, rank, world_size, origin=start)
         width = micro or max(len(part), 1)

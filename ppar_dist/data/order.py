@@ -1,4 +1,4 @@
-"""Which sample stands at which position: a pure function, so that a position is the whole data state.
+"""Which sample is at which position: a pure function, so that a position is the whole data state.
 
 A run sees positions 0, 1, 2, …; global batch ``s`` of G images is positions ``[sG, (s+1)G)``, of which
 each rank takes a contiguous slice. ``Order.locate`` maps a position to (domain, epoch, sample):
@@ -6,7 +6,7 @@ each rank takes a contiguous slice. ``Order.locate`` maps a position to (domain,
 1. *Domain.* A fixed cycle of slots is shared out among domains in proportion to their weights
    (largest remainder) and spread evenly over the cycle. How often a domain came before a slot is a
    table, so position p is the j-th one of its domain, found without counting.
-2. *Sample.* Number j of a domain with N samples lies in epoch ``j // N``, at place ``j % N`` of that
+2. *Sample.* Number j of a domain with N samples is in epoch ``j // N``, at place ``j % N`` of that
    epoch's permutation: blocks of consecutive samples are permuted, then the samples within each
    window of blocks. Reads stay nearly sequential, and every sample comes once per epoch.
 
@@ -121,7 +121,7 @@ class Order:
     def locate(self, position: int, attempt: int = 0) -> SampleAddress:
         """The sample at a position >= 0; O(1) in time and memory.
 
-        ``attempt`` a > 0 is the a-th replacement of a bad sample: what stands a places further on in the
+        ``attempt`` a > 0 is the a-th replacement of a bad sample: the sample a places further on in the
         sequence of the same domain.
         """
         cycle, slot = divmod(position, len(self._slots))

@@ -162,7 +162,7 @@ class EvalTransform:
 def _window(extent: int, crop: int, zoom: float, place: float) -> Window:
     """Choose what part of an axis of ``extent`` pixels, zoomed, fills ``crop`` pixels.
 
-    When the zoomed axis is too short all of it is taken, and ``place`` says where in the crop it lies.
+    When the zoomed axis is too short all of it is taken, and ``place`` says where in the crop it is.
     """
     length = max(1, round(crop / zoom))
     if length > extent:

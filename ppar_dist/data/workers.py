@@ -1,4 +1,4 @@
-"""Loader workers: how they are started, which signals reach them, and who it was when one has died."""
+"""Loader workers: how they start, which signals reach them, and which one died."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.signals import SAME_REQUEST_S
 
 PREFETCH = 2  # micro-batches that each worker holds ready
-DYING_S = 5.0  # between a process's sockets and its end lies the freeing of its memory
+DYING_S = 5.0  # a killed process closes its sockets, frees its memory, and only then ends
 
 
 class WorkerDied(RuntimeError):
@@ -66,7 +66,7 @@ class LoaderWorkers:
             else:
                 yield item
         for child in self._children:
-            child.kill()  # the others may wait for ever for a lock that died with this one
+            child.kill()  # the others may never get a lock that died with this one
         del items  # torch's iterator, which joins them; no traceback may keep it alive
         raise WorkerDied(death)
 

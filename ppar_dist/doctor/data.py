@@ -74,7 +74,7 @@ def set_aside(case: ConfigCase) -> Finding | None:
         return None
     return warning(
         "\n".join(lines),
-        "see quarantine.jsonl in the domain's folder; mend what should be trained on",
+        "see quarantine.jsonl in the domain's folder; repair what should be trained on",
         **facts,
     )
 

@@ -43,7 +43,7 @@ def master_port(case: ConfigCase) -> Finding | None:
         return None
     if not text.isdigit() or not 0 < int(text) < 65536:
         return failure(
-            f"MASTER_PORT={text!r} is no port", "set it to a number from 1024 to 65535, or unset it"
+            f"MASTER_PORT={text!r} is not a port", "set it to a number from 1024 to 65535, or unset it"
         )
     problem = _bind_problem("", int(text))
     if problem:

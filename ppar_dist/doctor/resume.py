@@ -111,7 +111,7 @@ def position(case: ConfigCase) -> Finding | None:
     taken = f"{seen} samples, {over} of them stepped over, in {counted(step, 'step')}"
     if seen - over != step * batch:
         return failure(
-            f"{taken} are no global batches of {batch}",
+            f"{taken} are not a whole number of global batches of {batch}",
             "keep train.global_batch",
             **facts,
         )

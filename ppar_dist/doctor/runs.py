@@ -68,7 +68,7 @@ def configuration(case: RunCase) -> Finding:
             load_config(paths.config_file(case.path))
         except UserError as error:
             remedy = (
-                "a job started with --accept-changes writes it anew; or give the run.dir of a training run"
+                "a job started with --accept-changes writes it again; or give the run.dir of a training run"
             )
             return failure(str(error), remedy)
     config = case.config
@@ -209,7 +209,7 @@ def bad_samples(case: RunCase) -> Finding | None:
     text += f" of {total:,} seen" if isinstance(total, int) else ""
     return warning(
         text,
-        f"see {paths.quarantine(case.path)}; mend what it names, before data.max_bad_ratio ends a job",
+        f"see {paths.quarantine(case.path)}; repair what it names, before data.max_bad_ratio ends a job",
         reasons=dict(reasons),
         domains=dict(domains),
     )

@@ -18,8 +18,8 @@ _PROBE_BYTES = 64 << 20
 _QUICK_BYTES = 8 << 20
 _FILES = 6  # of a checkpoint
 _TRAPS = {
-    "tmpfs": "lies in memory: it is lost at a restart, and uses up what the job needs",
-    "ramfs": "lies in memory: it is lost at a restart, and uses up what the job needs",
+    "tmpfs": "is in memory: it is lost at a restart, and uses up what the job needs",
+    "ramfs": "is in memory: it is lost at a restart, and uses up what the job needs",
     "overlay": "is a container's own layer: it is lost with the container",
     "fuse.s3fs": "renames by copying: a checkpoint does not appear at once",
     "fuse.mount-s3": "cannot rename: a checkpoint cannot be published",

@@ -50,7 +50,7 @@ class ConfusionMatrix:
         for name, ids in (("label", truth), ("prediction", guess)):
             if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes:
                 raise ValueError(
-                    f"{name} ids lie in 0..{self.num_classes - 1} or are {IGNORE_INDEX}, got "
+                    f"{name} ids are in 0..{self.num_classes - 1} or are {IGNORE_INDEX}, got "
                     f"{int(ids.min())}..{int(ids.max())}; check the class set"
                 )
         pairs = torch.bincount(truth * self.num_classes + guess, minlength=self.num_classes**2)

@@ -156,7 +156,7 @@ class _Group:
             _signal(os.kill, pid, signal.SIGKILL)
 
     def _left(self, group: int, was_killed: bool) -> list[int]:
-        """Those of the group and the ranks that run; a zombie may stay for ever, where nobody asks for it.
+        """Those of the group and the ranks that run; a zombie may stay, where no parent waits for it.
 
         Of a launcher that was killed also ranks that have yet to listen: torchrun's are not in its group.
         """

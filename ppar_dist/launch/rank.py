@@ -46,8 +46,8 @@ def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
     Not if ``unless`` holds then: a rank that was asked to end already must not be asked twice.
 
     The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
-    its own child, which has started the ranks, lives on. What was killed before this call is no ancestor any
-    more: then the command that the environment names is none, either.
+    its own child, which has started the ranks, lives on. What was killed before this call is not an ancestor
+    any more: then the command that the environment names is not one either.
     """
     ancestors = proc.ancestors(os.getpid())
     above = [

@@ -36,7 +36,7 @@ class RankMetrics:
 
     def follow(self, seconds: Callable[[], float]) -> None:
         """Publish when this rank last made progress: ``seconds()`` ago."""
-        # Rounded down, or it would lie in the future when it has just happened.
+        # Rounded down, or it would be in the future when it has just happened.
         self._progress.set_function(lambda: math.floor(100 * (time.time() - seconds())) / 100)
 
     def publish_step(self, data_wait: float) -> None:

@@ -164,7 +164,7 @@ class Objective:
         """Fold the reduced buffer into the state and return the figures of the global batch.
 
         A buffer that holds a nan or inf anywhere is not folded (``finite`` is False): one bad batch
-        would stay in the moving averages for ever.
+        would never leave the moving averages.
 
         Args:
             settings: of this step, from `begin_step`.

@@ -48,7 +48,7 @@ class Camera:
         return self.center + (x + self.bend * z * z) * scale, self.horizon - (y - self.height) * scale
 
     def outline(self, points: Sequence[Point]) -> list[tuple[float, float]]:
-        """Canvas outline of a world polygon, cut at the near plane; empty when it lies behind."""
+        """Canvas outline of a world polygon, cut at the near plane; empty when it is behind."""
         if all(point[2] >= NEAR for point in points):
             return [self.project(point) for point in points]
         kept: list[Point] = []

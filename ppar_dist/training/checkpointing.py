@@ -140,7 +140,7 @@ class Checkpointing:
     def _retention(self, state: TrainState) -> Callable[[Path], object]:
         """What deletes the checkpoints no longer kept, to be called when one more is published.
 
-        The one that the run would roll back to now stays: those of a streak of non-finite steps are no use.
+        The one that the run would roll back to now stays: those of a streak of non-finite steps are useless.
         """
         run, keep, limit = self._claim.path, self._plan.config.checkpoint, state.rollback_limit()
         best = {state.best_step} if keep.keep_best and state.best_step is not None else set()

@@ -237,6 +237,6 @@ def _import_deepspeed(world: World) -> Any:
     import deepspeed
 
     # Its shared-memory collective serves inference only, but is compiled at every first start, and a
-    # process killed meanwhile leaves a lock file on which all later ones wait for ever.
+    # process killed meanwhile leaves a lock file on which all later ones hang.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     return deepspeed

@@ -117,7 +117,7 @@ def _make_base(store: Path, folder: Path) -> None:
     settings = subprocess.run(["apt-config", "dump"], text=True, capture_output=True, check=True).stdout
     kept = [line for line in settings.splitlines() if _APT_OPTIONS.match(line)]
     (root / "etc/apt/apt.conf.d/90host").write_text("\n".join(kept) + "\n")
-    # As in Debian's own images: a build that is cut off starts anew, so nothing need be on the disk.
+    # As in Debian's own images: a build that is cut off starts again, so nothing need be on the disk.
     (root / "etc/dpkg/dpkg.cfg.d/no-sync").write_text("force-unsafe-io\n")
     container = buildah(store, "from", "scratch").strip()
     buildah(store, "add", "--quiet", container, str(root), "/")

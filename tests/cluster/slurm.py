@@ -7,7 +7,7 @@
     gamma   10.77.N.3   slurmd               likewise
 
 The hosts are network namespaces with host names and process ids of their own (``tests/faults/hosts.py``):
-what is killed there is gone as if the power had been cut. All files lie in one folder, nothing listens
+what is killed there is gone as if the power had been cut. All files are in one folder, nothing listens
 outside the namespaces, and nothing is left when the block ends.
 """
 
@@ -240,7 +240,7 @@ def wait_for(
 
 @contextmanager
 def cluster(folder: Path) -> Iterator[Slurm]:
-    """A cluster whose files lie in ``folder``; gone afterwards."""
+    """A cluster whose files are in ``folder``; deleted afterwards."""
     with network(3) as hosts:
         slurm = Slurm(folder, hosts)
         try:

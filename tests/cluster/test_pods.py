@@ -145,7 +145,7 @@ def a_pod_is_evicted(cluster: Cluster, jobset: Manifest, hosts: list[Host]) -> N
 
 
 def the_rest_is_done(cluster: Cluster) -> None:
-    """The run, which would go on for ever until now, ends some steps later."""
+    """The run, which would not have ended before, ends some steps later."""
     before, steps = cluster.newest(), last_step(cluster.run) + REST
     cluster.changes = ["--accept-changes", f"train.steps={steps}"]
     with cluster.start() as both:

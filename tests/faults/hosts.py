@@ -6,7 +6,7 @@
     ppar-PID-N-beta    eth0 10.77.N.2 ──┤ port-… of a bridge, in the namespace ppar-PID-N-switch
     ppar-PID-N-gamma   eth0 10.77.N.3 ──┘
 
-All links lie in these namespaces and end with them, so that nothing is left behind in the machine's own.
+All links are in these namespaces and end with them, so that nothing is left behind in the machine's own.
 """
 
 from __future__ import annotations

@@ -179,7 +179,7 @@ def is_counted(started: Job, run: Path) -> bool:
     pattern = r'^ppar_bad_samples_total\{domain="(\w+)",reason="(\w+)"\} (\S+)'
     found = re.findall(pattern, text, re.MULTILINE)
     said = {(domain, reason): float(value) for domain, reason, value in found if float(value)}
-    # They are written down before the step that counts them: a look within a step is no match.
+    # They are written down before the step that counts them: a look within a step does not match.
     return ("day", "shard_missing") in said and said == by_reason(quarantined(run))
 
 

@@ -1,6 +1,6 @@
 """A rank dies, stops, hangs or fails: the job ends in time, says who it was, and goes on when restarted.
 
-One run goes through all of it: each test starts the command anew, which must take up the newest whole
+One run goes through all of it: each test starts the command again, which must resume from the newest whole
 checkpoint of the start before.
 """
 

@@ -92,7 +92,7 @@ def test_other_numbers_of_ranks(undisturbed: Run, blocks: Path, tmp_path: Path, 
 
 
 def test_other_zero_stages_and_micro_batches(undisturbed: Run, blocks: Path, tmp_path: Path) -> None:
-    """What fits the memory of the machine at hand is no property of the run."""
+    """What fits the memory of the machine at hand is not a property of the run."""
     run, config = tiny_run(blocks, tmp_path, train=_TRAIN)
     train(config, 2, run, STOPS[0], "engine.zero_stage=2")
     output = train(config, 1, run, STOPS[1], "engine.zero_stage=0", "train.micro_batch=4")

@@ -47,7 +47,7 @@ def cut(
 ) -> Ranks:
     """Train until a further checkpoint, cut a host off, and wait until all ranks have ended with 75 in time.
 
-    The start takes up the newest checkpoint there is. The link is restored at the end.
+    The start resumes from the newest checkpoint there is. The link is restored at the end.
     """
     newest = checkpoint.find_checkpoint(run)
     before = step_of(newest)

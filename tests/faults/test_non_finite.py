@@ -95,7 +95,7 @@ def test_a_streak_rolls_back_and_steps_over_the_data(blocks: Path, tmp_path: Pat
 
 
 def wait_for_rollback(run: Path) -> None:
-    """Until the checkpoint that the run went back to is written anew."""
+    """Until the checkpoint that the run went back to is written again."""
     path = run / "checkpoints" / checkpoint.checkpoint_name(4) / "state.json"
     for _ in range(20 * TIMEOUT_S):
         with suppress(OSError, ValueError):  # not there, or being replaced
@@ -106,7 +106,7 @@ def wait_for_rollback(run: Path) -> None:
 
 
 def test_the_checkpoint_to_go_back_to_outlives_those_of_the_streak(blocks: Path, tmp_path: Path) -> None:
-    """One every step and only the last one kept: those within the streak are no use to go back to."""
+    """One every step and only the last one kept: those within the streak are useless to go back to."""
     sections = {"checkpoint": {"every": 1, "keep_last": 1}, "faults": {"max_non_finite": 3}}
     run, config = tiny_run(blocks, tmp_path, train=TRAIN, **sections)
     run_poisoned(config, 1, "gradient", 6 * BATCH, 9 * BATCH)

@@ -138,7 +138,7 @@ def launcher_of(started: Job) -> psutil.Process | None:
 
 @pytest.mark.parametrize("victim", ["command", "launcher"])
 def test_a_kill_before_ranks_listen_leaves_nothing_behind(blocks: Path, tmp_path: Path, victim: str) -> None:
-    """They find out later, when what was above them is no ancestor any more.
+    """They find out later, when what was above them is not an ancestor any more.
 
     The command inherits the ranks of a launcher that was killed, as process 1 of a container would.
     """
@@ -236,7 +236,7 @@ def test_the_exit_is_forced(blocks: Path, tmp_path: Path, second: bool) -> None:
         started.process.send_signal(signal.SIGTERM)
         if second:
             time.sleep(APART_S)
-            assert survivors([started.process.pid]), "one signal is no second one"
+            assert survivors([started.process.pid]), "one signal is not a second one"
             send_until_it_ends(started)
         assert started.wait() == 75, started.output
     expected = "a second signal, SIGTERM" if second else "faults.grace_s=3"

@@ -54,7 +54,7 @@ class _Encoder:
         if image.size != (label.shape[1], label.shape[0]):
             raise DataError(
                 f"{self.dataset} sample {pair.key}: image is {image.width}x{image.height} but label is "
-                f"{label.shape[1]}x{label.shape[0]} (width x height); mend the pair, or leave it out by "
+                f"{label.shape[1]}x{label.shape[0]} (width x height); repair the pair, or leave it out by "
                 f"--exclude {pair.key}"
             )
         packed = io.BytesIO()

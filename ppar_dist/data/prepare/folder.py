@@ -1,4 +1,4 @@
-"""Anybody's images and label PNGs, described by a mapping file (YAML)::
+"""Your own images and label PNGs, described by a mapping file (YAML)::
 
     name: my_city                 # the domain
     images: frames                # folder below the root (default: images)
@@ -111,7 +111,7 @@ def _check_names(path: Path, names: set[str]) -> None:
     unknown = sorted(name for name in names if name.strip().lower() not in known | {IGNORE})
     if unknown:
         raise DataError(
-            f"mapping file {path}: {unknown} are no class names; use {IGNORE!r} for pixels that count as "
+            f"mapping file {path}: {unknown} are not class names; use {IGNORE!r} for pixels that count as "
             f"no class, or one of {', '.join(sorted(known))}"
         )
 

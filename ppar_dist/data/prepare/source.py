@@ -1,4 +1,4 @@
-"""What a data set is: where its pairs lie, and what its label values are called.
+"""What a data set is: where its pairs are, and what its label values are called.
 
 A reader supplies a ``Source``; everything behind it (mapping to train ids, checks, shards) is shared.
 Letters: (H, W) pixels of a label.
@@ -42,7 +42,7 @@ class Source:
     name: str
     page: str  # where to get it
     licence: str
-    layout: str  # what lies in its root folder, one line
+    layout: str  # what its root folder holds, one line
     domains: Callable[[Path], Domains]  # root → pairs of each domain, in a fixed order
     decoder: Callable[[ClassSet], Decoder]
 
@@ -112,7 +112,7 @@ def open_file(path: Path) -> Image.Image:
     """Open and decode an image or label file.
 
     Raises:
-        DataError: it is missing, cut off, or no image.
+        DataError: it is missing, cut off, or not an image.
     """
     try:
         image = Image.open(path, formats=("JPEG", "PNG"))
@@ -161,6 +161,6 @@ def same_name_pairs(images: Path, labels: Path) -> list[Pair]:
 
 def _unknown(path: Path, found: str, known: str) -> DataError:
     return DataError(
-        f"{path}: {found} is no label of this data set (known: {known}); check that it is the label file "
+        f"{path}: {found} is not a label of this data set (known: {known}); check that it is the label file "
         "of the right release, or describe it to `prepare folder` with a mapping file"
     )

@@ -1,7 +1,7 @@
-"""Scan a tar shard for samples: where each member lies, and what is wrong with those that are bad.
+"""Check a tar shard: where the members of each sample are, and what is wrong with bad samples.
 
-Shards may come from anybody. Member names are compared, never opened as paths; those that could lead out of
-a folder if somebody did are bad. Members of kinds that are not ours are never read: pickles stay bytes.
+A shard may come from anywhere. Member names are compared, never opened as paths; those that would lead out
+of a folder are bad. Members other than .jpg, .png and .json are never read: pickles stay bytes.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class CheckedSample(NamedTuple):
     key: str
     image: Span
     label: Span
-    json: Span  # (0, 0) where there is none
+    json: Span  # (0, 0): the sample has none
     height: int
     width: int
     image_crc: int  # CRC-32 of the member
@@ -62,7 +62,7 @@ class Fault(NamedTuple):
 
 @dataclass
 class _Group:
-    """The members of a key that stand side by side."""
+    """Adjacent members of one key."""
 
     key: str
     spans: dict[str, Span] = field(default_factory=dict)
@@ -82,7 +82,7 @@ def check_shard(
         path: the tar.
         num_classes: K.
         where: "<domain>/<shard>", the beginning of messages.
-        ignored: counts members that are no part of a sample, by their extension.
+        ignored: counts members that are not part of a sample, by their extension.
     """
     partial: dict[str, str] = {}  # keys without image or label so far: what is missing, or _SCATTERED
     seen: set[str] = set()
@@ -107,7 +107,7 @@ def _judged(
     seen: set[str],
     partial: dict[str, str],
 ) -> Iterator[CheckedSample | Fault]:
-    """The verdict on a group, put off where the rest of its sample may still come."""
+    """Check a group; an incomplete one waits in ``partial``, as the rest of its sample may still come."""
     here = f"{where} sample {printable(group.key)}"
     if group.fault is not None:
         yield Fault(group.key, group.fault)
@@ -135,7 +135,7 @@ def repeated_key(key: str, where: str) -> SampleError:
 
 def _partial(here: str, missing: str) -> SampleError:
     if missing == _SCATTERED:
-        detail = "members of other samples lie between its own; pack the files sorted by name"
+        detail = "members of other samples are between its own; pack the files sorted by name"
         return SampleError(here, "not_adjacent", detail)
     detail = f"no {missing} member; store <key>.jpg and <key>.png side by side"
     return SampleError(here, "incomplete", detail)
@@ -191,7 +191,7 @@ def _add(group: _Group, kind: str, member: Member, where: str) -> None:
         shown = ascii(member.name)[:_SHOWN]
         fault = SampleError(where, "name", f"the member name {shown} {problem}; rename it")
     elif not member.plain:
-        fault = SampleError(where, "member", f"{member.name!r} is no plain file; store plain files")
+        fault = SampleError(where, "member", f"{member.name!r} is not a regular file; store regular files")
     elif kind in group.spans:
         fault = SampleError(here, "repeated", f"two {kind} members; keep one")
     group.fault = group.fault or fault
@@ -199,7 +199,7 @@ def _add(group: _Group, kind: str, member: Member, where: str) -> None:
 
 
 def _kind(member: Member, ignored: Counter[str]) -> str | None:
-    """image, label or json; None, and counted, for what is no member of a sample."""
+    """image, label or json; None, and counted, for what is not a member of a sample."""
     if member.folder:
         return None
     extension = split_name(member.name)[1].lower()
@@ -222,7 +222,7 @@ def _name_problem(name: str) -> str | None:
     try:
         length = len(split_name(name)[0].encode("utf-8"))
     except UnicodeEncodeError:
-        return "is no UTF-8"
+        return "is not UTF-8"
     if os.path.basename(name).startswith("."):
         return "has no key before its extension"
     if length > _LONGEST_KEY:

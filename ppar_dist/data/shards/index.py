@@ -1,4 +1,4 @@
-"""The index of a domain: where each sample lies in its shards, so that any sample is one ``pread`` away.
+"""The index of a domain: where each sample is in its shards, so that any sample is one ``pread`` away.
 
 ::
 
@@ -10,7 +10,7 @@
     <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
 
 The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million. So a
-record is checked when it is read, and what is read is held to its checksum. ``indexer`` makes an index.
+record is checked when it is read, and what is read is held to its checksum. ``build_index`` makes an index.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class DomainIndex:
 
         Args:
             path: the folder.
-            max_missing_ratio: share of samples that may lie in missing shards, or beyond the end of
+            max_missing_ratio: share of samples that may be in missing shards, or beyond the end of
                 shortened ones: such shards are warnings, and their samples fail when they are read.
                 None: every shard is there and has the size it had when it was indexed.
 
@@ -128,7 +128,7 @@ class DomainIndex:
             return bytes(self.keys[sample]).decode("utf-8")
         except UnicodeDecodeError:
             raise SampleError(
-                self.name, "index", f"the key of sample {sample} in keys.npy is no UTF-8; {REMEDY}"
+                self.name, "index", f"the key of sample {sample} in keys.npy is not UTF-8; {REMEDY}"
             ) from None
 
     def names(self, sample: int) -> tuple[str, str]:
@@ -141,7 +141,7 @@ class DomainIndex:
         """The undecoded members of a sample, read at their offsets.
 
         Raises:
-            SampleError: the shard has gone, ends before the member does or has changed, or the bytes are
+            SampleError: the shard is missing, ends before the member does or has changed, or the bytes are
                 not those that were indexed.
         """
         key, where = self.key(sample), self._where(sample)
@@ -149,7 +149,7 @@ class DomainIndex:
         return RawSample(where=where, key=key, image=image, label=label)
 
     def metadata(self, sample: int) -> dict[str, Any]:
-        """The sample's JSON member, {} where it has none; raises SampleError when it is no JSON object."""
+        """The sample's JSON member, {} where it has none; raises SampleError when it is not a JSON object."""
         if not self.records[sample]["json_size"]:
             return {}
         where = self._where(sample)
@@ -159,7 +159,7 @@ class DomainIndex:
         except (ValueError, RecursionError) as error:
             raise SampleError(where, "json", f"the .json member is not valid JSON ({error})") from None
         if not isinstance(value, dict):
-            raise SampleError(where, "json", "the .json member holds no object")
+            raise SampleError(where, "json", "the .json member is not an object")
         return value
 
     def _where(self, sample: int) -> str:

@@ -1,4 +1,4 @@
-"""``domain.json``: what a domain folder says of itself, and its fingerprint."""
+"""``domain.json``: a domain's classes and shards, and its fingerprint."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def read_domain_file(folder: Path) -> DomainFile:
     """Read and check the ``domain.json`` of a folder.
 
     Raises:
-        DataError: it is not there, no JSON, of another version, or says what cannot be.
+        DataError: it is missing, not JSON, of another version, or inconsistent.
     """
     if not folder.is_dir():
         raise DataError(f"no domain folder {folder}; {REMEDY}")
@@ -79,7 +79,7 @@ def read_domain_file(folder: Path) -> DomainFile:
 def _read_json(path: Path) -> Any:
     try:
         if path.stat().st_size > _LARGEST:
-            raise DataError(f"{path} has more than {_LARGEST} bytes, so it is no index; {REMEDY}")
+            raise DataError(f"{path} has more than {_LARGEST} bytes, so it is not an index; {REMEDY}")
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise DataError(f"{path.parent} has no domain.json, so it is not indexed; {REMEDY}") from None

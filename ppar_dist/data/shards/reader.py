@@ -1,4 +1,4 @@
-"""Read members of shards at their offsets, and tell what has become of a shard that does not give them."""
+"""Read members of shards at their offsets, and say what is wrong with a shard that does not have them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OPEN_SHARDS = 32  # file descriptors held per domain and process
 
 
 class ShardReader:
-    """The shards of a domain, opened when they are first needed, and again after anything went wrong."""
+    """The shards of a domain, opened when first needed, and again after an error."""
 
     def __init__(self, folder: Path, shards: Sequence[Shard]) -> None:
         self.folder, self.shards = folder, tuple(shards)
@@ -28,7 +28,7 @@ class ShardReader:
         return len(self._open)
 
     def size_now(self, number: int) -> int | None:
-        """Bytes of a shard's file; None where there is no plain file."""
+        """Bytes of a shard's file; None where there is no regular file."""
         try:
             found = os.stat(self.folder / self.shards[number].name)
         except OSError:
@@ -44,7 +44,7 @@ class ShardReader:
         try:
             raw = self._read(number, offset, size)
         except OSError:
-            self._close(number)  # a stale handle of a network file system, perhaps: once more, opened anew
+            self._close(number)  # perhaps a stale handle of a network file system: open it again
             raw = self._read_or_say_why(number, offset, size, where)
         if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
             return raw
@@ -78,7 +78,7 @@ class ShardReader:
             found = os.fstat(file)
             if not stat.S_ISREG(found.st_mode):
                 os.close(file)
-                raise OSError(0, "no plain file")
+                raise OSError(0, "not a regular file")
             self._open[number] = file
             self._first.setdefault(number, (found.st_size, found.st_mtime_ns))
         return self._open[number]

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 # Every reason a SampleError may give; metrics are labelled with these words.
 REASONS = (
     "shard_missing",  # no such file
-    "shard_unreadable",  # the file cannot be opened or read, or is no plain file
-    "shard_changed",  # what it held is gone: its size or time differs from before
+    "shard_unreadable",  # the file cannot be opened or read, or is not a regular file
+    "shard_changed",  # its size or time differs from before
     "truncated",  # the shard ends too early
-    "damaged",  # what should be a tar header is none
+    "damaged",  # a malformed tar header, or other data where one should be
     "checksum",  # a member is not what was indexed
     "index",  # the index points outside its shards
     "incomplete",  # no image or no label
@@ -38,7 +38,7 @@ REASONS = (
     "not_adjacent",  # members of one key with others between
     "duplicate_key",  # an earlier sample has the same key
     "member",  # a link, device or sparse file
-    "name",  # a member name that is no safe relative path
+    "name",  # a member name that is not a safe relative path
     "empty",  # a member of zero bytes
     "too_large",  # a member or picture beyond all bounds
     "image_unreadable",
@@ -46,7 +46,7 @@ REASONS = (
     "label_mode",  # not 8 bits, one channel
     "label_id",  # neither a train id nor 255
     "size_mismatch",  # of image and label
-    "json",  # the .json member is no JSON object
+    "json",  # the .json member is not a JSON object
     "exhausted",  # too many bad samples in a row for one position
 )
 
@@ -55,7 +55,7 @@ LabelArray = npt.NDArray[np.uint8]
 MAX_MEMBER = 256 << 20  # bytes of a member; larger ones are never read
 MAX_PIXELS = 89_478_485  # of a picture; more are never decoded (Pillow's bound, up to which it is silent)
 
-# What Pillow's parsers raise for bytes that are no image of the format, are cut off, or are made to harm.
+# What Pillow's parsers raise for bytes that are not an image of the format, cut off, or malicious.
 _UNREADABLE = (
     *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError),
     *(struct.error, zlib.error, RuntimeError),
@@ -127,7 +127,7 @@ def _open(raw: bytes, kind: str, form: str, where: str) -> Image.Image:
         raise _too_many_pixels(kind, _said(error), where) from None
     except _UNREADABLE as error:
         raise SampleError(
-            where, f"{kind}_unreadable", f"the {kind} is no readable {form} ({_said(error)}); replace it"
+            where, f"{kind}_unreadable", f"the {kind} is not a readable {form} ({_said(error)}); replace it"
         ) from None
     if image.width * image.height > MAX_PIXELS:
         raise _too_many_pixels(kind, f"{image.width}x{image.height}", where)
@@ -174,7 +174,7 @@ def label_ids(image: Image.Image, where: str) -> LabelArray:
     try:
         return np.asarray(image, dtype=np.uint8)
     except _UNREADABLE as error:
-        detail = f"the label is no readable PNG ({_said(error)}); replace it"
+        detail = f"the label is not a readable PNG ({_said(error)}); replace it"
         raise SampleError(where, "label_unreadable", detail) from None
 
 

@@ -1,4 +1,4 @@
-"""Where the members of a tar lie, from its headers alone, in bounded time and memory.
+"""Where the members of a tar are, from its headers alone, in bounded time and memory.
 
 ``tarfile`` parses one header block; the walk from header to header is done here, because tarfile's own
 reads headers of any size into memory, searches them in quadratic time, recurses from one to the next, may
@@ -18,7 +18,7 @@ from ppar_dist.data.shards.sample import SampleError
 
 _BLOCK = tarfile.BLOCKSIZE
 _CHUNK = 1 << 20
-_LONGEST_HEADER = 64 << 10  # bytes of names and attributes; longer ones are no names
+_LONGEST_HEADER = 64 << 10  # bytes of names and attributes; names are shorter
 _PAX = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE)
 _USED, _SPARSE = (b"path", b"size"), b"GNU.sparse."
 _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -27,7 +27,7 @@ _LONG = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 class Member(NamedTuple):
     """One member: its data are bytes [offset, offset + size) of the tar."""
 
-    name: str  # as stored, never a path to open; bytes that are no UTF-8 are lone surrogates
+    name: str  # as stored, never a path to open; bytes that are not UTF-8 are lone surrogates
     offset: int
     size: int
     plain: bool  # False: a folder, link, device or sparse file
@@ -102,7 +102,7 @@ class _Walk:
 
     def _no_header(self, block: bytes, error: Exception) -> SampleError:
         if self.at == 0:
-            detail = f"no whole, uncompressed tar ({error}); copy it again"
+            detail = f"not a complete, uncompressed tar ({error}); copy it again"
             return SampleError(self.where, "truncated" if len(block) < _BLOCK else "damaged", detail)
         if len(block) < _BLOCK:
             return SampleError(
@@ -170,7 +170,7 @@ class _Walk:
         return SampleError(self.where, "truncated", f"it ends inside {within}; copy it again")
 
     def damaged(self, what: str) -> SampleError:
-        return SampleError(self.where, "damaged", f"{what}; copy it again, or pack it anew")
+        return SampleError(self.where, "damaged", f"{what}; copy it again, or pack it again")
 
 
 def _pax_records(data: bytes, walk: _Walk) -> dict[str, bytes]:
@@ -184,7 +184,7 @@ def _pax_records(data: bytes, walk: _Walk) -> dict[str, bytes]:
         record = data[at : at + length]
         key, equals, value = record[len(digits) + 1 : -1].partition(b"=")
         if not (equals and key and len(record) == length and record.endswith(b"\n")):
-            raise walk.damaged(f"a header that is none before byte {walk.at}")
+            raise walk.damaged(f"a malformed header before byte {walk.at}")
         if key in _USED or key.startswith(_SPARSE):
             records[key.decode() if key in _USED else "sparse"] = value
         at += length

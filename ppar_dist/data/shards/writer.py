@@ -49,7 +49,7 @@ def write_domain(
 
     Raises:
         DataError: a key is malformed or repeated, there are no samples, a sample is bad
-            (see ``build_index``), or ``folder`` exists and is no domain.
+            (see ``build_index``), or ``folder`` exists and is not a domain.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):

@@ -106,8 +106,8 @@ IMAGE, LABEL = scene(BAD)
 RGB = encode(np.zeros((36, 48, 3), np.uint8), "PNG")
 FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
     "missing": ("shard_missing", no_file, "cannot read the shard: No such file"),
-    "folder": ("shard_unreadable", a_folder, "no plain file"),
-    "pipe": ("shard_unreadable", a_pipe, "no plain file"),
+    "folder": ("shard_unreadable", a_folder, "not a regular file"),
+    "pipe": ("shard_unreadable", a_pipe, "not a regular file"),
     "cut shard": ("truncated", cut_the_shard, "the shard ends 10 bytes early"),
     "rewritten": ("shard_changed", lengthen_and_change, r"has \d+ bytes, its index says \d+"),
     "bit": ("checksum", flip_a_bit, "the image is not what was indexed"),
@@ -115,16 +115,16 @@ FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
     "no such shard": ("index", record(shard=99), "points outside its shards"),
     "beyond": ("index", record(image_offset=1 << 40), "points outside its shards"),
     "wrapping": ("index", record(image_offset=2**64 - 1), "points outside its shards"),
-    "key": ("index", spoil_the_key, "is no UTF-8"),
+    "key": ("index", spoil_the_key, "is not UTF-8"),
     "no image bytes": ("empty", record(image_size=0), "the image member has no bytes"),
     "no label bytes": ("empty", record(label_size=0), "the label member has no bytes"),
     "giant": ("too_large", giant, "the image member has 314572800 bytes, at most"),
     "image bomb": ("too_large", member("image", claim_size(IMAGE, 30_000, 30_000)), "the image is too large"),
     "label bomb": ("too_large", member("label", claim_size(LABEL, 10_000, 10_000)), "the label is too large"),
-    "no jpeg": ("image_unreadable", member("image", b"not a jpeg"), "no readable JPEG"),
-    "png for jpeg": ("image_unreadable", member("image", LABEL), "no readable JPEG"),
+    "no jpeg": ("image_unreadable", member("image", b"not a jpeg"), "not a readable JPEG"),
+    "png for jpeg": ("image_unreadable", member("image", LABEL), "not a readable JPEG"),
     "cut jpeg": ("image_unreadable", member("image", IMAGE[:-60]), "cut off or corrupt"),
-    "cut png": ("label_unreadable", member("label", LABEL[: len(LABEL) // 2]), "no readable PNG"),
+    "cut png": ("label_unreadable", member("label", LABEL[: len(LABEL) // 2]), "not a readable PNG"),
     "rgb": ("label_mode", member("label", RGB), "single-channel PNG, got mode RGB"),
     "id": ("label_id", member("label", encode(np.full((36, 48), 9, np.uint8), "PNG")), "label id 9 is out"),
     "sizes": ("size_mismatch", member("label", scene(0, 24, 24)[1]), "image is 48x36 but label is 24x24"),
@@ -157,7 +157,11 @@ def test_each_fault_is_named_and_its_sample_replaced(root: Path, case: str) -> N
 
 
 def test_a_json_member_that_is_none(root: Path) -> None:
-    for content, message in ((b"{", "not valid JSON"), (b"[" * 100_000, "not valid"), (b"[]", "no object")):
+    for content, message in (
+        (b"{", "not valid JSON"),
+        (b"[" * 100_000, "not valid"),
+        (b"[]", "not an object"),
+    ):
         rewrite_member(DomainIndex.open(root / "rain"), BAD, "json", content)
         with pytest.raises(SampleError, match=message) as error:
             DomainIndex.open(root / "rain").metadata(BAD)

@@ -1,4 +1,4 @@
-"""Shards that change or go while the loader runs, or have gone before it starts."""
+"""Shards that change or go while the loader runs, or were deleted before it starts."""
 
 from __future__ import annotations
 

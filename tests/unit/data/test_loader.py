@@ -168,7 +168,7 @@ def test_impossible_ranks(root: Path, tmp_path: Path) -> None:
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0})
     with pytest.raises(UserError, match=r"3 ranks but only 2 training samples; use at most 2 ranks"):
         train_loader(cfg, open_sources(cfg), 0, 3, 0, 6)
-    with pytest.raises(ValueError, match=r"no whole number of global batches of 6"):
+    with pytest.raises(ValueError, match=r"not a whole number of global batches of 6"):
         train_loader(cfg, open_sources(cfg), 0, 1, 0, 7)
     cfg = config(tmp_path, {"sources": ["tiny"], "holdout": 0.9})
     with pytest.raises(UserError, match=r"domain tiny has 2 samples and data\.holdout=0\.9 leaves none"):

@@ -182,5 +182,5 @@ def test_impossible_orders(shares: list[DomainShare], block: int, message: str) 
 
 
 def test_partial_batches_are_refused() -> None:
-    with pytest.raises(ValueError, match="no whole number of global batches of 8"):
+    with pytest.raises(ValueError, match="not a whole number of global batches of 8"):
         list(micro_batches(0, 12, 8, None, 0, 1))

@@ -37,7 +37,7 @@ def coded_pair(height: int = 180, width: int = 240, cell: int = 30) -> tuple[Ima
 
 
 def neighbours_agree(ids: torch.Tensor) -> torch.Tensor:
-    """(h, w) bool: the 3x3 neighbourhood lies in the crop and has one id."""
+    """(h, w) bool: the 3x3 neighbourhood is in the crop and has one id."""
     plane = ids.float()[None, None]
     highest = torch.nn.functional.max_pool2d(plane, 3, 1, 1)
     lowest = -torch.nn.functional.max_pool2d(-plane, 3, 1, 1)

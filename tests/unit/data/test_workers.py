@@ -80,7 +80,7 @@ def _reset() -> None:
 
 
 class Severing(IterableDataset[Severed]):
-    """Its worker ends by SIGKILL ``dies_after_s`` after its connection has gone, or lives on."""
+    """Its worker ends by SIGKILL ``dies_after_s`` after its connection was closed, or lives on."""
 
     def __init__(self, dies_after_s: float | None) -> None:
         self.dies_after_s = dies_after_s

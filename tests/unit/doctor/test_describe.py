@@ -47,7 +47,7 @@ def test_a_tar_is_read_without_an_index(home: Path, tmp_path: Path) -> None:
 
 
 def test_a_tar_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
-    """Its first header announces 2 GiB of names, which lie in the file as a hole."""
+    """Its first header announces 2 GiB of names, which are a hole in the file."""
     info = tarfile.TarInfo("./PaxHeaders/a")
     info.type, info.size = tarfile.XHDTYPE, 2 << 30
     path = tmp_path / "bomb.tar"

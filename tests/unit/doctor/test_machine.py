@@ -30,7 +30,7 @@ def test_a_taken_master_port(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) ->
         assert doctor()["master port"]["status"] == "failure"
     assert doctor()["master port"]["status"] == "ok"
     monkeypatch.setenv("MASTER_PORT", "http")
-    assert "'http' is no port" in doctor()["master port"]["found"]
+    assert "'http' is not a port" in doctor()["master port"]["found"]
 
 
 def test_shared_memory_too_small_for_the_workers(doctor: Doctor) -> None:

@@ -63,10 +63,10 @@ def test_wrong_input_is_refused() -> None:
     matrix = ConfusionMatrix(2)
     ok = torch.zeros(2, 2, dtype=torch.int64)
     with pytest.raises(
-        ValueError, match=r"label ids lie in 0\.\.1 or are 255, got 0\.\.7; check the class set"
+        ValueError, match=r"label ids are in 0\.\.1 or are 255, got 0\.\.7; check the class set"
     ):
         matrix.update(ok, torch.tensor([[0, 1], [7, 0]]))
-    with pytest.raises(ValueError, match=r"prediction ids lie in 0\.\.1"):
+    with pytest.raises(ValueError, match=r"prediction ids are in 0\.\.1"):
         matrix.update(ok + 2, ok)
     with pytest.raises(ValueError, match=r"one shape, got \(2, 2\) and \(3, 2\)"):
         matrix.update(ok, torch.zeros(3, 2))

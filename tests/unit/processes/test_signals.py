@@ -77,7 +77,7 @@ def test_a_signal_before_the_ranks_have_met_is_not_waited_out() -> None:
 
 
 def test_a_rank_to_whose_words_nobody_listens_any_more_ends_all_the_same() -> None:
-    """As after a terminal has gone."""
+    """As after a terminal was closed."""
     reader, writer = os.pipe()
     os.close(reader)
     with rank(writer) as process:

@@ -79,7 +79,7 @@ def test_data_that_was_stepped_over(tmp_path: Path) -> None:
 
 
 def test_a_rollback_after_which_nothing_was_done_yet(tmp_path: Path) -> None:
-    """The checkpoint that it went back to stands behind the data stepped over, at once."""
+    """The checkpoint that it went back to is behind the data stepped over, at once."""
     attempt(tmp_path, 2, 0, 9)
     attempt(tmp_path, 2, 4, 0, over=5 * BATCH)
     publish(tmp_path, TrainState(step=4, samples_seen=9 * BATCH, stepped_over=5 * BATCH))

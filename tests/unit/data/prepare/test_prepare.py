@@ -226,7 +226,7 @@ def test_folder_with_a_mapping_of_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ("name: t\nvalues: {0: raod}\n", r"\['raod'\] are no class names; use 'ignore'"),
+        ("name: t\nvalues: {0: raod}\n", r"\['raod'\] are not class names; use 'ignore'"),
         ("name: t\n", "either values: or colours:; keep exactly one"),
         ("name: a/b\nvalues: {0: road}\n", "name: String should match pattern"),
         ("name: t\nvalue: {0: road}\n", "value: Extra inputs are not permitted"),
@@ -246,7 +246,7 @@ def test_unknown_value_names_file_value_and_remedy(tmp_path: Path) -> None:
     camvid_root(tmp_path)
     save_index(tmp_path / "labels/0016E5_00002.png", np.full((H, W), 77))
     with pytest.raises(
-        UserError, match=r"0016E5_00002.png: value 77 is no label .*12 values, 0 to 11.*mapping"
+        UserError, match=r"0016E5_00002.png: value 77 is not a label .*12 values, 0 to 11.*mapping"
     ):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
     assert not (tmp_path / "out/camvid_0016E5").exists()
@@ -256,7 +256,7 @@ def test_unknown_colour_names_it(tmp_path: Path) -> None:
     save_image(tmp_path / "images/1.png")
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "labels/1.png")
-    with pytest.raises(UserError, match=r"labels/1.png: colour \(1, 2, 3\) is no label of this data set"):
+    with pytest.raises(UserError, match=r"labels/1.png: colour \(1, 2, 3\) is not a label of this data set"):
         prepare("gta5", tmp_path, tmp_path / "out", "cityscapes19")
 
 

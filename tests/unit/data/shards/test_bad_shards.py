@@ -33,10 +33,10 @@ def pair(stem: str, image: bytes = IMAGE, label: bytes = LABEL) -> Members:
 
 
 class Odd(bytes):
-    """Content of a member that is no plain file: its type."""
+    """Content of a member that is not a regular file: its type."""
 
 
-GIANT, JUNK = Odd(b"giant"), Odd(b"junk")  # a hole; what is no header
+GIANT, JUNK = Odd(b"giant"), Odd(b"junk")  # a hole; what is not a header
 
 
 def bomb(side: int = 20_000) -> bytes:
@@ -50,9 +50,9 @@ def bomb(side: int = 20_000) -> bytes:
 # reason, bad members, bad samples they make, what the message says
 BROKEN: dict[str, tuple[str, Members, int, str]] = {
     "cut jpeg": ("image_unreadable", pair("k", image=IMAGE[:-60]), 1, "a.tar sample k: the image is cut off"),
-    "no jpeg": ("image_unreadable", pair("k", image=LABEL), 1, "no readable JPEG"),
-    "cut png": ("label_unreadable", pair("k", label=LABEL[:-60]), 1, "no readable PNG"),
-    "pickle as label": ("label_unreadable", pair("k", label=pickle.dumps(1)), 1, "no readable PNG"),
+    "no jpeg": ("image_unreadable", pair("k", image=LABEL), 1, "not a readable JPEG"),
+    "cut png": ("label_unreadable", pair("k", label=LABEL[:-60]), 1, "not a readable PNG"),
+    "pickle as label": ("label_unreadable", pair("k", label=pickle.dumps(1)), 1, "not a readable PNG"),
     "id": (
         "label_id",
         pair("k", label=encode(np.full((36, 48), 9, np.uint8), "PNG")),
@@ -75,7 +75,7 @@ BROKEN: dict[str, tuple[str, Members, int, str]] = {
         "not_adjacent",
         [*pair("k")[:1], *pair("l")[:1], *pair("k")[1:], *pair("l")[1:]],
         2,
-        "sample k: members of other samples lie between its own",
+        "sample k: members of other samples are between its own",
     ),
     "late json": ("not_adjacent", [*pair("k"), *pair("good2"), ("k.json", b"{}")], 1, "sample k: members of"),
     "two images": ("repeated", [*pair("k"), ("k.jpeg", IMAGE)], 1, "sample k: two image members"),
@@ -85,14 +85,24 @@ BROKEN: dict[str, tuple[str, Members, int, str]] = {
     "hidden traversal": ("name", pair("a/../k"), 1, "leads out of its folder"),
     "absolute": ("name", pair("/etc/k"), 1, "name '/etc/k.jpg' leads out of its folder"),
     "control": ("name", pair("k\nx"), 1, r"name 'k\\nx.jpg' has control characters"),
-    "latin-1": ("name", pair("k\udce4"), 1, "is no UTF-8"),
+    "latin-1": ("name", pair("k\udce4"), 1, "is not UTF-8"),
     "endless": ("name", pair("k" * 1100), 1, "is longer than 1024 bytes"),
     "no key": ("name", pair("a/"), 1, "has no key before its extension"),
-    "symlink": ("member", [("k.jpg", Odd(tarfile.SYMTYPE)), pair("k")[1]], 1, "'k.jpg' is no plain file"),
-    "hard link": ("member", [pair("k")[0], ("k.png", Odd(tarfile.LNKTYPE))], 1, "'k.png' is no plain file"),
-    "device": ("member", [("k.jpg", Odd(tarfile.CHRTYPE)), pair("k")[1]], 1, "no plain file"),
-    "pipe": ("member", [("k.jpg", Odd(tarfile.FIFOTYPE)), pair("k")[1]], 1, "no plain file"),
-    "old sparse": ("member", [("k.jpg", Odd(tarfile.GNUTYPE_SPARSE)), pair("k")[1]], 1, "no plain file"),
+    "symlink": (
+        "member",
+        [("k.jpg", Odd(tarfile.SYMTYPE)), pair("k")[1]],
+        1,
+        "'k.jpg' is not a regular file",
+    ),
+    "hard link": (
+        "member",
+        [pair("k")[0], ("k.png", Odd(tarfile.LNKTYPE))],
+        1,
+        "'k.png' is not a regular file",
+    ),
+    "device": ("member", [("k.jpg", Odd(tarfile.CHRTYPE)), pair("k")[1]], 1, "not a regular file"),
+    "pipe": ("member", [("k.jpg", Odd(tarfile.FIFOTYPE)), pair("k")[1]], 1, "not a regular file"),
+    "old sparse": ("member", [("k.jpg", Odd(tarfile.GNUTYPE_SPARSE)), pair("k")[1]], 1, "not a regular file"),
     "giant": (
         "too_large",
         [("k.jpg", GIANT), pair("k")[1]],

@@ -114,7 +114,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         info = tarfile.TarInfo("one.jpg")
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(info)
-    with pytest.raises(BadSamples, match=r"1 member \(d/a\.tar: 'one.jpg' is no plain file"):
+    with pytest.raises(BadSamples, match=r"1 member \(d/a\.tar: 'one.jpg' is not a regular file"):
         build_index(folder, "roads6")
 
 
@@ -180,9 +180,9 @@ BAD_SAMPLES = {
     "16 bit": (one(label=np.zeros((12, 16), np.uint16)), "sample k: .* single-channel PNG, got mode I"),
     "no image": ({"k.png": one()["k.png"]}, "sample k: no image member"),
     "no label": ({"k.jpg": one()["k.jpg"], "l.jpg": one()["k.jpg"]}, "sample k: no label member"),
-    "no jpeg": ({**one(), "k.jpg": one()["k.png"]}, "sample k: the image is no readable JPEG"),
-    "cut png": ({**one(), "k.png": one()["k.png"][:60]}, "sample k: the label is no readable PNG"),
-    "pickle": ({**one(), "k.png": pickle.dumps(1)}, "sample k: the label is no readable PNG"),
+    "no jpeg": ({**one(), "k.jpg": one()["k.png"]}, "sample k: the image is not a readable JPEG"),
+    "cut png": ({**one(), "k.png": one()["k.png"][:60]}, "sample k: the label is not a readable PNG"),
+    "pickle": ({**one(), "k.png": pickle.dumps(1)}, "sample k: the label is not a readable PNG"),
     "two images": ({**one(), "k.jpeg": one()["k.jpg"]}, "sample k: two image members"),
 }
 
@@ -205,8 +205,8 @@ def test_bad_samples_are_named(tmp_path: Path, case: str) -> None:
         (lambda raw: raw[: members_end(raw)], r"a\.tar: it ends at byte \d+ without an end mark"),
         (lambda raw: raw[: members_end(raw)] + b"garbage!" * 200, r"a\.tar: unreadable data after byte"),
         (lambda raw: raw + raw, r"a\.tar: unreadable data after byte"),
-        (lambda raw: b"", r"a\.tar: no whole, uncompressed tar"),
-        (lambda raw: b"\x1f\x8b" + raw, r"a\.tar: no whole, uncompressed tar"),
+        (lambda raw: b"", r"a\.tar: not a complete, uncompressed tar"),
+        (lambda raw: b"\x1f\x8b" + raw, r"a\.tar: not a complete, uncompressed tar"),
     ],
 )
 def test_damaged_tars_are_refused(tmp_path: Path, damage: Callable[[bytes], bytes], message: str) -> None:
