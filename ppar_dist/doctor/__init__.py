@@ -2,20 +2,21 @@
 
 ::
 
-    findings.py       findings, checks, how they are told
+    findings.py       findings, checks, how they are printed
     job.py            all checks of a configuration
     case.py           what the checks of a configuration share
     configuration.py  model, weights, text embeddings
     data.py           domains, shards
     overlap.py        samples in common
-    classes.py        what the labels hold
+    classes.py        classes in the labels
     budget.py         batch, epochs, stages
     storage.py        run.dir: writing, space, time of a save
-    probes.py         what storage is measured with
-    resume.py         the checkpoint that a job would go on from
+    probes.py         measurements of storage
+    resume.py         the checkpoint that a job would resume from
     machine.py        devices, memory, limits
     ports.py          ports to listen on
     runs.py           a run's folder
+    describe.py       contents of a path (`ppar-dist inspect`); not a check
 
 A check is a function in the file of its subject, listed in that file's ``CHECKS``.
 """

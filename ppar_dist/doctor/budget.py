@@ -34,10 +34,10 @@ def batch(case: ConfigCase) -> Finding:
 
 
 def refusals(case: ConfigCase) -> Finding | None:
-    """What training itself refuses before its first step, where no other check says it."""
+    """Refusals of training before its first step that no other check reports."""
     text = case.config.text.file
-    said = case.batching is None or any(domain.index is None for domain in case.domains)
-    if said or (text is not None and case.needs_text and not text.is_file()):
+    reported = case.batching is None or any(domain.index is None for domain in case.domains)
+    if reported or (text is not None and case.needs_text and not text.is_file()):
         return None
     try:
         make_plan(case.config, case.world_size)
@@ -49,7 +49,7 @@ def refusals(case: ConfigCase) -> Finding | None:
 def epochs(case: ConfigCase) -> Finding | None:
     """Images, epochs and held-out images."""
     if not case.sources_open or not any(case.train_size(index) for _, index in case.sources):
-        return None  # said already
+        return None  # another check reports it
     train = case.config.train
     indexes = [index for _, index in case.sources]
     images = sum(case.train_size(index) for index in indexes)
@@ -76,7 +76,7 @@ def stages(case: ConfigCase) -> Finding | None:
         return None
     boundaries = ppar.alignment.boundaries
     first = [0, *(math.ceil(boundary * steps) for boundary in boundaries)]
-    # The ceiling may be off by the rounding of a product; the stage of each step is what training asks.
+    # The ceiling may be off by rounding; the stage of each step is the one that training uses.
     count = Counter(stage_at(step / steps, boundaries).name.lower() for step in range(steps))
     lengths = {stage.name.lower(): count[stage.name.lower()] for stage in Stage}
     text = ", ".join(f"{name} {number:,}" for name, number in lengths.items())
@@ -85,14 +85,14 @@ def stages(case: ConfigCase) -> Finding | None:
     if none:
         return warning(
             f"steps per stage: {text}; {listing(none)} never happens",
-            "move ppar.alignment.boundaries apart or raise train.steps, unless that is meant",
+            "move ppar.alignment.boundaries apart or raise train.steps, unless that is intended",
             **facts,
         )
     return ok(f"steps per stage: {text}", **facts)
 
 
 def saving(case: ConfigCase) -> Finding:
-    """A checkpoint is due often enough that a lost machine costs little."""
+    """Checkpoints are frequent enough that a lost machine costs little."""
     every, steps = case.config.checkpoint.every, case.config.train.steps
     facts = {"every": every, "steps": steps}
     if every and every < steps:

@@ -1,4 +1,4 @@
-"""What the checks of a configuration share: read once, when the first of them asks."""
+"""State that the checks of a configuration share: each part is read once, on first use."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Progress = Callable[[str, int, int], None]  # what, done, in all
 
 @dataclass(frozen=True)
 class Domain:
-    """A domain folder as the configuration names it; ``index`` is None and ``problem`` says why not."""
+    """A domain folder of the configuration; ``problem`` says why ``index`` is None."""
 
     name: str
     role: Literal["source", "target"]
@@ -46,15 +46,15 @@ class Domain:
 
 @dataclass
 class ConfigCase:
-    """A configuration that could be read, and the machine and ranks it is meant for.
+    """A configuration that could be read, and the ranks and machines to check it for.
 
     Attributes:
         config: the configuration.
         ranks: ranks on this machine.
         nodes: machines like this one.
-        quick: sizes instead of hashes, and a smaller writing probe.
-        progress: is told of long work.
-        process_bytes: what a process holds that has loaded the libraries: this one, at the start.
+        quick: compare sizes instead of hashes, and write a smaller probe.
+        progress: called during long work.
+        process_bytes: memory of a process that has loaded the libraries: of this one, at the start.
     """
 
     config: Config
@@ -71,7 +71,7 @@ class ConfigCase:
 
     @cached_property
     def classes(self) -> ClassSet:
-        """The run's class set; raises UserError when there is none of that name."""
+        """The run's class set; raises UserError if no class set has that name."""
         return class_set(self.config.data.classes)
 
     @cached_property
@@ -100,7 +100,7 @@ class ConfigCase:
 
     @cached_property
     def batching(self) -> Batching | None:
-        """How the global batch is cut over all ranks; None when it cannot be."""
+        """The global batch divided over all ranks; None if it does not divide."""
         try:
             return batching(self.config, self.world_size)
         except UserError:
@@ -118,9 +118,8 @@ class ConfigCase:
             try:
                 with torch.device("meta"):
                     return build_segmentor(self.config, self.classes, load_weights=False)[0]
-            except (
-                Exception
-            ):  # libraries say in many ways that they cannot build without memory; then with it
+            # Libraries raise many kinds of errors when they cannot build without memory; then with it.
+            except Exception:
                 return build_segmentor(self.config, self.classes, load_weights=False)[0]
 
     @cached_property
@@ -130,7 +129,7 @@ class ConfigCase:
 
     @cached_property
     def newest(self) -> CheckpointFacts | None:
-        """The checkpoint that a job would go on from."""
+        """The checkpoint that a job would resume from."""
         return self._search[1]
 
     @cached_property
@@ -142,14 +141,14 @@ class ConfigCase:
             self.progress(f"checkpoint {folder.name}", 1, 1)
             if facts.whole:
                 return damaged, facts
-            if folder.is_dir():  # else a running job has deleted it meanwhile
+            if folder.is_dir():  # else a running job has just deleted it
                 damaged.append(facts)
         return damaged, None
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Libraries log how they build a model; here it is only measured."""
+    """Libraries log how they build a model; here its size alone is of interest."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -165,7 +164,7 @@ def _open(role: Literal["source", "target"], name: str, path: Path, classes: str
         check_classes(index, class_set(classes).name)
     except UserError as error:
         index, problem = None, str(error)
-    except Exception as error:  # an index that was tampered with can raise anything
+    except Exception as error:  # a damaged index can raise any exception
         index, problem = (
             None,
             f"{path}: the index is damaged ({type(error).__name__}: {error}); index it again",

@@ -1,4 +1,4 @@
-"""Labels: which classes occur, how often, and how much counts as none; from the indexes alone."""
+"""Labels: which classes occur, how often, and how many pixels have no class; from the indexes alone."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def classes(case: ConfigCase) -> Finding | None:
 
 
 def unlabelled(case: ConfigCase) -> Finding | None:
-    """How much of each domain counts as no class."""
+    """The share of each domain's pixels that have no class."""
     ratios, empty = {}, {}
     for domain in case.domains:
         if domain.index is not None:
@@ -71,7 +71,7 @@ def _class_pixels(index: DomainIndex, stop: int) -> npt.NDArray[np.int64]:
 
 
 def _ignored(index: DomainIndex) -> tuple[float, int]:
-    """The share of pixels without a class, and how many images have no other."""
+    """The share of pixels without a class, and how many images have no labelled pixel."""
     area = (index.records["height"].astype(np.int64) * index.records["width"].astype(np.int64)).sum()
     labelled = np.asarray(index.counts).sum(axis=1, dtype=np.int64)  # (N,)
     return 1.0 - int(labelled.sum()) / max(1, int(area)), int((labelled == 0).sum())

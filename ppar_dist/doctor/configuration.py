@@ -17,11 +17,11 @@ from ppar_dist.models.text import text_prototypes
 
 def refusal(problems: str) -> Finding:
     """The configuration could not be read: every problem in it."""
-    return failure(problems, "correct the configuration; all other checks need it and were not made")
+    return failure(problems, "correct the configuration; all other checks need it and did not run")
 
 
 def settings(case: ConfigCase) -> Finding:
-    """What the configuration is about."""
+    """A summary of the configuration."""
     backbone, train = case.config.model.backbone, case.config.train
     ranks = counted(case.world_size, "rank")
     ranks += f" on {case.nodes} machines" if case.nodes > 1 else ""
@@ -60,7 +60,7 @@ def weights(case: ConfigCase) -> Finding | None:
     if file.is_file():
         return ok(f"{file}, {file.stat().st_size / 2**20:,.0f} MiB", file=str(file))
     if backbone.kind == "timm" or ":" in backbone.name:
-        return None  # where these come from is the library's own affair
+        return None  # the library itself decides where these come from
     tag = get_pretrained_cfg(backbone.name.replace("/", "-"), backbone.pretrained)
     if not tag:
         return failure(

@@ -1,4 +1,4 @@
-"""Domains: do they open, and are their shards what was indexed?"""
+"""Domains: do they open, and are their shards those that were indexed?"""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size
 from ppar_dist.files.durable import fingerprint
 from ppar_dist.run.facts import read_log
 
-_THREADS = 4  # hashing lets go of the interpreter; more would only compete for the storage
+_THREADS = 4  # hashing releases the interpreter lock; more threads would only compete for the storage
 _INDEX_AGAIN = "fetch the shard again, or run `ppar-dist index` if it was changed on purpose"
 
 

@@ -1,4 +1,4 @@
-"""What is in a path: a domain of shards, one tar, an index, a checkpoint or a run."""
+"""Inspection: the contents of a domain of shards, a tar, an index, a checkpoint or a run."""
 
 from __future__ import annotations
 
@@ -30,27 +30,27 @@ from ppar_dist.run.facts import (
 from ppar_dist.text import one_line, visible
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
-_MOST_KINDS = 20  # of members that are told apart
+_MOST_KINDS = 20  # extensions counted by name; all others count together
 
 
 def inspect(path: Path) -> dict[str, Any]:
-    """Describe a path in plain values (JSON-ready); ``kind`` says what it was taken for.
+    """Describe a path in plain values (JSON-ready); ``kind`` says what it is.
 
     Raises:
-        UserError: nothing there, or nothing of ours.
+        UserError: the path does not exist, is damaged, or is not one of these.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"nothing at {path}; give a domain folder, a tar, a checkpoint or a run")
-    for fits, facts in _KINDS:
-        if fits(path):
+    for matches, read_facts in _KINDS:
+        if matches(path):
             try:
-                return facts(path)
+                return read_facts(path)
             except UserError:
                 raise
-            except Exception as error:  # bytes that were tampered with can raise anything
+            except Exception as error:  # damaged bytes can raise any exception
                 raise UserError(
-                    f"{path} is damaged and cannot be described: {one_line(error)}; restore or make it again"
+                    f"{path} is damaged and cannot be described: {one_line(error)}; restore or recreate it"
                 ) from None
     raise UserError(
         f"{path} is neither a domain folder (domain.json), a tar, a checkpoint (manifest.json) nor a run "
@@ -63,7 +63,7 @@ def describe(facts: dict[str, Any]) -> str:
     return "\n".join(visible(line) for line in _lines(facts, ""))
 
 
-def _domain(path: Path) -> dict[str, Any]:
+def _domain_facts(path: Path) -> dict[str, Any]:
     index = DomainIndex.open(path)
     pixels = np.asarray(index.counts, dtype=np.int64).sum(axis=0)  # (K,)
     present = np.count_nonzero(index.counts, axis=0)  # (K,)
@@ -88,7 +88,7 @@ def _domain(path: Path) -> dict[str, Any]:
     }
 
 
-def _tar(path: Path) -> dict[str, Any]:
+def _tar_facts(path: Path) -> dict[str, Any]:
     extensions: Counter[str] = Counter()
     keys: Counter[str] = Counter()
     example: list[str] = []
@@ -112,7 +112,7 @@ def _tar(path: Path) -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
+def _checkpoint_facts(path: Path) -> dict[str, Any]:
     found = read_checkpoint(path)
     sizes = found.sizes()
     facts: dict[str, Any] = {
@@ -133,11 +133,11 @@ def _checkpoint(path: Path) -> dict[str, Any]:
     for name in ("model", "ppar"):
         file = path / f"{name}.safetensors"
         if file.exists():
-            facts[name] = _tensors(file)
+            facts[name] = _tensor_facts(file)
     return facts
 
 
-def _tensors(path: Path) -> dict[str, Any]:
+def _tensor_facts(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, framework="numpy") as file:
             shapes = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
@@ -146,16 +146,16 @@ def _tensors(path: Path) -> dict[str, Any]:
     return {"tensors": len(shapes), "values": sum(int(np.prod(shape)) for shape in shapes.values())}
 
 
-def _run(path: Path) -> dict[str, Any]:
+def _run_facts(path: Path) -> dict[str, Any]:
     facts: dict[str, Any] = {"kind": "run", "path": str(path)}
     try:
-        facts |= _settings(load_config(paths.config_file(path)))
+        facts |= _config_facts(load_config(paths.config_file(path)))
     except UserError as error:
         facts["config"] = f"unreadable: {error}"
     logs = {file.name: read_log(file) for file in paths.metrics_files(path)}
     return facts | {
         "last_logged": last_logged(logs.get("train.jsonl")),
-        "logs": {name: _log(log) for name, log in logs.items() if log is not None},
+        "logs": {name: _log_facts(log) for name, log in logs.items() if log is not None},
         "checkpoints": {item.path.name: item.problems or "whole" for item in read_checkpoints(path)},
         "latest": read_latest(path),
         "leftovers": leftovers(path),
@@ -163,7 +163,7 @@ def _run(path: Path) -> dict[str, Any]:
     }
 
 
-def _settings(config: Config) -> dict[str, Any]:
+def _config_facts(config: Config) -> dict[str, Any]:
     return {
         "name": config.run.name,
         "classes": config.data.classes,
@@ -174,7 +174,7 @@ def _settings(config: Config) -> dict[str, Any]:
     }
 
 
-def _log(log: LogFacts) -> dict[str, Any]:
+def _log_facts(log: LogFacts) -> dict[str, Any]:
     facts: dict[str, Any] = {"records": log.records}
     if log.cut:
         facts["last_line"] = "cut"
@@ -218,9 +218,9 @@ def _text(value: Any) -> str:
 
 
 _KINDS: tuple[tuple[Callable[[Path], bool], Callable[[Path], dict[str, Any]]], ...] = (
-    (lambda path: (path / "domain.json").is_file(), _domain),
-    (lambda path: path.name in _INDEX_FILES, lambda path: _domain(path.parent)),
-    (lambda path: path.is_file() and path.name.endswith(".tar"), _tar),
-    (lambda path: (path / MANIFEST).is_file() or (path / STATE).is_file(), _checkpoint),
-    (lambda path: paths.config_file(path).is_file(), _run),
+    (lambda path: (path / "domain.json").is_file(), _domain_facts),
+    (lambda path: path.name in _INDEX_FILES, lambda path: _domain_facts(path.parent)),
+    (lambda path: path.is_file() and path.name.endswith(".tar"), _tar_facts),
+    (lambda path: (path / MANIFEST).is_file() or (path / STATE).is_file(), _checkpoint_facts),
+    (lambda path: paths.config_file(path).is_file(), _run_facts),
 )

@@ -1,4 +1,4 @@
-"""Checks, what they find, and how that is told.
+"""Checks, their findings, and how these are printed.
 
 A check is one small function of a case (a configuration, or a run's folder). It returns a finding, or None
 where it does not apply. One that crashes is itself a failure; the others still run.
@@ -18,7 +18,7 @@ C = TypeVar("C")
 
 
 class Status(StrEnum):
-    """How bad a finding is."""
+    """Severity of a finding, in rising order."""
 
     OK = "ok"
     WARNING = "warning"
@@ -41,12 +41,12 @@ def ok(found: str, **facts: Any) -> Finding:
 
 
 def warning(found: str, remedy: str, **facts: Any) -> Finding:
-    """The job would run, but perhaps not as wished."""
+    """The job would run, but perhaps not as intended."""
     return Finding(Status.WARNING, found, remedy, facts)
 
 
 def failure(found: str, remedy: str, **facts: Any) -> Finding:
-    """The job would fail, or its result be worthless."""
+    """The job would fail, or its result would be worthless."""
     return Finding(Status.FAILURE, found, remedy, facts)
 
 
@@ -68,7 +68,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Report:
+class Diagnosis:
     """All findings about one subject."""
 
     subject: str
@@ -110,7 +110,7 @@ class Report:
         return [*lines, "", self.summary()]
 
     def summary(self) -> str:
-        """One line: how many of each, and what that means."""
+        """One line: how many findings of each status, and what to do."""
         count = {status: sum(result.finding.status == status for result in self.results) for status in Status}
         parts = [
             f"{number} {status}{'s' if number != 1 and status != Status.OK else ''}"
@@ -125,15 +125,15 @@ class Report:
         return f"{', '.join(parts) or 'no checks'}: {verdict[self.status]}"
 
 
-def run_checks(subject: str, groups: Iterable[tuple[str, Sequence[Check[C]]]], case: C) -> Report:
-    """Make every check of every (heading, checks) group on ``case``, whatever the others did."""
+def run_checks(subject: str, groups: Iterable[tuple[str, Sequence[Check[C]]]], case: C) -> Diagnosis:
+    """Run the checks of every (heading, checks) group on ``case``, also after one has failed."""
     results = []
     for group, checks in groups:
         for check in checks:
             finding = _attempt(check, case)
             if finding is not None:
                 results.append(Result(group, check.name, finding))
-    return Report(subject, tuple(results))
+    return Diagnosis(subject, tuple(results))
 
 
 def counted(number: int, noun: str) -> str:
@@ -142,7 +142,7 @@ def counted(number: int, noun: str) -> str:
 
 
 def size(number: float) -> str:
-    """Bytes as people read them."""
+    """Bytes in a unit that suits their size: ``512 B``, ``1.5 GiB``."""
     for unit in ("B", "KiB", "MiB", "GiB"):
         if number < 1024 or unit == "GiB":
             break
@@ -160,7 +160,7 @@ def listing(items: Iterable[object], most: int = 5) -> str:
 def _attempt(check: Check[C], case: C) -> Finding | None:
     try:
         return check.run(case)
-    except Exception as error:  # whatever it is: a doctor that falls ill must still report on the rest
+    except Exception as error:  # any: one failing check must not hide the others
         return failure(
             f"this check itself failed ({type(error).__name__}: {one_line(error)})",
             "this is a bug in the check; the other checks ran",
@@ -182,7 +182,7 @@ def _entry(result: Result, indent: int, width: int) -> list[str]:
 
 
 def _wrapped(line: str, width: int) -> list[str]:
-    """Lines of at most ``width``; a line indented by its author (a table's) keeps its blanks."""
+    """Lines of at most ``width``; the line of a table keeps its blanks where it fits."""
     if len(line) <= width:
         return [line]
     return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [""]

@@ -17,7 +17,7 @@ from ppar_dist.doctor import (
     storage,
 )
 from ppar_dist.doctor.case import ConfigCase, Progress
-from ppar_dist.doctor.findings import Report, Result, run_checks
+from ppar_dist.doctor.findings import Diagnosis, Result, run_checks
 from ppar_dist.errors import UserError
 
 
@@ -28,13 +28,13 @@ def examine_config(
     nodes: int = 1,
     quick: bool = False,
     progress: Progress | None = None,
-) -> Report:
-    """Make every check of a configuration on this machine.
+) -> Diagnosis:
+    """Run every check of a configuration on this machine.
 
-    Nothing is left behind in ``run.dir``, and the data is only read.
+    Probe files in ``run.dir`` are deleted again, and the data is only read.
 
     Args:
-        subject: what the report calls it.
+        subject: its name in the diagnosis.
         load: reads the configuration; its UserError becomes a finding.
         ranks: ranks on this machine.
         nodes: machines like this one.
@@ -45,7 +45,7 @@ def examine_config(
         config = load()
     except UserError as error:
         refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
-        return Report(subject, (refused,))
+        return Diagnosis(subject, (refused,))
     case = ConfigCase(config, ranks, nodes, quick)
     if progress is not None:
         case.progress = progress

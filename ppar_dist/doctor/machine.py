@@ -1,4 +1,4 @@
-"""This machine: devices, cores, memory, files and ports against what its ranks will ask for."""
+"""This machine: devices, cores, memory, files and ports against what its ranks need."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def devices(case: ConfigCase) -> Finding:
     if not gpus and case.nodes > 1:
         return warning(
             f"no GPU: {counted(case.ranks, 'rank')} on the CPU of each machine",
-            "if the job runs on other machines, examine it on one of them (srun --nodes 1 ppar-dist doctor): "
+            "if the job runs on other machines, run this on one of them (srun --nodes 1 ppar-dist doctor): "
             "what follows is about this one",
             **facts,
         )
@@ -93,7 +93,7 @@ def memory(case: ConfigCase) -> Finding | None:
         return None  # the check of the model says why
     copies = 4 if not torch.cuda.is_available() else 0  # parameters, gradients, two moments
     model = 4 * parameters * copies * case.ranks
-    copied = 4 * parameters * 4 if case.config.checkpoint.background else 0  # what a thread writes from
+    copied = 4 * parameters * 4 if case.config.checkpoint.background else 0  # the writing thread's copy
     # Workers are forked: most of what they hold is their rank's.
     needed = process * case.ranks + process // 4 * workers + model + copied + _loader_bytes(case)
     text = (
@@ -142,7 +142,7 @@ def open_files(case: ConfigCase) -> Finding:
 
 
 def grace(case: ConfigCase) -> Finding:
-    """What the scheduler must grant; it cannot be asked from here."""
+    """The grace time that the scheduler must allow; it cannot be queried from here."""
     seconds = case.config.faults.grace_s
     longer = seconds + 60  # the launcher and the node need some of it
     return ok(
@@ -163,7 +163,7 @@ def usable_cores() -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes that can be had: of the machine, or what a container's limit leaves; None where unknown."""
+    """Bytes of memory available: of the machine, or within a container's limit; None where unknown."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
     except OSError:

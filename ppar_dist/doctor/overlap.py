@@ -40,9 +40,7 @@ def overlap(case: ConfigCase) -> Finding | None:
         remedy = "take them out of one of the two: scores on samples that were trained on are worthless"
         return failure("\n".join(leaks + repeats), remedy, shared=facts)
     if repeats:
-        remedy = (
-            "prepare one of them without these, or drop it: they count twice, and may be held out in vain"
-        )
+        remedy = "prepare one of them without these, or drop it: they count twice, and held-out data may leak"
         return warning("\n".join(repeats), remedy, shared=facts)
     return ok(f"no sample occurs in two of the {counted(len(opened), 'domain')}", shared={})
 
@@ -86,7 +84,7 @@ def _same_bytes(left: DomainIndex, i: int, right: DomainIndex, j: int) -> bool:
     try:
         return left.read(i).image == right.read(j).image
     except SampleError:
-        return False  # a shard that cannot be read is reported as such
+        return False  # the check of the shards reports one that cannot be read
 
 
 CHECKS = (Check("overlap", overlap),)

@@ -1,4 +1,4 @@
-"""Ports that the ranks of this machine will listen on: each is bound for a moment."""
+"""Ports that the ranks of this machine listen on: each is bound briefly."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def metrics_ports(case: ConfigCase) -> Finding | None:
         "set monitoring.port to a free one (0: any) or monitoring.address to an interface of this machine"
     )
     if run is not None and run == (case.config.run.name or case.config.run.dir.name):
-        return warning(f"{text}: this very run is going on here", "wait until it has ended", **facts)
+        return warning(f"{text}: this run is being trained here already", "wait until it has ended", **facts)
     text += f": run {run} is served there" if run else ""
     return failure(f"cannot serve metrics on {text}", remedy, **facts)
 
@@ -71,7 +71,7 @@ def _bind_problem(address: str, port: int) -> str | None:
 
 
 def _run_serving(address: str, port: int) -> str | None:
-    """The name of the run whose metrics are served at a port, None when it is none of ours."""
+    """The name of the run whose metrics are served at a port, None if it does not serve a run's metrics."""
     host = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(address, address)
     url = f"http://[{host}]:{port}/metrics" if ":" in host else f"http://{host}:{port}/metrics"
     try:

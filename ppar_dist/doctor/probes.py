@@ -1,4 +1,4 @@
-"""Measuring storage: a folder that vanishes again, what a write and a hash cost, what is mounted where."""
+"""Measuring storage: a temporary folder, the rates of writing and hashing, what is mounted where."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def existing_parent(path: Path) -> Path:
 
 @contextmanager
 def probe_folder(parent: Path) -> Iterator[Path]:
-    """A folder for probes that is gone afterwards, whatever happens; raises OSError."""
+    """A folder for probes that is always deleted at the end; raises OSError."""
     probe = parent / f".doctor-{os.getpid()}"
     probe.mkdir()
     try:
@@ -57,7 +57,7 @@ def hash_rate() -> float:
 
 
 def mount_of(path: Path) -> tuple[str, str]:
-    """File system type and mount point of a path, from the kernel's table; ("", "") where there is none."""
+    """File system type and mount point of a path, from the kernel's table; ("", "") without one."""
     try:
         table = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,4 +1,4 @@
-"""What a job would go on from, and whether the configuration and the data are still those of the run."""
+"""The checkpoint that a job would resume from, and whether configuration and data are still the run's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ppar_dist.text import duration
 
 
 def start(case: ConfigCase) -> Finding:
-    """The checkpoint that a job would take up: the newest that verifies."""
+    """The checkpoint that a job would resume from: the newest that verifies."""
     newest, damaged = case.newest, case.passed_over
     facts: dict[str, Any] = {
         "checkpoint": newest.path.name if newest else None,
@@ -36,7 +36,7 @@ def start(case: ConfigCase) -> Finding:
     text = f"{newest.path.name}: step {step:,} of {total:,}, {counted(left, 'step')} left; {_saved(newest)}"
     if damaged:
         return warning(
-            f"{text}\n{why}", "look into the storage; `ppar-dist inspect` says what each file is", **facts
+            f"{text}\n{why}", "check the storage; `ppar-dist inspect` shows the state of each file", **facts
         )
     if step >= total:
         return warning(f"{text}: nothing to train", "raise train.steps, or give another run.dir", **facts)
@@ -101,7 +101,7 @@ def text(case: ConfigCase) -> Finding | None:
 
 
 def position(case: ConfigCase) -> Finding | None:
-    """The checkpoint stands at a whole number of this configuration's global batches."""
+    """The checkpoint is at a whole number of this configuration's global batches."""
     if case.newest is None or "samples_seen" not in case.newest.state:
         return None
     step, seen = case.newest.step() or 0, case.newest.state["samples_seen"]

@@ -14,8 +14,8 @@ from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.doctor.findings import (
     Check,
+    Diagnosis,
     Finding,
-    Report,
     counted,
     failure,
     listing,
@@ -32,7 +32,7 @@ from ppar_dist.text import duration
 
 @dataclass
 class RunCase:
-    """A run's folder; what is read of it is read once."""
+    """A run's folder; each part of it is read once."""
 
     path: Path
 
@@ -90,7 +90,7 @@ def checkpoints(case: RunCase) -> Finding:
         return failure(
             f"none of {counted(len(damaged), 'checkpoint')} can be used, "
             f"and a job refuses to begin at step 0 again\n{why}",
-            "restore one from a copy, or give another run.dir; `ppar-dist inspect` says what each file is",
+            "restore one from a copy, or give another run.dir; `ppar-dist inspect` shows the state of files",
             **facts,
         )
     if damaged:
@@ -144,11 +144,11 @@ def metric_files(case: RunCase) -> Finding | None:
     bad = [text for name, log in case.logs.items() if (text := _unreadable(name, log))]
     cut = [name for name, log in case.logs.items() if log.cut]
     if bad:
-        remedy = f"delete these lines (below {case.path / 'metrics'}); what they held is lost"
+        remedy = f"delete these lines (below {case.path / 'metrics'}); their content is lost"
         return warning("; ".join(bad), remedy, files=facts)
     if cut:
         return warning(
-            f"{listing(cut)}: the last line is cut, by a job that writes it or was killed",
+            f"{listing(cut)}: the last line is cut, by a job that is writing it or was killed",
             "nothing: a resume drops it",
             files=facts,
         )
@@ -156,7 +156,7 @@ def metric_files(case: RunCase) -> Finding | None:
 
 
 def repeated(case: RunCase) -> Finding | None:
-    """How much work a restart would do again."""
+    """How much work a restart would repeat."""
     log = case.logs.get("train.jsonl")
     logged = log.last.get("step") if log is not None and log.last is not None else None
     if not isinstance(logged, int):
@@ -174,14 +174,14 @@ def repeated(case: RunCase) -> Finding | None:
     if every and lost > every:
         return warning(
             f"{text}, although one is due every {counted(every, 'step')}",
-            "look into the log for saves that failed, and into the storage",
+            "search the log for saves that failed, and check the storage",
             **facts,
         )
     return ok(text, **facts)
 
 
 def events(case: RunCase) -> Finding | None:
-    """What the run wrote down as out of the ordinary."""
+    """Events that the run recorded: faults, rollbacks, resumes."""
     count: Counter[str] = Counter()
     log = read_log(paths.metrics_file(case.path, "events"), count)
     if log is None or not count:
@@ -226,7 +226,7 @@ def results(case: RunCase) -> Finding | None:
     if missing:
         return warning(
             f"the run is finished, but {listing(missing)} is missing",
-            "start the job once more, or run `ppar-dist evaluate` and `ppar-dist report`",
+            "start the job again, or run `ppar-dist evaluate` and `ppar-dist report`",
             **facts,
         )
     old = [name for name in expected if _is_older(case.path / name, newest)]
@@ -240,12 +240,12 @@ def _unreadable(name: str, log: LogFacts) -> str | None:
     if log.problem:
         return f"{name} cannot be read ({log.problem})"
     if log.unreadable:
-        return f"{name}: {counted(len(log.unreadable), 'line')} no JSON ({listing(log.unreadable)})"
+        return f"{name}: {counted(len(log.unreadable), 'line')} not valid JSON ({listing(log.unreadable)})"
     return None
 
 
 def _is_older(path: Path, newest: CheckpointFacts) -> bool:
-    """Whether a result is of an older checkpoint: by what it says, or else by its time."""
+    """Whether a result is of an older checkpoint: by the step it states, or else by its time."""
     if path.suffix == ".json":
         try:
             stored: Any = json.loads(path.read_bytes())
@@ -269,6 +269,6 @@ CHECKS = (
 )
 
 
-def examine_run(path: Path) -> Report:
-    """Make every check of a run's folder; it is only read."""
+def examine_run(path: Path) -> Diagnosis:
+    """Run every check of a run's folder; it is only read."""
     return run_checks(str(path), [("Run", CHECKS)], RunCase(path))

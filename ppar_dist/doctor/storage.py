@@ -1,4 +1,4 @@
-"""Where checkpoints go: can it be written, does it hold them, and is it fast enough for a preemption?"""
+"""Storage of checkpoints: is it writable, large enough, and fast enough for a save at a preemption?"""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _TRAPS = {
     "tmpfs": "is in memory: it is lost at a restart, and uses up what the job needs",
     "ramfs": "is in memory: it is lost at a restart, and uses up what the job needs",
     "overlay": "is a container's own layer: it is lost with the container",
-    "fuse.s3fs": "renames by copying: a checkpoint does not appear at once",
+    "fuse.s3fs": "renames by copying: a checkpoint does not appear atomically",
     "fuse.mount-s3": "cannot rename: a checkpoint cannot be published",
-    "fuse.gcsfuse": "renames by copying: a checkpoint does not appear at once",
-    "fuse.rclone": "renames by copying: a checkpoint does not appear at once",
+    "fuse.gcsfuse": "renames by copying: a checkpoint does not appear atomically",
+    "fuse.rclone": "renames by copying: a checkpoint does not appear atomically",
 }
 
 
 @dataclass(frozen=True)
 class SaveSize:
-    """What one checkpoint takes, and how that is known."""
+    """Size of one checkpoint, and where the figures come from."""
 
     bytes: int
     files: int
@@ -39,9 +39,9 @@ class SaveSize:
 
 
 def folder(case: ConfigCase) -> Finding:
-    """``run.dir`` can be made and written: a probe is written, synchronised, renamed and deleted."""
+    """``run.dir`` can be created and written: a probe is written, synchronised, renamed and deleted."""
     run = case.config.run.dir
-    remedy = "give another run.dir, or its owner's permission"
+    remedy = "give another run.dir, or get write permission from its owner"
     parent = existing_parent(run)
     inside = run.absolute().relative_to(parent).parts
     if inside and os.path.lexists(parent / inside[0]):
@@ -52,12 +52,12 @@ def folder(case: ConfigCase) -> Finding:
             (probe / "one").rename(probe / "other")
     except OSError as error:
         return failure(f"{parent} cannot be written ({error.strerror})", remedy, folder=str(parent))
-    there = "exists" if parent == run.absolute() else f"will be made in {parent}"
+    there = "exists" if parent == run.absolute() else f"will be created in {parent}"
     return ok(f"{run} {there}; writing, fsync and rename work", folder=str(parent))
 
 
 def file_system(case: ConfigCase) -> Finding | None:
-    """The file system under ``run.dir`` keeps what is written, and renames at once."""
+    """The file system under ``run.dir`` keeps files, and renames atomically."""
     kind, mount = mount_of(existing_parent(case.config.run.dir))
     if not kind:
         return None
@@ -70,7 +70,7 @@ def file_system(case: ConfigCase) -> Finding | None:
 
 
 def space(case: ConfigCase) -> Finding | None:
-    """Room for every checkpoint that is kept, and for the one being written."""
+    """Space for every checkpoint that is kept, and for the one being written."""
     expected = _expected(case)
     if expected is None:
         return None
@@ -96,13 +96,13 @@ def space(case: ConfigCase) -> Finding | None:
 
 
 def inodes(case: ConfigCase) -> Finding | None:
-    """Room for as many files."""
+    """Inodes for the files of these checkpoints."""
     expected = _expected(case)
     status = os.statvfs(existing_parent(case.config.run.dir))
-    if expected is None or not status.f_files:  # some file systems make inodes as they need them
+    if expected is None or not status.f_files:  # some file systems create inodes on demand
         return None
     needed = _kept(case) * expected.files + 100  # and logs, predictions and the report
-    text = f"{counted(status.f_favail, 'file')} can still be made, {needed:,} are needed"
+    text = f"{counted(status.f_favail, 'file')} can still be created, {needed:,} are needed"
     facts = {"free_inodes": status.f_favail, "needed_inodes": needed}
     if status.f_favail < needed:
         return failure(text, "delete files there, or give another run.dir", **facts)
@@ -164,7 +164,7 @@ def _expected(case: ConfigCase) -> SaveSize | None:
 
 
 def _kept(case: ConfigCase) -> int:
-    """Checkpoints that lie there at once, the one being written included."""
+    """The largest number of checkpoints on disk at the same time, including the one being written."""
     keep, train = case.config.checkpoint, case.config.train
     due = train.steps // keep.every if keep.every else 0
     last = min(keep.keep_last, max(1, due)) + 1

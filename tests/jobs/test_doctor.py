@@ -52,7 +52,7 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
         checks = doctor(config, "--nproc", 1, "--quick")
         assert checks["other job"]["status"] == "warning"
         assert f"is in use by process {job.pid} on" in checks["other job"]["found"]
-        assert "this very run is going on here" in checks["metrics ports"]["found"]
+        assert "this run is being trained here already" in checks["metrics ports"]["found"]
         assert doctor(config, "--nproc", 1, "--quick", "run.dir=elsewhere", code=78)["metrics ports"]["found"]
         second = run_command(["train", str(config)])
         assert second.returncode == 78

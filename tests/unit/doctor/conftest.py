@@ -1,4 +1,4 @@
-"""``ppar-dist doctor`` on a healthy configuration that a test spoils: each failure is made for real."""
+"""``ppar-dist doctor`` on a healthy configuration that a test breaks: every failure is a real one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def doctor(blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.fixture
 def own(blocks: Path, tmp_path: Path) -> Path:
-    """A copy of the data that may be spoiled."""
+    """A copy of the data that a test may damage."""
     return Path(shutil.copytree(blocks, tmp_path / "own"))
 
 

@@ -57,7 +57,7 @@ def test_a_tar_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
         inspect(path)
 
 
-def test_a_sample_that_lacks_a_member_shows(tmp_path: Path) -> None:
+def test_a_sample_that_lacks_a_member_is_counted(tmp_path: Path) -> None:
     make_domain(tmp_path / "day", 2)
     (shard,) = (tmp_path / "day").glob("*.tar")
     with tarfile.open(shard) as whole, tarfile.open(tmp_path / "part.tar", "w") as part:

@@ -1,4 +1,4 @@
-"""What a report says, in which form, and what it leaves behind: nothing."""
+"""The content and the form of a diagnosis; it leaves no files behind."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from ppar_dist.cli.parser import main
 from ppar_dist.config.load import parse_config
-from ppar_dist.doctor.findings import Check, Report, Status, counted, ok, run_checks
+from ppar_dist.doctor.findings import Check, Diagnosis, Status, counted, ok, run_checks
 from ppar_dist.doctor.job import examine_config
 from tests.ranks import tiny_config, write_config
 from tests.unit.doctor.worlds import EXIT_CODES, Doctor
@@ -31,7 +31,7 @@ def test_a_healthy_configuration_is_only_ok(doctor: Doctor) -> None:
     assert checks["stages"]["facts"]["steps"] == {"warmup": 2, "text": 1, "visual_text": 2, "pixel": 3}
 
 
-def test_the_schema_of_a_report(blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_schema_of_a_diagnosis(blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(write_config(tmp_path / "config.yaml", tiny_config(blocks, tmp_path / "run")))
     main(["doctor", path, "train.steps=9", "--json", "--quick"])
     report = json.loads(capsys.readouterr().out)
@@ -57,7 +57,7 @@ def test_nothing_is_left_behind_and_no_data_is_touched(doctor: Doctor, blocks: P
     assert list((tmp_path / "run").iterdir()) == []
 
 
-def test_every_wrong_key_is_named_and_the_rest_not_made(doctor: Doctor) -> None:
+def test_every_wrong_key_is_named_and_no_other_check_runs(doctor: Doctor) -> None:
     checks = doctor("train.stepz=3", "data.workers=-1")
     assert list(checks) == ["configuration"]
     assert "unknown key train.stepz" in checks["configuration"]["found"]
@@ -84,7 +84,7 @@ def test_lines_fit_the_width_and_end_in_a_summary() -> None:
     columns = {line.index("word") for line in lines if "word" in line}
     assert len(columns) == 1
     assert lines[-1] == "2 ok: no problems found"
-    assert Report("x", ()).status == Status.OK
+    assert Diagnosis("x", ()).status == Status.OK
     assert counted(1, "step") + counted(1200, "step") == "1 step1,200 steps"
 
 
@@ -95,7 +95,7 @@ def test_figures_come_from_processes_own_progress(blocks: Path, tmp_path: Path) 
     assert [item for item in told if item[0] == "shards"] == [("shards", 1, 2), ("shards", 2, 2)]
 
 
-def test_ranks_of_nothing_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_zero_ranks_and_missing_files_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "x.yaml", "--nproc", "0"]) == 78
     assert "at least 1" in capsys.readouterr().err
     assert main(["doctor", str(tmp_path / "none.yaml")]) == 78

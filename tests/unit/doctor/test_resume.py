@@ -1,4 +1,4 @@
-"""What a job would go on from."""
+"""The checkpoint that a job would resume from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_a_changed_configuration_is_shown(doctor: Doctor, blocks: Path, tmp_path
     assert "optim.lr: 0.001 -> 0.5" in checks["same settings"]["found"]
 
 
-def test_a_run_that_lost_its_configuration_is_held_against_its_checkpoint(
+def test_a_run_that_lost_its_configuration_is_compared_with_its_checkpoint(
     doctor: Doctor, blocks: Path, tmp_path: Path
 ) -> None:
     run = begun(blocks, tmp_path)
@@ -44,7 +44,7 @@ def test_a_run_that_lost_its_configuration_is_held_against_its_checkpoint(
     assert "optim.lr: 0.001 -> 0.5" in doctor("optim.lr=0.5")["same settings"]["found"]
 
 
-def test_positions_that_were_stepped_over_are_no_fault(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
+def test_positions_stepped_over_are_not_a_fault(doctor: Doctor, blocks: Path, tmp_path: Path) -> None:
     run = begun(blocks, tmp_path)
     note_state(run, samples_seen=6 * 6 + 12, stepped_over=12)
     assert doctor()["position"]["status"] == "ok"

@@ -1,4 +1,4 @@
-"""A run's folder: what is wrong with it, and that no damage whatever ends in a traceback."""
+"""A run's folder: every fault is named, and no damage ends in a traceback."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def test_a_cut_line_is_told_from_an_unreadable_one(doctor: Examine, run: Path) -
     lines = log.read_bytes().splitlines()
     log.write_bytes(b"\n".join([lines[0], b"\x00\x00\xff", *lines[1:-1], b"[3]", b""]))
     found = doctor()["metric files"]["found"]
-    assert found == "train.jsonl: 2 lines no JSON (2, 9)"
+    assert found == "train.jsonl: 2 lines not valid JSON (2, 9)"
     assert inspect(run)["logs"]["train.jsonl"] == {"records": 7, "unreadable_lines": 2}
 
 
@@ -141,7 +141,7 @@ def test_events_and_bad_samples_are_counted(doctor: Examine, run: Path) -> None:
     assert checks["bad samples"]["found"] == "2 bad samples replaced (truncated 2; left 2) of 48 seen"
 
 
-def test_results_that_lack_or_are_older(doctor: Examine, run: Path) -> None:
+def test_results_that_are_missing_or_older(doctor: Examine, run: Path) -> None:
     (run / "results.json").write_text('{"step": 4}')
     os.utime(run / "report.html", (0, 0))
     checks = doctor()
@@ -150,7 +150,7 @@ def test_results_that_lack_or_are_older(doctor: Examine, run: Path) -> None:
     assert "report.html is missing" in doctor()["results"]["found"]
 
 
-def test_a_checkpoint_deleted_while_it_is_read_is_no_damage(
+def test_a_checkpoint_deleted_while_it_is_read_is_not_damaged(
     run: Path, doctor: Examine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder is renamed between listing and reading, as retention does."""
@@ -161,7 +161,7 @@ def test_a_checkpoint_deleted_while_it_is_read_is_no_damage(
     assert folder_bytes(listed[0]) == 0
 
 
-def test_a_folder_that_is_no_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_folder_that_is_not_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", str(tmp_path)]) == 78
     out = " ".join(capsys.readouterr().out.split())
     assert "cannot read config" in out
@@ -182,8 +182,8 @@ def test_a_checkpoint_says_the_state_of_each_file(run: Path) -> None:
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_no_damage_whatever_ends_in_a_traceback(whole: Path, blocks: Path, tmp_path: Path, seed: int) -> None:
-    """Files cut, filled with noise, emptied, made folders or links to nothing; JSON of another shape."""
+def test_no_damage_ends_in_a_traceback(whole: Path, blocks: Path, tmp_path: Path, seed: int) -> None:
+    """Files cut, filled with noise, emptied, replaced by folders or dangling links; JSON of another shape."""
     rng = random.Random(seed)
     for number in range(12):
         run = Path(shutil.copytree(whole, tmp_path / f"run{number}"))

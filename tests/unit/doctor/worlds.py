@@ -1,4 +1,4 @@
-"""A run to examine, and what spoils a file."""
+"""A run to examine, and damage to its files."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def begun(blocks: Path, tmp_path: Path, steps: tuple[int, ...] = (4, 6), **secti
 
 
 def note(run: Path, **facts: Any) -> None:
-    """Have the newest checkpoint note other facts of its origin."""
+    """Change facts of its origin in the manifest of the newest checkpoint."""
     path = last_manifest(run)
     path.write_text(json.dumps(sealed(json.loads(path.read_text()) | facts)))
 
 
 def note_state(run: Path, **entries: Any) -> None:
-    """Have the newest checkpoint stand elsewhere."""
+    """Change the position of the newest checkpoint."""
     path = last_manifest(run).with_name("state.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | entries))
     size, sha256 = fingerprint(path)
