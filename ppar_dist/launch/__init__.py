@@ -1,1 +1,1 @@
-"""Starting the ranks of a machine, and what a rank does for whoever started it."""
+"""Starting the ranks of a machine, and what each rank reports to the command that started it."""

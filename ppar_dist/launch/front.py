@@ -1,7 +1,7 @@
 """Starting the ranks of this machine through a launcher, and ending them as one job.
 
-A launcher reports the exit code of whichever rank it looked at first, or one of its own; so each rank leaves
-a note of its code in a folder named by the environment, and the job's code is made of these.
+A launcher reports the exit code of the rank it looked at first, or one of its own. So each rank writes its
+exit code to a file in a folder named by the environment, and the job's code is computed from these.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from ppar_dist.processes.signals import SIGNALS, exit_code
 from ppar_dist.view import terminal
 
 _MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
-_BY_SIGNAL = 128  # codes from here on are of what a signal has ended
-# Which code a job has when its ranks differ: what no retry cures before what one may cure.
+_BY_SIGNAL = 128  # exit codes from here on mean: ended by a signal
+# The code of a job whose ranks differ: the first of these, errors that no retry cures first.
 _SEVERITY = (exit_codes.CONFIG, exit_codes.INTERNAL, exit_codes.INTERRUPTED, exit_codes.RESUME)
 
 
 def default_ranks() -> int:
-    """One rank per GPU; one where there is none."""
+    """One rank per GPU; one on a machine without GPUs."""
     return max(1, _gpus())
 
 
@@ -47,13 +47,13 @@ def launch(
 ) -> int:
     """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return the exit code of the job.
 
-    Of a job of several machines this is one part: each is told the code that its own ranks ended with, and
-    they end alike, but for ranks that were killed.
+    In a job of several machines this handles one of them: each gets the exit code of its own ranks. These
+    codes are equal, except where ranks were killed.
 
     SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
-    after the other, kill ranks that have not ended 30 s later, or die of them; so this process passes them on
-    itself, as SIGUSR1, to the ranks. The launcher hears neither SIGTERM nor SIGUSR1, also where a scheduler
-    sends them to every process of a job: what may be asked to end is this process, and the ranks.
+    after the other, kill ranks that have not ended 30 s later, or die of them. So this process passes them on
+    to the ranks itself, as SIGUSR1. The launcher ignores SIGTERM and SIGUSR1, also where a scheduler sends
+    them to every process of a job: only this process and the ranks act on them.
 
     Args:
         arguments: of ``ppar-dist``.
@@ -80,7 +80,7 @@ def launch(
         environment[NOTES_VARIABLE] = notes
         environment[FRONT_VARIABLE] = str(os.getpid())
         try:
-            return _Group(Path(notes), numbers, grace_s).run(command, environment)
+            return _LauncherGroup(Path(notes), numbers, grace_s).run(command, environment)
         finally:
             terminal.give_back(sys.stderr)  # rank 0 may have been killed
 
@@ -90,23 +90,23 @@ def job_code(codes: Sequence[int | None], launcher_code: int, listened: bool = F
 
     Args:
         codes: of its ranks; None for one that was killed, which a retry may cure.
-        launcher_code: the launcher's own, which counts when no rank left a code.
-        listened: whether any rank got so far that it would have left a code, had it not been killed.
+        launcher_code: the launcher's own, used when no rank left a code.
+        listened: whether any rank had begun to listen to signals: without a code, it was killed.
     """
     if all(code is None for code in codes):
-        if launcher_code in _SEVERITY:  # a rank's, which could leave no note
+        if launcher_code in _SEVERITY:  # of a rank that could not write its note
             return launcher_code
-        # Of a rank that was killed torchrun makes 1, and DeepSpeed's launcher what is left of -9: 247.
+        # For a killed rank torchrun returns 1, and DeepSpeed's launcher -9 modulo 256: 247.
         return exit_codes.INTERNAL if 0 < launcher_code < _BY_SIGNAL and not listened else exit_codes.RESUME
     known = {exit_codes.RESUME if code is None else code for code in codes}
     return next((code for code in _SEVERITY if code in known), max(known))
 
 
-class _Group:
-    """A launcher and its ranks, which end as a whole.
+class _LauncherGroup:
+    """A launcher and its ranks, which end together.
 
     The launcher has a process group of its own. Its ranks need not be in it (torchrun gives each a session):
-    they are known by the process ids that they noted.
+    they are found by the process ids in their notes.
     """
 
     def __init__(self, notes: Path, ranks: Sequence[int], grace_s: float) -> None:
@@ -122,7 +122,7 @@ class _Group:
             self._launcher = subprocess.Popen(
                 command, env=environment, start_new_session=True, preexec_fn=_block_signals
             )
-            if self._received:  # it came while the process was being made
+            if self._received:  # a signal arrived while the process was being created
                 self._pass_on()
             code = self._launcher.wait()
             self._drain(self._launcher.pid, was_killed=code < 0)
@@ -143,12 +143,12 @@ class _Group:
             _signal(os.kill, pid, signal.SIGUSR1)
         if len(ranks) < len(self._ranks):
             # The others have nothing to save; perhaps the launcher has not even started them. Torchrun passes
-            # SIGHUP on to its ranks, which are not in its group. SIGTERM is for one that could leave no note.
+            # SIGHUP on to its ranks, which are not in its group. SIGTERM is for one without a note.
             _signal(os.killpg, self._launcher.pid, signal.SIGHUP)
             _signal(os.killpg, self._launcher.pid, signal.SIGTERM)
 
     def _drain(self, group: int, was_killed: bool) -> None:
-        """Wait for ranks that outlive their launcher, as they do to save when it was killed."""
+        """Wait for ranks that outlive their launcher: they save when it was killed."""
         deadline = time.monotonic() + self._grace_s + _MARGIN_S
         while self._left(group, was_killed) and time.monotonic() < deadline:
             time.sleep(0.05)
@@ -156,16 +156,16 @@ class _Group:
             _signal(os.kill, pid, signal.SIGKILL)
 
     def _left(self, group: int, was_killed: bool) -> list[int]:
-        """Those of the group and the ranks that run; a zombie may stay, where no parent waits for it.
+        """Process ids of the group and the ranks that still run, without zombies.
 
-        Of a launcher that was killed also ranks that have yet to listen: torchrun's are not in its group.
+        After a killed launcher also ranks that do not listen yet: torchrun's are not in its group.
         """
         ranks = [pid for pid, born in self._listening() if proc.look(pid, born) is not Process.GONE]
-        deaf = proc.with_variable(NOTES_VARIABLE, str(self._notes)) if was_killed else []
-        return ranks + proc.members(group) + deaf
+        not_listening = proc.with_variable(NOTES_VARIABLE, str(self._notes)) if was_killed else []
+        return ranks + proc.members(group) + not_listening
 
     def _listening(self) -> list[tuple[int, int]]:
-        """Process id and time of birth of the ranks that listen to signals."""
+        """Process id and start time of the ranks that listen to signals."""
         notes = [self._notes / f"rank-{rank}.started" for rank in self._ranks]
         texts = [note.read_text().split() for note in notes if note.exists()]
         return [(int(text[0]), int(text[1])) for text in texts if len(text) == 2]
@@ -183,15 +183,15 @@ class _Group:
 
 
 def _gpus() -> int:
-    import torch  # late: what only asks is_rank is answered before torch is loaded
+    import torch  # late: is_rank must answer before torch is loaded
 
     return torch.cuda.device_count()
 
 
 def _block_signals() -> None:
-    """What the launcher starts with, and each rank until `note_start`: only SIGHUP ends them.
+    """Signal state of the launcher, and of each rank until `note_start`: only SIGHUP ends them.
 
-    Launchers set a handler for SIGTERM but leave the mask as they find it: blocked, it does not reach that.
+    Launchers set a handler for SIGTERM but keep the mask: a blocked signal does not reach the handler.
     """
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it
@@ -199,6 +199,6 @@ def _block_signals() -> None:
 
 
 def _signal(how: Callable[[int, int], None], whom: int, number: int) -> None:
-    """Signal a process or a group, if there is any of it left."""
+    """Signal a process or a group, if it still exists."""
     with contextlib.suppress(ProcessLookupError):
         how(whom, number)

@@ -19,8 +19,8 @@ def deepspeed(ranks: int, nodes: Nodes) -> list[str]:
     """DeepSpeed's launcher on this machine.
 
     Its runner (the ``deepspeed`` command, also with ``--no_ssh``) would only encode the machines and start
-    this launcher; it costs one more import of torch, forgets which GPUs a scheduler has given, and a SIGTERM
-    ends it without what it started.
+    this launcher; it costs another import of torch, ignores which GPUs a scheduler assigned, and a SIGTERM
+    ends it but not its children.
     """
     machines = {f"node-{rank}": list(range(ranks)) for rank in range(nodes.count)}
     world = machines | {f"node-{nodes.rank}": visible_devices(ranks, os.environ)}
@@ -37,7 +37,7 @@ def deepspeed(ranks: int, nodes: Nodes) -> list[str]:
 
 
 def torchrun(ranks: int, nodes: Nodes) -> list[str]:
-    """Torchrun on this machine; it leaves the GPUs that a scheduler has given as they are."""
+    """Torchrun on this machine; it uses the GPUs that a scheduler assigned."""
     return [
         *(sys.executable, "-m", "torch.distributed.run"),
         *("--nnodes", str(nodes.count), "--node-rank", str(nodes.rank)),
@@ -48,9 +48,9 @@ def torchrun(ranks: int, nodes: Nodes) -> list[str]:
 
 
 def visible_devices(ranks: int, environment: Mapping[str, str]) -> list[int | str]:
-    """Which GPUs the ``ranks`` of this machine take: the first of those that a scheduler left visible.
+    """The GPUs of this machine's ``ranks``: the first of those that a scheduler made visible.
 
-    By number or UUID, as the scheduler names them; DeepSpeed's launcher sets the variable to these.
+    By number or UUID, as the scheduler names them; DeepSpeed's launcher sets CUDA_VISIBLE_DEVICES to these.
     """
     given = [name.strip() for name in environment.get(_VISIBLE, "").split(",") if name.strip()]
     return [*given[:ranks]] if len(given) >= ranks else list(range(ranks))

@@ -18,7 +18,7 @@ _TRIES = 50
 
 @dataclass(frozen=True)
 class Nodes:
-    """Where this machine stands among those of its job.
+    """The number of machines in a job, and which of them this is.
 
     Attributes:
         count: machines of the job.
@@ -78,9 +78,9 @@ def _address(text: str) -> tuple[str, int]:
 
 
 def _free_port() -> int:
-    """A port that nobody uses now; below those that the kernel deals out, so that none gets it meanwhile.
+    """A port that is free now, below the kernel's ephemeral ports.
 
-    The rank that listens there has yet to load its libraries.
+    The rank that will listen there first loads its libraries: no other process may get the port meanwhile.
     """
     for port in random.SystemRandom().sample(_QUIET_PORTS, _TRIES):
         with socket.socket() as probe:

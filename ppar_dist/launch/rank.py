@@ -1,4 +1,4 @@
-"""What a rank does for the command that started it: notes of its start and end, an end with its launchers."""
+"""A rank's duties to the command that started it: notes of start and exit, and ending with its launchers."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def is_rank(environment: Mapping[str, str] | None = None) -> bool:
 
 
 def note_start() -> int:
-    """Called by a rank that listens to signals from now on; returns the process id of its launcher."""
-    if NOTES_VARIABLE in os.environ:  # what it started with, see _block_signals
+    """Called by a rank once it listens to signals; returns the process id of its launcher."""
+    if NOTES_VARIABLE in os.environ:  # undoes front._block_signals
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _note("started", f"{os.getpid()} {proc.born(os.getpid())}")
@@ -35,7 +35,7 @@ def note_start() -> int:
 
 
 def note_exit(code: int) -> None:
-    """Called by a rank that ends with ``code``: the last thing it does, which waits for nothing."""
+    """Called by a rank that ends with ``code``: its last action, which never blocks."""
     terminal.close_all()
     _note("exit", str(code))
 
@@ -43,11 +43,11 @@ def note_exit(code: int) -> None:
 def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
     """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
 
-    Not if ``unless`` holds then: a rank that was asked to end already must not be asked twice.
+    Not if ``unless()`` is true then: a rank that was already asked to end must not be asked twice.
 
-    The kernel tells of its parent only, and launchers are chains: DeepSpeed's runner dies of a signal, and
-    its own child, which has started the ranks, lives on. What was killed before this call is not an ancestor
-    any more: then the command that the environment names is not one either.
+    The kernel reports only the death of the parent, and launchers are chains: DeepSpeed's runner dies of a
+    signal, and its child, which started the ranks, lives on. A launcher killed before this call is not an
+    ancestor any more, and nor is the command that the environment names: that shows the loss.
     """
     ancestors = proc.ancestors(os.getpid())
     above = [
@@ -59,7 +59,7 @@ def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
         os.environ.get(NOTES_VARIABLE, os.devnull)
     ).is_dir()  # not of a job that has ended long ago
     front = os.environ.get(FRONT_VARIABLE) if is_ours else None
-    # Of a launcher that has been killed the kernel may make the command itself the heir, as process 1 of a
+    # After a launcher was killed, the kernel may make the command itself the parent, as process 1 of a
     # container; it is never a rank's parent otherwise.
     is_cut_off = bool(ancestors) and front is not None and int(front) not in [pid for pid, _ in ancestors[1:]]
 

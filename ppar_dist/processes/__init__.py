@@ -1,1 +1,1 @@
-"""Processes of this machine: what the kernel knows of them, signals, the log of each rank."""
+"""Processes of this machine: their state, signals, and the log of each rank."""

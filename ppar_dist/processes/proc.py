@@ -1,4 +1,4 @@
-"""Processes of this machine; states and start times from /proc, where there is one."""
+"""Processes of this machine; states and start times from /proc, where it exists."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ def born(pid: int) -> int:
 
 
 def look(pid: int, born_at: int) -> Process:
-    """What has become of the process ``pid`` that started at ``born_at``; only for pids of this machine."""
+    """The state of the process ``pid`` that started at ``born_at``; only for pids of this machine."""
     fields = _status(pid)
     if not fields and _is_hidden(pid):
         return Process.UNKNOWN
-    # A killed process stays as a zombie until its parent has asked for it.
+    # A killed process remains as a zombie until its parent has waited for it.
     if not fields or fields[0] in "ZX" or int(fields[19]) != born_at:
         return Process.GONE
     return Process.STOPPED if fields[0] in "Tt" else Process.ALIVE
@@ -116,12 +116,12 @@ def die_with_parent(signal_number: int, parent: int | None = None) -> None:
     """Have the kernel send this process a signal when its parent dies, even by SIGKILL (Linux only).
 
     The kernel watches the *thread* that started this process: a parent that starts children from a
-    thread which ends early loses them then. The setting is lost over fork, and kept over exec.
+    thread which ends early loses them then. The setting is cleared by fork and kept by exec.
 
     Args:
         signal_number: the signal, SIGKILL where nothing may be caught or ignored.
         parent: process id of the parent, where it is known; a parent that had died before this call is
-            then noticed. Without it only a death during the call is.
+            then noticed. Without it only a death during the call is noticed.
 
     Raises:
         OSError: the kernel refused.
@@ -133,5 +133,5 @@ def die_with_parent(signal_number: int, parent: int | None = None) -> None:
     if libc.prctl(_PR_SET_PDEATHSIG, signal_number, 0, 0, 0) != 0:
         code = ctypes.get_errno()
         raise OSError(code, f"prctl(PR_SET_PDEATHSIG, {signal_number}): {os.strerror(code)}")
-    if os.getppid() != expected:  # it died before the kernel knew
+    if os.getppid() != expected:  # the parent died before the call
         os.kill(os.getpid(), signal_number)

@@ -1,4 +1,4 @@
-"""A log file for every rank but the first, where the job's one log would mix them up.
+"""A log file for every rank except rank 0: one log of the whole job would interleave them.
 
 A batch script names the folder in ``PPAR_RANK_LOGS``. Rank 0 stays in the job's log, and so does
 the last line of every rank.
@@ -20,13 +20,13 @@ _job_log: int | None = None  # the standard error that this rank was started wit
 
 
 def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
-    """Send all that this process and its children print to its rank's file, which grows from start to start.
+    """Redirect the output of this process and its children to its rank's file; each start appends to it.
 
     Args:
         environment: of a rank, as its launcher made it; default: this process's.
 
     Returns:
-        The file; None where nothing changes: for rank 0, without a folder, or where it cannot be written.
+        The file; None without redirection: for rank 0, without a folder, or if it cannot be written.
     """
     global _job_log
     variables = os.environ if environment is None else environment
@@ -53,14 +53,14 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
 
 def last_words(text: str) -> None:
     """Print why this process ends: to its own log, and to the job's."""
-    # One write: launchers start ranks unbuffered, and another rank may be saying the same at this moment.
+    # One write: launchers start ranks unbuffered, and another rank may be writing at the same moment.
     with contextlib.suppress(OSError):  # the terminal may be closed, or the launcher's pipe
         print(f"{text}\n", end="", file=sys.stderr, flush=True)
     to_job_log(text)
 
 
 def to_job_log(text: str) -> None:
-    """Print to the job's log, where this rank has another; that may be closed at the other end."""
+    """Print to the job's log, if this rank has its own; the pipe may be closed at the other end."""
     if _job_log is not None:
         with contextlib.suppress(OSError):
             os.write(_job_log, f"{text}\n".encode(errors="replace"))

@@ -1,15 +1,15 @@
-"""Signals that ask a rank to stop: noted, obeyed at the next step boundary, by all ranks together.
+"""Signals that ask a rank to stop: recorded, and obeyed by all ranks together at the next step boundary.
 
 SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
 step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,
 or the end of the grace time, ends the process at once; the newest published checkpoint is then what a
-restart finds. A signal before the ranks have met gives them seconds to do so: one of them may have been
-killed, and would be waited for.
+restart finds. A signal before the ranks have met leaves them a few seconds to meet: one of them may have
+been killed, and the others would wait for it.
 
-Launchers send one signal more than once: to the whole process group, and again to each rank. What comes
-within a moment of the first is the same request. So is the first of another number for longer: a scheduler
-signals every process, and the command passes it on to the ranks as SIGUSR1, when it gets the time. So is one
-more when the request was obeyed: launchers signal the other ranks when the first has ended.
+Launchers send one signal more than once: to the whole process group, and again to each rank. Signals
+within two seconds of the first are the same request. So is the first with another number, within 30 seconds:
+a scheduler signals every process, and the command passes it on to the ranks as SIGUSR1, perhaps late. So is
+one more after the request was obeyed: launchers signal the other ranks when the first has ended.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _PASSED_ON_S = 30.0
 _MEET_S = 15.0  # launchers kill ranks 30 s after they have signalled them
 
 
-class Preempted(Exception):  # not an error: the run ends as it was asked to
+class Preempted(Exception):  # not an error: the run ends on request
     """All ranks stopped after the same step; ``code`` is the exit code."""
 
     def __init__(self, code: int) -> None:
@@ -45,16 +45,16 @@ def exit_code(signals: Sequence[signal.Signals | None]) -> int:
 
 
 def leave_on_signals() -> None:
-    """End at once on a signal, until something else takes the signals over: there is nothing to save yet.
+    """End at once on a signal, until other handlers replace these: there is nothing to save yet.
 
-    Process 1 of a container would not end otherwise: the kernel drops what it has no handler for.
+    Process 1 of a container would not end otherwise: the kernel drops signals that it has no handler for.
     """
     for number in SIGNALS:
         signal.signal(number, lambda received, _: os._exit(exit_code([signal.Signals(received)])))
 
 
 class Preemption:
-    """The request that this process's signals make, from ``watch`` on."""
+    """The request to stop that signals make of this process, from ``watch`` on."""
 
     def __init__(self, note_exit: Callable[[int], object] = lambda code: None) -> None:
         """``note_exit`` is called with the exit code before this process is ended; it must not wait."""
@@ -78,7 +78,7 @@ class Preemption:
         """Take over the signals; to be called from the main thread, once.
 
         A thread reads them from the interpreter's wake-up pipe: a handler would run on the main thread only,
-        and not while that waits inside a collective.
+        and not while it waits inside a collective.
         """
         read, write = os.pipe()
         os.set_blocking(write, False)
@@ -89,13 +89,13 @@ class Preemption:
         return self
 
     def limit(self, grace_s: float) -> None:
-        """The ranks have met: force the exit ``grace_s`` seconds after the first signal, past or to come."""
+        """The ranks have met: force the exit ``grace_s`` seconds after the first signal, also a later one."""
         self._grace_s = grace_s
         if self.requested:
             self._start_timer()
 
     def done(self) -> None:
-        """The request was obeyed: nothing cuts the rest short but a second signal."""
+        """The request was obeyed: only a second signal still forces an exit."""
         self._obeyed = True
         if self._timer is not None:
             self._timer.cancel()
@@ -112,7 +112,7 @@ class Preemption:
             self.signal = number
             self._start_timer()
         elif self._parent != os.getppid():
-            self._parent = os.getppid()  # the kernel's word that the launcher has ended, too
+            self._parent = os.getppid()  # the kernel's signal that the launcher has ended counts too
         elif number != self.signal and not self._heard_twice and self._age() < _PASSED_ON_S:
             self._heard_twice = True
         elif self._age() <= SAME_REQUEST_S:

@@ -48,7 +48,7 @@ from pathlib import Path
 from ppar_dist.launch import front
 with tempfile.TemporaryDirectory() as notes:
     environment = {**os.environ, "PPAR_EXIT_NOTES": notes}
-    group = front._Group(Path(notes), [0], 5.0)
+    group = front._LauncherGroup(Path(notes), [0], 5.0)
     sys.exit(group.run([sys.executable, "-c", *sys.argv[1:]], environment))
 """
 

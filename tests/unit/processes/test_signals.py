@@ -1,4 +1,4 @@
-"""What becomes of signals outside the steps: before the ranks have met, and when the request was obeyed."""
+"""Signals outside the steps: before the ranks have met, and after the request was obeyed."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_signal_before_the_ranks_have_met_is_not_waited_out() -> None:
         assert "the ranks have not met within 0.2 seconds of a signal" in process.end()
 
 
-def test_a_rank_to_whose_words_nobody_listens_any_more_ends_all_the_same() -> None:
+def test_a_rank_whose_output_is_closed_still_ends() -> None:
     """As after a terminal was closed."""
     reader, writer = os.pipe()
     os.close(reader)
