@@ -16,4 +16,4 @@ class DataError(UserError):
 
 
 class InUse(UserError):
-    """Another job works where this one wants to."""
+    """Another job uses the folder that this one needs."""

@@ -27,7 +27,7 @@ def one_line(error: BaseException) -> str:
 
 
 def printable(text: str, longest: int = _LONGEST) -> str:
-    """``text`` without what a terminal might obey or a file refuse, and without its middle when long."""
+    """``text`` with control characters escaped, and without its middle when long."""
     text, half = visible(masked(text)), (longest - 3) // 2
     return text if len(text) <= longest else f"{text[:half]} … {text[-half:]}"
 
@@ -43,21 +43,21 @@ def masked(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """``text`` with what a terminal might obey or a file refuse written out: line ends, escapes."""
+    """``text`` with control characters escaped: line ends, terminal commands, lone surrogates."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people read them: ``7.5 s``, ``40 s``, ``12 min``, ``3.5 h``."""
+    """Seconds in a unit that suits their size: ``7.5 s``, ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 120:
         return in_seconds(seconds)
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def in_seconds(seconds: float) -> str:
-    """Seconds beside a limit in seconds: with a decimal while it matters."""
+    """Seconds, for comparison with a limit in seconds: a decimal below 10."""
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
 
 

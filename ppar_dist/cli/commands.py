@@ -1,6 +1,6 @@
 """The subcommands of ``ppar-dist``: signature and docstring of each are its options and help.
 
-Each returns an exit code, None for 0, and imports what it needs: a wrong path is answered before torch loads.
+Each returns an exit code (None for 0) and imports what it needs: a wrong path is refused before torch loads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ app.register_install_completion_command()
 Trained = Annotated[Path, Parameter(help="a run or one of its checkpoints")]
 Classes = Annotated[str, Parameter(help="class set: roads6, cityscapes19, camvid11")]
 ConfigFile = Annotated[Path, Parameter(help="YAML file")]
-Override = Annotated[str, Parameter(name="key=value", help="put in place of what the file says")]
+Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
 Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
 Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
@@ -121,7 +121,7 @@ def text(
 
 @app.command
 def index(folder: Path, /, *, classes: Classes, max_bad_ratio: float = 0.0) -> None:
-    """Make the index of shards that others made.
+    """Make the index of existing shards.
 
     Args:
         max_bad_ratio: leave bad samples out, up to this share of all, and list them in quarantine.jsonl
@@ -148,7 +148,7 @@ def train(
     launcher: Launcher = "deepspeed",
     accept_changes: bool = False,
 ) -> int | None:
-    """Train, or go on with a run that was interrupted.
+    """Train, or resume a run that was interrupted.
 
     Args:
         nproc: ranks on this machine (default: one per GPU, else 1)
@@ -156,13 +156,13 @@ def train(
         node_rank: number of this machine, from 0
         master: HOST[:PORT] of machine 0, where the ranks meet
         launcher: what starts the ranks
-        accept_changes: go on with a changed configuration
+        accept_changes: resume with a changed configuration
     """
     from ppar_dist.launch.rank import is_rank, note_exit, note_start
     from ppar_dist.processes.signals import Preemption, leave_on_signals
 
     preemption, parent = Preemption(note_exit), None
-    if is_rank():  # before anything slow: a signal must not find this process deaf
+    if is_rank():  # before anything slow: a signal may arrive at any time
         preemption.watch()
         parent = note_start()
         rank_log.redirect()
@@ -180,15 +180,15 @@ def train(
         machines = nodes_of(nodes, node_rank, master)
         make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
         if ranks * machines.count > 1:
-            # Not the launcher's own options: torchrun would take --nproc for one of its.
+            # Without the options of the launch: torchrun would read --nproc as its own.
             accept = ["--accept-changes"] if accept_changes else []
             arguments = ["train", str(config), *overrides, *accept]
             return launch(arguments, ranks, launcher, settings.faults.grace_s, machines)
         preemption.watch()
-    gc.disable()  # imports make a million objects, none of them garbage: a third of their time
+    gc.disable()  # imports create a million objects and no garbage: collecting takes a third of their time
     from ppar_dist.training import rank_job
 
-    gc.freeze()  # nor look at them again at each collection while training
+    gc.freeze()  # collections while training skip these objects
     gc.enable()
     return rank_job.run(settings, preemption, accept_changes, _count, parent)
 
@@ -245,7 +245,7 @@ def doctor(
         from ppar_dist.doctor.runs import examine_run
 
         if overrides:
-            raise UserError(f"{path} is a run; {overrides[0]} would change nothing of it, leave it out")
+            raise UserError(f"{path} is a run; {overrides[0]} has no effect on it, leave it out")
         report = examine_run(path)
     else:
         from ppar_dist.doctor.job import examine_config
@@ -345,7 +345,7 @@ def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which
 
 @app.command
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
-    """Say what a checkpoint, run, shard or index holds."""
+    """Show the contents of a checkpoint, run, shard or index."""
     from ppar_dist.doctor.describe import describe, inspect
 
     facts = inspect(path)
@@ -362,7 +362,7 @@ def report(run: Path, /) -> None:
 
 @app.command
 def ledger(run: Path, /, *, as_json: Json = False) -> int:
-    """Prove from a run's ledger that every sample came once; 78 where one did not."""
+    """Prove from a run's ledger that every sample was used once; exit code 78 if not."""
     from ppar_dist.run.audit import audit
 
     found = audit(run)

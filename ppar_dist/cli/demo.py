@@ -1,4 +1,4 @@
-"""The demo: render three source domains and an unseen night, train through all stages, judge, report."""
+"""The demo: render three source domains and an unseen night, train through all stages, evaluate, report."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SAMPLES = 96  # scenes per domain
 def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     """Run the whole path below ``out`` and return the exit code of training.
 
-    Training runs on ``ranks`` ranks (default: one per GPU, as far as the batch divides among them, else two
+    Training runs on ``ranks`` ranks (default: one per GPU, as many as the batch divides by, else two
     on the CPU) through the launcher.
     """
     shards, run, text = out / "shards", out / "run", out / "text.npz"

@@ -1,7 +1,6 @@
 """``ppar-dist``: one subcommand per task, one contract of exit codes.
 
-Exit codes are those of ``exit_codes.py``.
-A user's mistake is one line on stderr, never a traceback.
+Exit codes are those of ``exit_codes.py``. A user's mistake prints one line to stderr, never a traceback.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _main(arguments: list[str]) -> int:
     _prepare_streams()
-    os.umask(os.umask(0o002) | 0o002)  # whatever the umask: nobody outside the group may change a run
+    os.umask(os.umask(0o002) | 0o002)  # whatever the umask: users outside the group may not change a run
     handler = logging.StreamHandler()
     handler.setFormatter(_LogLine("%(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO, handlers=[handler])
@@ -54,21 +53,21 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
-    except Exception as error:  # the last resort: everything a user can cause is a UserError
+    except Exception as error:  # a bug: all that a user can cause is a UserError
         logging.getLogger(__name__).exception("internal error")
         last_words(f"ppar-dist: internal error: {type(error).__name__}: {visible_lines(str(error))}")
         return exit_codes.INTERNAL
 
 
 class _LogLine(logging.Formatter):
-    """A name out of a shard may hold what a terminal would obey; in a log line it is written out."""
+    """Escapes control characters: a name from a shard may contain terminal commands."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return visible_lines(super().formatMessage(record))
 
 
 def _prepare_streams() -> None:
-    """Streams that take any text: one closed at the start (`>&-`) is None, and libraries write to it."""
+    """Make the streams accept any text; one closed by `>&-` is None, but libraries write to it."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115

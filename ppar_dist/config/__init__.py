@@ -1,1 +1,1 @@
-"""The configuration of a run: its schema, how it is read, and what identifies it."""
+"""The configuration of a run: its schema, reading it, and the hash that identifies it."""

@@ -26,7 +26,7 @@ def _no_null_byte(path: Path) -> Path:
 
 
 def _can_be_written(value: dict[str, Any]) -> dict[str, Any]:
-    try:  # written and read as the run's config.yaml will be
+    try:  # as the run's config.yaml is written and read
         text = json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
         same = read_yaml(yaml.safe_dump(json.loads(text))) == value
     except (ValueError, TypeError, RecursionError, yaml.YAMLError):
@@ -45,7 +45,7 @@ Positive = Annotated[Number, Field(gt=0)]
 NonNegative = Annotated[Number, Field(ge=0)]
 Ratio = Annotated[Number, Field(ge=0, le=1)]
 Momentum = Annotated[Number, Field(ge=0, lt=1)]
-# Seconds that a watch may wait: 30 days, which every clock and timer of the system can count to.
+# Seconds that a timer may wait: at most 30 days, which every clock and timer of the system supports.
 Patience = Annotated[Number, Field(gt=0, le=30 * 86400)]
 Count = Annotated[Whole, Field(ge=1)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63), BeforeValidator(_no_boolean)]
@@ -57,7 +57,7 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def url_keys(tree: Any) -> list[str]:
-    """The dotted keys of a tree of plain values under which a URL stands, or that hold one themselves."""
+    """The dotted keys of a tree of plain values whose value is a URL, or that contain one themselves."""
     found, left = [], [("", tree)]
     while left:
         key, value = left.pop()

@@ -1,4 +1,4 @@
-"""What determines the result of a run: its hash, and the differences between two configurations."""
+"""The keys that determine the result of a run: their hash, and the differences of two configurations."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ppar_dist.config.schema import Config
 from ppar_dist.errors import ConfigError
 from ppar_dist.files.durable import fingerprint
 
-# A run may go on when only these differ: they do not touch what is computed.
-# Shards and text may lie elsewhere: their content is compared by hash.
+# A run may resume when only these differ: they do not change what is computed.
+# Shards and text may be in another place: their content is compared by hash.
 _FREE_KEYS = (
     "run",
     "targets",
@@ -32,12 +32,12 @@ _FREE_KEYS = (
 
 
 def config_hash(config: Config) -> str:
-    """sha256 over what determines the result of a run."""
+    """sha256 of the keys that determine the result of a run."""
     return hashlib.sha256(json.dumps(determining(config), sort_keys=True).encode()).hexdigest()
 
 
 def determining(config: Config) -> dict[str, Any]:
-    """What determines the result of a run: the configuration without its free keys, as plain values."""
+    """The configuration without its free keys, as plain values: it determines the result of a run."""
     tree: dict[str, Any] = config.model_dump(mode="json")
     for key in _FREE_KEYS:
         section, _, leaf = key.partition(".")
@@ -54,14 +54,14 @@ def config_changes(before: Config, after: Config) -> list[str]:
 
 
 def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
-    """Differences of a configuration to what a checkpoint noted with ``determining``."""
+    """Differences of a configuration from a checkpoint's record of ``determining``."""
     old, new = _flatten(before), _flatten(determining(after))
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
 
 
 def content_hash(path: Path | None) -> str | None:
-    """sha256 of a file: it is the same text wherever it lies."""
+    """sha256 of a file, which identifies the text embeddings independent of their path; None for None."""
     if path is None:
         return None
     try:

@@ -17,7 +17,7 @@ from ppar_dist.config.yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from ppar_dist.errors import ConfigError
 from ppar_dist.text import one_line, printable, problem, shown
 
-_PROBLEMS = 20  # named in one message; of more, only their number
+_PROBLEMS = 20  # listed in one message; the rest are counted
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
@@ -29,7 +29,7 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """
     try:
         with Path(path).open(encoding="utf-8") as file:
-            tree = read_yaml(file.read(MAX_CHARACTERS + 1))  # enough to see that it is too long
+            tree = read_yaml(file.read(MAX_CHARACTERS + 1))  # one more shows that it is too long
     except OSError as error:
         raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

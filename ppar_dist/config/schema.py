@@ -1,6 +1,6 @@
 """Typed, strict configuration: one YAML file plus ``key=value`` overrides.
 
-The comment of a key is what docs/configuration.md says of it: `python docs/configuration.py` makes that page.
+The comment of a key becomes its text in docs/configuration.md: `python docs/configuration.py` makes the page.
 Unknown keys, wrong types and impossible combinations are refused when the file is read, all of them in one
 message.
 """

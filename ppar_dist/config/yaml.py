@@ -1,8 +1,8 @@
-"""YAML as a configuration needs it: plain values, every key once, and bounds on what a text may cost.
+"""YAML for configurations: plain values, every key once, and bounds on the cost of a text.
 
-PyYAML's safe loader lets the last of two equal keys win, turns dates and tags into objects that have no place
-in a configuration, fails in many ways other than a YAML error on tags and numbers it cannot convert, and
-follows nesting and aliases as far as memory goes. Here all of these are a ``YAMLError`` with line and column.
+PyYAML's safe loader lets the last of two equal keys win, turns dates and tags into objects that do not belong
+in a configuration, raises errors other than a YAML error on tags and numbers it cannot convert, and follows
+nesting and aliases until memory is full. Here all of these are a ``YAMLError`` with line and column.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import yaml
 from yaml.constructor import ConstructorError
 
 MAX_CHARACTERS = 1 << 18  # of a text: two seconds to parse at the very worst
-MAX_VALUES = 10_000  # of a text, aliases counted with all they stand for
+MAX_VALUES = 10_000  # of a text; an alias counts as its whole value
 MAX_DEPTH = 32  # sections and lists within each other
 MAX_DIGITS = 400  # of a number: more than any float has
 
@@ -31,7 +31,7 @@ class StrictLoader(yaml.SafeLoader):
         self._sizes: dict[int, int] = {}  # values below a finished node, by its id
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Compose a node within the bounds on depth and size; an alias counts as what it stands for."""
+        """Compose a node within the bounds on depth and size; an alias counts as its whole value."""
         event = self.peek_event()  # type: ignore[no-untyped-call]  # the stubs give it no types
         before = self._values
         self._depth += 1
@@ -40,20 +40,18 @@ class StrictLoader(yaml.SafeLoader):
         node = super().compose_node(parent, index)
         if isinstance(event, yaml.AliasEvent):
             if id(node) not in self._sizes:
-                _refuse(f"the alias *{event.anchor} stands for something that holds it", event.start_mark)
+                _refuse(f"the alias *{event.anchor} refers to a value that contains it", event.start_mark)
             self._values += self._sizes[id(node)]
         else:
             self._values += 1
             self._sizes[id(node)] = self._values - before
         if self._values > MAX_VALUES:
-            _refuse(
-                f"more than {MAX_VALUES} values, aliases counted as what they stand for", event.start_mark
-            )
+            _refuse(f"more than {MAX_VALUES} values, each alias counted as its whole value", event.start_mark)
         self._depth -= 1
         return node
 
     def compose_mapping_node(self, anchor: Any) -> Any:
-        """Compose a mapping; a key that stands in it twice is refused, one that overrides ``<<`` is not."""
+        """Compose a mapping; a repeated key is refused, one that overrides ``<<`` is not."""
         node = super().compose_mapping_node(anchor)
         lines: dict[tuple[str, str], int] = {}
         for key, _ in node.value:
@@ -72,12 +70,12 @@ class StrictLoader(yaml.SafeLoader):
             _refuse(f"the tag {node.tag}: only plain values are allowed", node.start_mark)
         try:
             return super().construct_object(node, deep)
-        except (ValueError, KeyError, IndexError):  # what int(), float() and a look-up of yes and no raise
-            _refuse(f"{str(node.value)[:40]!r} is no {node.tag.rpartition(':')[2]}", node.start_mark)
+        except (ValueError, KeyError, IndexError):  # raised by int(), float() and the look-up of yes and no
+            _refuse(f"{str(node.value)[:40]!r} is not a valid {node.tag.rpartition(':')[2]}", node.start_mark)
 
 
 def _construct_int(loader: StrictLoader, node: yaml.ScalarNode) -> int:
-    # Hexadecimal and binary digits know no limit, and 1:00:00 counts in sixties.
+    # Hexadecimal and binary digits are not limited, and 1:00:00 is a number of base 60.
     if len(node.value) > MAX_DIGITS:
         _refuse(f"a number of {len(node.value)} characters; at most {MAX_DIGITS}", node.start_mark)
     return loader.construct_yaml_int(node)
@@ -98,7 +96,7 @@ def read_yaml(text: str) -> Any:
     """The value of a YAML text: None, bool, int, float, str, list or dict, nested; nothing else.
 
     Raises:
-        yaml.YAMLError: no valid YAML, more than one document, a key twice, a tag or a bound overstepped.
+        yaml.YAMLError: not valid YAML, more than one document, a repeated key, a tag, or a bound exceeded.
     """
     if len(text) > MAX_CHARACTERS:
         raise yaml.YAMLError(f"a text of {len(text)} characters; at most {MAX_CHARACTERS} are read")
