@@ -97,7 +97,7 @@ def resolve(path: Path, which: str = "latest") -> Path:
 
 @contextmanager
 def opened(path: Path, which: str = "latest") -> Iterator[Path]:
-    """Resolve a path to a checkpoint and hold it: nobody deletes it before the block ends.
+    """Resolve a path to a checkpoint and lock it: it is not deleted before the block ends.
 
     Args:
         path: a run, or one of its checkpoints.

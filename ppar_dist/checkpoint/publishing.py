@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All of a checkpoint, in memory, owned by nobody else: training may continue while it is written.
+    """All of a checkpoint, in memory of its own: training may continue while it is written.
 
     Attributes:
         step: steps taken.

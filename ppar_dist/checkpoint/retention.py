@@ -99,7 +99,7 @@ def withdraw(folder: Path) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file or a folder with all in it; a failure is a warning. Returns whether it is gone."""
+    """Remove a file or a folder with all in it; a failure is a warning. Returns whether it was deleted."""
     try:
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path)

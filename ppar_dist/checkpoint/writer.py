@@ -49,7 +49,7 @@ class Writer:
         """Have a snapshot written, once the write before it has ended: memory holds two at most.
 
         Args:
-            snapshot: nobody may change its tensors from now on.
+            snapshot: its tensors must not change from now on.
             then: called with the published folder where the writing is done, to delete old checkpoints,
                 say; what it raises is a warning.
 
@@ -83,7 +83,7 @@ class Writer:
         return self.poll()
 
     def close(self) -> None:
-        """Wait for the write under way; outcomes that nobody asked for go to the log."""
+        """Wait for the write under way; outcomes that were not polled go to the log."""
         while (outcome := self.finish()) is not None:
             if outcome.error is not None:
                 log.warning("%s", outcome.error)

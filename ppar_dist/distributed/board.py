@@ -94,7 +94,7 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
     def connect() -> dist.Store:
         nonlocal connected
         if connected:
-            # And lost: where nobody listens any more, torch would try for long, and log each attempt.
+            # And lost: when the store's process has ended, torch would retry for long, and log each attempt.
             socket.create_connection((host, port), timeout_s).close()
         connected = True
         timeout = timedelta(seconds=timeout_s)

@@ -37,7 +37,7 @@ def load_segmentor(
         The segmentor in eval mode, the run's configuration, its class set and the checkpoint folder.
 
     Raises:
-        UserError: there is no whole checkpoint or its configuration, or the weights do not fit.
+        UserError: the checkpoint or its configuration is missing or damaged, or the weights do not fit.
     """
     with opened(Path(path), which) as checkpoint:
         return *read_segmentor(checkpoint, device), checkpoint

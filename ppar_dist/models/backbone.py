@@ -143,7 +143,7 @@ class Backbone(nn.Module):
         self._text = [encoder]
 
     def text_tower(self) -> TextEncoder | None:
-        """The text tower of the same joint space, or None (dropped, or there is none)."""
+        """The text tower of the same joint space, or None (dropped, or the model lacks one)."""
         return self._text[0] if self._text else None
 
     def drop_text_tower(self) -> None:

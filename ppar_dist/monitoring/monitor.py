@@ -50,7 +50,7 @@ class Monitor:
         self._text: TextFile | None = None
 
     def open(self, domains: Sequence[str], classes: Sequence[str], report: Callable[[], Heartbeat]) -> None:
-        """Serve from here on, where ``monitoring.enabled``, and write the files that are wanted. Collective.
+        """Serve from here on, where ``monitoring.enabled``, and write the configured files. Collective.
 
         Args:
             domains: names of the sources, in the order of the figures.
@@ -82,7 +82,7 @@ class Monitor:
         return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
 
     def _write_files(self, targets: Sequence[Target]) -> None:
-        """Write the file of targets, if one is wanted, and begin to write the text file, if one is wanted.
+        """Write the file of targets and begin to write the text file, each if it is configured.
 
         Raises:
             UserError: one of them cannot be written.

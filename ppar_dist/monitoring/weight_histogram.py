@@ -33,7 +33,7 @@ class SampleWeights(Collector):
         self._sums = [old + new for old, new in zip(self._sums, finite, strict=True)]
 
     def collect(self) -> Iterator[HistogramMetricFamily]:
-        """The family as Prometheus wants it: counts cumulative over rising edges."""
+        """The family in the form of Prometheus: counts cumulative over rising edges."""
         family = HistogramMetricFamily("ppar_sample_weight", "Weights of source samples.", labels=["domain"])
         for domain, counts, total in zip(self._domains, self._counts, self._sums, strict=True):
             below, buckets = 0, []

@@ -37,7 +37,7 @@ class Term:
 
 
 def stage_at(progress: float, boundaries: Sequence[float]) -> Stage:
-    """Stage at a progress from 0 to 1: a pure function, hence equal on all ranks."""
+    """Stage at a progress from 0 to 1: a pure function, so it is equal on all ranks."""
     return Stage(sum(progress >= boundary for boundary in boundaries))
 
 

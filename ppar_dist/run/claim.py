@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 def stored_config(run: Path) -> Config | None:
-    """The configuration a run was started with; None where there is none.
+    """The configuration a run was started with; None if it is not stored.
 
     Raises:
         ConfigError: it cannot be read.

@@ -46,7 +46,7 @@ class Holder:
 
 
 def read_holder(folder: Path) -> Holder | None:
-    """Who holds the run in ``folder``, dead or alive; None if nobody does."""
+    """Who holds the run in ``folder``, dead or alive; None if no job does."""
     text = read_text(folder / LOCK)
     return None if text is None else Holder.from_text(text)
 

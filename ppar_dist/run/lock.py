@@ -66,7 +66,8 @@ class RunLock:
             time.strftime("%Y-%m-%d %H:%M:%S"),
             0,
         )
-        self._file: IO[str] | None = None  # while it is held: what a taker has put aside is written in vain
+        # Open while the lock is held: writes to a file that another job has moved away have no effect.
+        self._file: IO[str] | None = None
         self._watched: Watched | None = None  # while another job holds it
         self._end = threading.Event()
         self._thread: threading.Thread | None = None

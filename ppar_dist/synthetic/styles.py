@@ -32,7 +32,7 @@ class Style:
     clouds: float = 0.3  # covered share of the sky
     cloud_colour: Colour = (244, 244, 246)
     sun: float = 0.0  # depth of cast shadows
-    fog: Range | None = None  # distance at which 63 % of the contrast is gone, drawn per scene
+    fog: Range | None = None  # distance at which 63 % of the contrast is lost, drawn per scene
     fog_colour: Colour = (200, 204, 208)
     rain: float = 0.0  # share of scenes with rain streaks and a wet road
     lit_windows: float = 0.0  # share of windows with a light behind them

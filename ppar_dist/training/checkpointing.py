@@ -98,7 +98,7 @@ class Checkpointing:
             self._note(outcome)
 
     def go_back(self, learner: Learner, before: int) -> bool:
-        """Restore the newest whole checkpoint up to step ``before``; False: there is none. Collective.
+        """Restore the newest whole checkpoint up to step ``before``; False if none is whole. Collective.
 
         Raises:
             UserError: as ``resume``.
@@ -159,7 +159,7 @@ class Checkpointing:
 
 
 def _delete_after(run: Path, step: int) -> str | None:
-    """Delete the checkpoints of later steps than ``step``: the run has gone back behind them.
+    """Delete the checkpoints of later steps than ``step``: the run has rolled back to before them.
 
     Returns:
         Why one of them could not even be renamed: a restart would resume from it. None if all are deleted.

@@ -1,7 +1,7 @@
 """Training: next batch, step, evaluate, publish; and what happens when one of these goes wrong.
 
 One step makes one collective besides DeepSpeed's gradient reduction: the objective's flat buffer,
-summed while the backward pass runs. Everything logged comes out of it, and everything that ranks must
+summed while the backward pass runs. All logged figures come from it, and everything that ranks must
 agree on: bad samples, whether the step is finite, whether one of them was asked to stop.
 """
 
@@ -236,7 +236,7 @@ class Trainer:
         The data between it and now is stepped over; the checkpoint is written again and notes that.
 
         Raises:
-            UserError: there is none, or the run has rolled back too often.
+            UserError: no such checkpoint exists, or the run has rolled back too often.
         """
         state, most = self.state, self.config.faults.max_rollbacks
         fault = f"{state.non_finite} steps in a row up to step {state.step} gave no finite loss or gradient"

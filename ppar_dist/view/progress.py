@@ -28,7 +28,7 @@ class StepSummary:
 
     Attributes:
         loss: by term; ``total`` is their weighted sum.
-        stage: of alignment; "" where there is none.
+        stage: of alignment; "" without alignment.
         next_stage: name and first step of the one that comes next.
         ess_ratio: effective over actual number of samples.
         weights: mean weight by domain.

@@ -22,7 +22,7 @@ fuzzed = settings(
     max_examples=_NUMBER,
     derandomize=_EXAMPLES is None,
     database=DirectoryBasedExampleDatabase(_FAILURES) if _EXAMPLES else None,
-    deadline=timedelta(seconds=30),  # of one example: none hangs; machines may stand still for seconds
+    deadline=timedelta(seconds=30),  # of one example: none hangs; a machine may stall for seconds
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     print_blob=True,
 )
