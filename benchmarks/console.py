@@ -25,7 +25,7 @@ _CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Train, wait until Prometheus has let go of the run, take the pictures."""
+    """Train, wait until Prometheus has dropped the run, take the pictures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -1,1 +1,1 @@
-"""What a run survives, and how soon it ends."""
+"""Faults that a run survives, and how soon a faulty one ends."""

@@ -36,18 +36,18 @@ _PHASES = ("data", "forward", "all-reduce", "backward", "step", "save", "evaluat
 
 
 def hang_in_python() -> None:
-    """Never ends, by Python's own doing."""
+    """Hangs in Python code."""
     time.sleep(_LONG_S)
 
 
 def hang_in_read() -> None:
-    """Reads what nobody writes: C code that has let go of the interpreter's lock."""
+    """Hangs in a read without a writer: C code that has released the interpreter lock."""
     reader, _ = os.pipe()
     os.read(reader, 1)
 
 
 def hang_with_the_lock() -> None:
-    """C code that keeps the interpreter's lock: no other thread of this process runs any more."""
+    """C code that keeps the interpreter lock: no other thread of this process runs any more."""
     ctypes.PyDLL(None).sleep(int(_LONG_S))
 
 
@@ -95,7 +95,7 @@ def leave_early() -> None:
 
 @dataclass(frozen=True)
 class Fault:
-    """What goes wrong, and in which phase."""
+    """The fault and the phase in which it happens."""
 
     phase: str
     happen: Callable[[], None]
@@ -119,7 +119,7 @@ FAULTS = {
 def train(
     world: World, watchdog: Watchdog, fault: Fault | None, evaluation_s: float, notes: Path | None
 ) -> None:
-    """A few steps with the phases of the real loop; ``fault`` strikes this rank on the way."""
+    """A few steps with the phases of the real loop; ``fault`` happens on this rank."""
     for step in range(1, _STEPS + 1):
         for phase in _PHASES:
             watchdog.phase(phase, step)
@@ -137,7 +137,7 @@ def train(
 
 
 def _let_others_hear(world: World, watchdog: Watchdog, notes: Path | None) -> None:
-    """Until each of the others has noted that it heard of this phase, on however slow a machine."""
+    """Wait until every other rank has noted that it knows of this phase."""
     end = time.monotonic() + _HEAR_S
     others = set(range(world.world_size)) - {world.rank}
     while notes is not None and time.monotonic() < end:
@@ -165,7 +165,7 @@ def _evaluate(watchdog: Watchdog, seconds: float) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Join, train, and end as the trainer would; returns the exit code."""
+    """Join, train, and end as the trainer does; returns the exit code."""
     world = rendezvous.join(timeout_s=60)
     fault = FAULTS[options.fault] if world.rank == options.rank else None
     board = open_board(world)

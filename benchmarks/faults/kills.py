@@ -1,4 +1,4 @@
-"""What a run loses that is killed again and again, on ever other numbers of ranks: nothing.
+"""A run that is killed repeatedly, at changing numbers of ranks, loses nothing.
 
     python -m benchmarks.faults.kills --kills 40 --out results/kills [--seed 0] [--same-ranks]
 
@@ -78,7 +78,7 @@ def difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor
 
 
 def train_undisturbed(config: Path, ranks: int, stage: int) -> None:
-    """Train without a kill, unless that was done.
+    """Train without a kill, unless the run is complete already.
 
     Raises:
         RuntimeError: it failed.
@@ -93,7 +93,7 @@ def train_undisturbed(config: Path, ranks: int, stage: int) -> None:
 
 
 def write_config(out: Path, name: str, steps: int, every: int) -> tuple[Path, Path]:
-    """A tiny configuration on streets that are made where they are missing; returns (file, run folder)."""
+    """A tiny configuration on streets, rendered if they are missing; returns (file, run folder)."""
     shards, run = out / "shards", out / name
     if os.environ.get("PPAR_TEST_DATA"):
         prepare_streets(shards)
@@ -161,7 +161,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def main() -> None:
-    """Besiege a run, compare it with an undisturbed one, and print the table."""
+    """Kill a run repeatedly, compare it with an undisturbed one, and print the table."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

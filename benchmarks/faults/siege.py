@@ -1,4 +1,4 @@
-"""A training job that SIGKILL ends again and again, at moments worth a kill, until it is done nonetheless."""
+"""A training job that SIGKILL ends repeatedly, at critical moments, until it is done all the same."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class Stand:
     """Where a run is held until it has been killed often enough: a fast machine would end it before.
 
     Attributes:
-        module: started instead of ``ppar_dist``, with what precedes its arguments; it sees to the standing.
+        module: started instead of ``ppar_dist``, with what precedes its arguments; it holds the run.
         begin: called before each start.
-        reached: whether this start stands; the moment for a kill has come then, whichever was drawn.
+        reached: whether this start is held; it is killed then, whichever moment was drawn.
         release: lets it go on.
     """
 
@@ -41,7 +41,7 @@ class Stand:
 
 
 class Job:
-    """``ppar-dist train``, and all processes that come of it."""
+    """``ppar-dist train``, and all processes that it starts."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class Job:
         return self._process.poll()
 
     def processes(self) -> dict[int, psutil.Process]:
-        """All that live, by process id."""
+        """All live processes, by process id."""
         found = {}
         for process in psutil.process_iter():
             with suppress(psutil.Error):
@@ -130,7 +130,7 @@ class Job:
 
 @dataclass
 class Siege:
-    """A run under fire: how often and where it was hit."""
+    """The kills of a run: how many, and when."""
 
     kills: Counter[str] = field(default_factory=Counter)  # by what was killed
     moments: Counter[str] = field(default_factory=Counter)  # by when
@@ -249,7 +249,7 @@ _MOMENTS: Mapping[str, tuple[float, _Moment]] = {
 
 
 class _Lines:
-    """How many lines a file has got since; one that is replaced by a shorter one begins again."""
+    """The number of lines added to a file; a shorter file in its place counts from the start."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._new = path, 0
@@ -272,7 +272,7 @@ def _wait(job: Job, condition: Callable[[], Any], seconds: float | None = None) 
     """Poll; False when the job has ended or ``seconds`` are over.
 
     Raises:
-        TimeoutError: patience is over.
+        TimeoutError: the time limit has passed.
     """
     began = time.monotonic()
     while job.code is None:

@@ -5,7 +5,7 @@
 Each case starts real gloo ranks (``benchmarks.faults.faulty_rank``), of which one goes wrong at step 3,
 a second after its phase began, or when all others have heard of that phase. The time runs from the fault to
 the end of the last rank that had none.
-Then what watching costs.
+Then the cost of the watchdog.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def _kill_group(process: subprocess.Popen[bytes]) -> bool:
 
 
 def _group(leader: int) -> list[int]:
-    """The processes of a group that are not dead; those wait for their parent to ask for them."""
+    """The processes of a group, without zombies."""
     members = []
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it ended meanwhile

@@ -1,1 +1,1 @@
-"""What the method gains, and how it is measured."""
+"""Gains of the method, and how they are measured."""

@@ -1,4 +1,4 @@
-"""What the method gains on real streets: plain fine-tuning against PPAR and PPAR without each part.
+"""Gains of the method on real streets: plain fine-tuning against PPAR and PPAR without each part.
 
     PPAR_TEST_DATA=D/.. python -m benchmarks.gain.ablation --out results/ablation
 

@@ -1,4 +1,4 @@
-"""What alignment does to the distance between domains, against the baseline.
+"""The effect of alignment on the distance between domains, compared with the baseline.
 
     python -m benchmarks.gain.distance --shards shards --run "plain fine-tuning" results/ablation/plain-* \\
         --run PPAR results/ablation/PPAR-seed*

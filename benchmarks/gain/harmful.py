@@ -1,4 +1,4 @@
-"""How much harm of spoiled sources reweighting takes away, and how early its weights tell them.
+"""How much of the harm of spoiled sources reweighting removes, and how early its weights show them.
 
     PPAR_TEST_DATA=D/.. python -m benchmarks.gain.harmful --out results/harmful --chart docs/harmful.png
 

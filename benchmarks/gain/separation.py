@@ -1,4 +1,4 @@
-"""How well logged weights and reliabilities of samples tell spoiled from clean, over training."""
+"""How well logged weights and reliabilities of samples separate spoiled from clean samples, over training."""
 
 from __future__ import annotations
 

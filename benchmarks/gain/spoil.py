@@ -1,4 +1,4 @@
-"""Spoils a known part of prepared shards, to measure what reweighting is for.
+"""Spoils a known part of prepared shards, to measure the effect of reweighting.
 
     python -m benchmarks.gain.spoil --shards shards
 
@@ -40,7 +40,7 @@ def spoiled_keys(folder: Path) -> frozenset[str]:
 
 
 def chosen_keys(index: DomainIndex, fraction: float, seed: int) -> frozenset[str]:
-    """The round(fraction · N) keys whose hash with ``seed`` comes first: no matter of order."""
+    """The round(fraction · N) keys whose hash with ``seed`` comes first, independent of their order."""
     keys = sorted((index.key(sample) for sample in range(len(index))), key=lambda key: _digest(seed, key))
     return frozenset(keys[: round(fraction * len(keys))])
 

@@ -1,1 +1,1 @@
-"""What a step, a batch, a save and a resume cost."""
+"""Costs of a step, a batch, a save and a resume."""

@@ -1,4 +1,4 @@
-"""What everything that is published costs a step: its parts, and steps with and without, paired in one run.
+"""The cost of monitoring per step: of its parts, and of steps with and without it, paired in one run.
 
     PPAR_TEST_DATA=D/.. python -m benchmarks.speed.monitoring [--rounds 9] [--scrape-s 5] [key=value ...]
 
@@ -34,7 +34,7 @@ PIXEL_STAGE = 0.9  # progress: the stage in which all figures are there
 
 
 class Side:
-    """One trainer, which publishes what it does if it is told to."""
+    """One trainer, with or without monitoring."""
 
     def __init__(self, trainer: Trainer, monitor: Monitor, batches: int) -> None:
         self.trainer, self.monitor = trainer, monitor
@@ -100,7 +100,7 @@ def cost_of_scrape(url: str, repeats: int = 30) -> float:
 
 @contextmanager
 def scraped(url: str, every_s: float) -> Iterator[None]:
-    """Somebody scrapes ``url`` meanwhile."""
+    """Scrape ``url`` in the background."""
     over = threading.Event()
 
     def scrape() -> None:
@@ -169,7 +169,7 @@ def report(side: Side, options: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Train a little, publish, and say what that cost."""
+    """Train a few steps, publish, and print the cost."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

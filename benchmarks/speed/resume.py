@@ -1,4 +1,4 @@
-"""What a resume waits for its first batch, against the position it resumes at.
+"""Time from a resume to its first batch, by the position it resumes at.
 
     python -m benchmarks.speed.resume shards/camvid_0016E5 --rounds 5
 
@@ -7,7 +7,7 @@ images at their stored size, in this process:
 
 * ``loader``          ours: the index is opened and the position computed, nothing is skipped;
 * ``stock, raw``      a stock WebDataset pipeline that iterates to the position and discards samples as they
-                      come out of the tar, before decoding: the best that iterating can do;
+                      are read from the tar, before decoding: the best that iterating can do;
 * ``stock, decoded``  the same, discarding at the end of the pipeline, as one skips batches of a loader.
 
 A round runs every contestant of a position once, in turn. Seconds are medians over rounds, ratios medians of
@@ -38,7 +38,7 @@ POSITIONS = (0, 1_000, 10_000, 100_000)
 
 
 class FirstBatch(NamedTuple):
-    """One resume: what it cost, and the batch it ended with."""
+    """One resume: its cost, and its first batch."""
 
     seconds: float
     read: int  # bytes
@@ -82,7 +82,7 @@ def whole_batches(text: str) -> int:
 
 
 def compare(domain: Path, positions: Sequence[int], rounds: int, patience: float) -> list[Row]:
-    """All contestants at all positions, as far as patience goes."""
+    """All contestants at all positions, within ``--patience``."""
     for first_batch in CONTESTANTS.values():
         resume(first_batch, domain, 0)  # imports and the page cache
     rows: list[Row] = []
@@ -149,13 +149,13 @@ def loader(domain: Path, position: int) -> Any:
 
 
 def stock_raw(domain: Path, position: int) -> Any:
-    """Stock: samples out of the tar are counted off before they are decoded."""
+    """Stock: samples are discarded before they are decoded."""
     samples = shuffled(domain).compose(skip(position)).decode("pil").to_tuple("jpg", "png")
     return next(iter(samples.map(to_tensors).batched(BATCH)))
 
 
 def stock_decoded(domain: Path, position: int) -> Any:
-    """Stock: ready samples are counted off."""
+    """Stock: decoded samples are discarded."""
     samples = shuffled(domain).decode("pil").to_tuple("jpg", "png").map(to_tensors)
     return next(iter(samples.compose(skip(position)).batched(BATCH)))
 

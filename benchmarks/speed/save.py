@@ -1,4 +1,4 @@
-"""What a checkpoint costs the training that takes it, written by a thread or by the training thread itself.
+"""The cost of a checkpoint for training, written by a background thread or by the training thread itself.
 
     python -m benchmarks.speed.save --parameters 100e6 --out /shared/storage [--work matmul python]
 
@@ -108,7 +108,7 @@ def training_state(parameters: int) -> dict[str, dict[str, Tensor]]:
 def save(
     number: int, state: dict[str, dict[str, Tensor]], step: Callable[[], None], out: Path, background: bool
 ) -> Save:
-    """Take one checkpoint amid steps."""
+    """Save one checkpoint between steps."""
     writer = Writer(out, background)
     alone = [timed(step) for _ in range(_ALONE)]
     began = time.perf_counter()

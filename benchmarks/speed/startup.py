@@ -1,4 +1,4 @@
-"""What a start costs before any work: CPU seconds of the light commands, and of a rank's imports.
+"""The cost of a start before any work: CPU seconds of the light commands, and of a rank's imports.
 
     python -m benchmarks.speed.startup [--rounds 5]
 

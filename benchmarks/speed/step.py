@@ -1,4 +1,4 @@
-"""What a PPAR step costs against a plain step, paired in one run, with the bytes and time of the all-reduce.
+"""The cost of a PPAR step compared with a plain step, paired in one run; bytes and time of the all-reduce.
 
     PPAR_TEST_DATA=D/.. python -m benchmarks.speed.step [--steps 8] [--rounds 5] [key=value ...]
 

@@ -19,7 +19,7 @@ from ppar_dist.watchdog import Watchdog
 
 
 def build_trainer(config: Config, world: World, monitor: Monitor | None = None) -> Trainer:
-    """A trainer of ``config`` on one rank that is watched by nobody; its plan is not printed."""
+    """A trainer of ``config`` on one rank without a watchdog; its plan is not printed."""
     limits = config.faults.stall_s, config.faults.peer_s
     watch = Watchdog(world, board.open_board(world), *limits, config.run.dir)
     with contextlib.redirect_stdout(io.StringIO()):
