@@ -4,7 +4,7 @@
 #   sbatch jobs/slurm_ppar.sh configs/roads.yaml data.root=/data/shards run.dir=/data/runs/roads
 #   sbatch --nodes=4 --gpus-per-node=8 --time=12:00:00 jobs/slurm_ppar.sh CONFIG key=value …
 #   tail -f ppar-JOBID.log            each line of a node begins with the node's number
-#   ls RUN/logs/slurm-JOBID/          what each rank but the first said
+#   ls RUN/logs/slurm-JOBID/          the log of each rank except rank 0
 #   touch RUN/STOP                    saves, ends, and is not queued again; remove the file to go on
 #   scancel JOBID                     ends for good; the newest checkpoint stays
 #   sbatch …same again…               goes on from it; with --nodes=1-4 on as many nodes as there are
