@@ -23,7 +23,7 @@ from ppar_dist.data.shards.writer import ShardSample, write_domain
 from tests.forkserver import Forked
 
 TIMEOUT_S = 240
-# Below the ports that the kernel gives to whoever asks for any: nobody gets one of these by chance.
+# Below the kernel's ephemeral ports: no other process gets one of these by chance.
 _PORTS = range(20000, 29000)
 _next_port = itertools.count(random.SystemRandom().randrange(len(_PORTS)))
 _COLOURS = np.random.default_rng(0).integers(0, 256, (6, 3))
@@ -88,7 +88,7 @@ def write_config(path: Path, tree: dict[str, Any]) -> Path:
 
 
 class Rank(Forked):
-    """A rank, whose output goes to a file: a pipe that nobody reads would stop it when it is full."""
+    """A rank, whose output goes to a file: an unread pipe would block it when it is full."""
 
     def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         self._output = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
@@ -119,7 +119,7 @@ def start_ranks(
 
 
 def free_port(count: int = 1) -> int:
-    """The first of ``count`` ports in a row that nobody uses now; no two calls give the same."""
+    """The first of ``count`` ports in a row that are free now; no two calls give the same."""
     while True:
         places = [next(_next_port) % len(_PORTS) for _ in range(count)]
         if places[-1] - places[0] == count - 1 and all(_is_free(_PORTS[place]) for place in places):

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-_KEPT = "PPAR_IMAGE_STORE"  # a folder: the image that lies there is used again, or built there and kept
+_KEPT = "PPAR_IMAGE_STORE"  # a folder: an image in it is used again, or built there and kept
 REPOSITORY = Path(__file__).resolve().parents[2]
 _BUILD_S = 1800  # on a busy machine
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -74,7 +74,7 @@ class Image:
 
 @contextmanager
 def built(folder: Path) -> Iterator[Image]:
-    """The image, and a container of it; both are gone afterwards, and so is all that the build mounted."""
+    """The image, and a container of it; both are deleted at the end, and the build's mounts undone."""
     kept = os.environ.get(_KEPT)
     store = Path(kept) if kept else folder / "store"
     seconds: dict[str, float] = {}

@@ -43,7 +43,7 @@ class Container:
 
     @property
     def first(self) -> int | None:
-        """The id that the container's process 1 has on this machine; None while there is none."""
+        """The id that the container's process 1 has on this machine; None until it runs."""
         children = psutil.Process(self.process.pid).children()
         return int(children[0].pid) if children else None
 

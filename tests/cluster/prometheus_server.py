@@ -24,7 +24,7 @@ TIMEOUT_S = 240
 _HURRY = {
     "prometheus.yml": {r"(scrape|evaluation)_interval: 15s": r"\1_interval: 1s"},
     "rules/alerts.yml": {
-        r"for: \d+m": "for: 20s",  # Prometheus lets go of a target up to 10 s after its file was deleted
+        r"for: \d+m": "for: 20s",  # Prometheus drops a target up to 10 s after its file was deleted
         r"(step_seconds:mean), 120\)": r"\1, 5)",  # seconds that a step may always take
         r"(interval_seconds \+) 60": r"\1 5",
     },

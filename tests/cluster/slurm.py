@@ -7,7 +7,7 @@
     gamma   10.77.N.3   slurmd               likewise
 
 The hosts are network namespaces with host names and process ids of their own (``tests/faults/hosts.py``):
-what is killed there is gone as if the power had been cut. All files are in one folder, nothing listens
+processes are killed there as if the power had been cut. All files are in one folder, nothing listens
 outside the namespaces, and nothing is left when the block ends.
 """
 

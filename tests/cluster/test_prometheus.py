@@ -201,7 +201,7 @@ def test_the_console_without_a_run_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_faults_are_told(server: Prometheus, tmp_path: Path) -> None:
-    """One job: bad samples, steps that are not finite, storage gone, a rank stopped, all ranks killed."""
+    """One job: bad samples, steps that are not finite, missing storage, a rank stopped, all ranks killed."""
     with faulty_job(server, "faulty", tmp_path) as faulty:
         server.wait_for(lambda: server.now("ppar_skipped_steps_total > 0"), "skipped step")
         await_alerts(server, "loss not finite", "PparNonFiniteStreak", "PparSkippedSteps")
@@ -209,7 +209,7 @@ def test_faults_are_told(server: Prometheus, tmp_path: Path) -> None:
         await_alerts(server, "loss not finite", "PparRolledBack")
         await_alerts(server, "sample changed", "PparBadSamples")
         faulty.lose_storage()
-        await_alerts(server, "storage gone", "PparCheckpointFailed", "PparCheckpointOld")
+        await_alerts(server, "storage missing", "PparCheckpointFailed", "PparCheckpointOld")
         text = browser_page.said(browser_page.dump(f"{server.url}/consoles/ppar.html?run=faulty&refresh=0"))
         assert "needs help" in text
         assert "a checkpoint could not be written" in text

@@ -68,7 +68,7 @@ def assert_near(a: torch.Tensor, b: torch.Tensor, name: str) -> None:
 
 
 def assert_near_histogram(a: torch.Tensor, b: torch.Tensor) -> None:
-    """Rounding may move a cell that lies on the edge of two bins, and no more."""
+    """Rounding may only move a cell at the edge of two bins."""
     torch.testing.assert_close(a.sum(), b.sum(), rtol=_RELATIVE, atol=_ABSOLUTE)
     assert (a - b).abs().sum() <= 0.02 * a.sum()
 

@@ -92,7 +92,7 @@ class Host:
 
 @contextmanager
 def network(size: int) -> Iterator[list[Host]]:
-    """``size`` hosts that reach each other; they are gone afterwards, whatever happens."""
+    """``size`` hosts that reach each other; they are always removed at the end."""
     number = next(_NUMBERS)
     prefix = f"ppar-{os.getpid()}-{number}"
     switch = f"{prefix}-switch"

@@ -92,7 +92,7 @@ def run(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 def assert_ends(
     started: Job, run: Run, code: int | None, began: float, bound_s: float, pids: list[int]
 ) -> None:
-    """The job ends in time, nobody is left, and what it has published is whole."""
+    """The job ends in time, no process is left, and every published checkpoint is whole."""
     found = started.wait()
     seconds = time.monotonic() - began
     print(f"{started.log.stem}: ended after {seconds:.1f} s")

@@ -47,7 +47,7 @@ def killed(blocks: Path, folder: Path, same: tuple[int, int] | None) -> tuple[Pa
 
 
 def assert_proven(run: Path, siege: Siege, other: Path) -> None:
-    """The ledger is held against the rule, and sample by sample against the run that nobody killed."""
+    """The ledger is compared with the rule, and sample by sample with an undisturbed run."""
     assert siege.kills.total() == KILLS
     found = audit(run)
     assert found.problems == []

@@ -42,7 +42,7 @@ LONG = {"train": {"steps": 100_000, "global_batch": 6, "log_every": 1}}
 
 
 def assert_stopped_whole(started: Job, run: Path, pids: list[int]) -> None:
-    """A checkpoint of the last step, nothing half-written, nobody left."""
+    """A checkpoint of the last step, no partial file, no process left."""
     assert all_gone(pids), started.output
     newest = checkpoint.find_checkpoint(run)
     assert newest is not None, started.output

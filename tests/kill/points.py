@@ -89,7 +89,7 @@ class Range:
         calls = os.memfd_create("calls")
         error = self._save(scene, 0, Mode.COUNT, 0, calls)
         if error is not None:
-            raise RuntimeError(f"a save that nobody attacked failed: {error}")
+            raise RuntimeError(f"a save without a fault failed: {error}")
         return _text(calls)
 
     def _save(self, scene: Scene, number: int, mode: Mode, failure: int, calls: int = -1) -> str | None:
@@ -194,7 +194,7 @@ def run(thorough: bool = False) -> list[Point]:
 
 
 def recorded() -> dict[str, list[Call]]:
-    """The calls of each scene's save, in order, when nobody attacks it."""
+    """The calls of each scene's save, in order, without a fault."""
     return {scene: shim.read_calls(text) for scene, text in json.loads(_behind_the_shim("--record")).items()}
 
 

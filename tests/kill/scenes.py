@@ -90,7 +90,7 @@ def faults_after(scene: Scene, run: Path) -> list[str]:
     elif verify(found) or value_of(found) not in (OLD, NEW):
         faults.append(f"{found.name} is neither the old nor the new one")
     if half := [folder.name for folder in list_checkpoints(run) if verify(folder)]:
-        faults.append(f"{half} bear a checkpoint's name and are none")
+        faults.append(f"{half} have a checkpoint's name but are not whole")
     latest = checkpoints_dir(run) / "latest"
     if latest.exists() and latest.read_text() not in ("step-00000010\n", "step-00000020\n"):
         faults.append(f"latest is {latest.read_text()!r}")
@@ -125,7 +125,7 @@ def faults_of_error(scene: Scene, run: Path, error: str | None, reason: str, onc
         if NEW in steps.values():
             faults.append("a save that failed published a checkpoint")
         if scene.holds and OLD not in steps.values() and scene.prepare is not _set_aside:
-            faults.append(f"the earlier checkpoint is gone: {steps}")
+            faults.append(f"the earlier checkpoint is missing: {steps}")
     return faults
 
 

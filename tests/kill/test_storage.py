@@ -1,4 +1,4 @@
-"""Storage that is really full, read-only or gone: a file system of a few MB, mounted for the test."""
+"""Storage that is really full, read-only or missing: a file system of a few MB, mounted for the test."""
 
 from __future__ import annotations
 

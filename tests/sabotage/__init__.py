@@ -1,4 +1,4 @@
-"""``ppar-dist`` in which something goes wrong, or slowly, when a test wants it.
+"""``ppar-dist`` with faults or delays that a test chooses.
 
 ``python -m tests.sabotage KIND=ARGUMENT,… … ARGUMENTS`` is ``ppar-dist ARGUMENTS`` with each sabotage in its
 ranks; launchers are told to start this module for them. The hooks are what training calls in public: the

@@ -17,7 +17,7 @@ def hang() -> None:
 
 
 def fail() -> None:
-    """What nobody expected."""
+    """An unexpected error."""
     raise RuntimeError("a sum lacks a part")
 
 

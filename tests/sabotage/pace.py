@@ -1,4 +1,4 @@
-"""Steps that wait: a test lets a run go on to where it wants it and keeps it there, on any machine."""
+"""Steps that wait: a test lets a run continue to a chosen step and holds it there, on any machine."""
 
 from __future__ import annotations
 

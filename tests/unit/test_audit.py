@@ -1,4 +1,4 @@
-"""The audit of dependencies: a package that nobody looked up is not a safe one."""
+"""The audit of dependencies: a package that was not looked up does not count as safe."""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ def umask(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def test_files_are_as_open_as_the_umask_says(tmp_path: Path, umask: int) -> None:
-    """Colleagues may evaluate a run where its owner lets them, and nobody else."""
+    """Only colleagues whom the owner permits may evaluate a run."""
     run = tmp_path / "run"
     make_run(tmp_path / "shards", run)
     log = JsonLines(run / "metrics" / "train.jsonl")

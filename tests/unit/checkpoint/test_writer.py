@@ -117,7 +117,7 @@ def test_closing_waits_and_tells_what_nobody_asked_for(
 
 
 def test_training_goes_on_while_a_thread_writes(tmp_path: Path) -> None:
-    """Python's lock is free while a file is written, synced and hashed: nobody else is held for long.
+    """Python's lock is free while a file is written, synced and hashed: no thread is blocked for long.
 
     Three times, because a busy machine may hold a thread as well.
     """

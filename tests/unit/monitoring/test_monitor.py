@@ -79,7 +79,7 @@ def test_an_evaluation_is_progress_image_by_image(tmp_path: Path) -> None:
             time.sleep(0.1)  # a page is served again for a moment
 
 
-def test_a_run_that_nobody_watches_does_not_linger(tmp_path: Path) -> None:
+def test_a_run_without_scrapes_does_not_linger(tmp_path: Path) -> None:
     with opened(tmp_path, linger_s=120) as monitor:
         monitor.linger(never)
     with opened(tmp_path, linger_s=0) as monitor:
@@ -98,7 +98,7 @@ def test_a_watched_run_lingers_until_its_last_figures_are_fetched(tmp_path: Path
         waits, over, pages = threading.Event(), threading.Event(), [""]
 
         def scraper() -> None:
-            assert waits.wait(TIMEOUT_S), "nobody lingers"
+            assert waits.wait(TIMEOUT_S), "the endpoint did not linger"
             while not over.wait(0.05):  # the first may still get the page before
                 pages.append(fetch(monitor))
 

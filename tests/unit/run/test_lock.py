@@ -27,7 +27,7 @@ pytestmark = pytest.mark.process
 
 NAME = "run.lock"
 SILENT_S = 1.5
-LONG_S = 8.0  # where somebody has to show that it lives, on a machine that may stand still for seconds
+LONG_S = 8.0  # for a holder to show that it lives, on a machine that may stall for seconds
 # Holds the lock until it is told to end; `machine` as another machine's processes would have it.
 _HOLDER = """
 import os, sys, time
@@ -171,7 +171,7 @@ def test_a_job_that_was_taken_for_dead_gives_way_when_it_wakes(tmp_path: Path, s
         now = read_holder(tmp_path)
         assert mine is not None
         assert now is not None
-        assert now.id == mine.id  # what the other wrote, it wrote in vain
+        assert now.id == mine.id  # the write of the other had no effect
 
 
 @contextmanager
@@ -247,7 +247,7 @@ def test_the_lock_of_a_faster_one_is_left_alone(
     assert not list(tmp_path.iterdir())
 
 
-def test_one_that_dies_while_it_takes_a_folder_over_is_in_nobodys_way(tmp_path: Path, start: Start) -> None:
+def test_one_that_dies_while_it_takes_a_folder_over_blocks_no_job(tmp_path: Path, start: Start) -> None:
     dead = start()
     dead.kill()
     dead.wait()
@@ -328,7 +328,7 @@ print(proc.look(1, 7).value)
     assert done.stdout == "unknown\n", done.stderr
 
 
-def test_a_file_that_is_not_a_lock_is_taken_over_when_nobody_changes_it(
+def test_a_file_that_is_not_a_lock_is_taken_over_when_it_does_not_change(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     (tmp_path / NAME).write_bytes(b"\xff\x00not a lock")

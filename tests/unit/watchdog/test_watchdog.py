@@ -48,7 +48,7 @@ def verdict(known: View) -> str:
     return found.text
 
 
-def test_nobody_is_blamed_while_all_make_progress() -> None:
+def test_no_rank_is_blamed_while_all_make_progress() -> None:
     assert judge(view(rank(0), seen(rank(1, "backward")), seen(rank(2, "save", 599.0))), LIMITS) is None
 
 
@@ -102,7 +102,7 @@ def test_ranks_of_a_lost_host_are_named_together() -> None:
     )
 
 
-def test_a_rank_that_hears_of_nobody_says_that_it_may_be_cut_off_itself() -> None:
+def test_a_rank_that_hears_no_other_says_that_it_may_be_cut_off_itself() -> None:
     silent = [seen(rank(number), silent_s=61.0) for number in (4, 8)]
     text = verdict(view(rank(0), *silent, hosts_board=True))
     assert text.startswith("rank 0 on worker-0 has heard of no other rank for 61 s")
@@ -189,7 +189,7 @@ def test_the_kernel_knows_a_stopped_a_killed_and_another_process_of_that_pid() -
         child.send_signal(signal.SIGSTOP)
         wait_for(lambda: proc.look(child.pid, born) is Process.STOPPED)
         child.kill()
-        wait_for(lambda: proc.look(child.pid, born) is Process.GONE)  # a zombie: nobody has asked for it
+        wait_for(lambda: proc.look(child.pid, born) is Process.GONE)  # a zombie: its parent did not wait
     finally:
         child.kill()
         child.wait()
@@ -270,7 +270,7 @@ def test_a_store_that_times_out_is_a_failure_of_a_peer_and_a_users_mistake_is_no
     assert not failures.is_peer_failure(FileNotFoundError("Connection closed by peer"))
 
 
-def test_a_watchdog_stops_quickly_and_blames_nobody_for_an_error_of_its_own_rank(tmp_path: Path) -> None:
+def test_a_watchdog_stops_quickly_and_blames_no_rank_for_an_error_of_its_own(tmp_path: Path) -> None:
     world = World()
     began = time.monotonic()
     with Watchdog(world, open_board(world), 600, 60, tmp_path) as watchdog:
@@ -291,7 +291,7 @@ class Clock:
 
 
 def test_a_process_that_was_stopped_says_its_last_words_all_the_same(tmp_path: Path) -> None:
-    """The others would else take it for dead, because it is gone and has not said that it leaves."""
+    """Otherwise the others count it as dead: it has ended without saying that it leaves."""
     board, clock = open_board(World()), Clock()
     with Watchdog(World(), board, 600, 60, tmp_path, clock=clock) as watchdog:
         deadline = time.monotonic() + 60
