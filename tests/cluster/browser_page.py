@@ -1,4 +1,4 @@
-"""A page in a real browser: what it says once its scripts have run, and how it looks."""
+"""A page in a real browser: its text after its scripts have run, and its appearance."""
 
 from __future__ import annotations
 

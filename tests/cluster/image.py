@@ -96,7 +96,7 @@ def built(folder: Path) -> Iterator[Image]:
 
 
 def buildah(store: Path, *arguments: str) -> str:
-    """What `buildah ARGUMENTS` writes; its own words where it fails."""
+    """Output of `buildah ARGUMENTS`; an error shows buildah's message."""
     command = _command(store, *arguments)
     done = subprocess.run(command, text=True, capture_output=True, timeout=_BUILD_S, check=False)
     assert done.returncode == 0, f"{' '.join(command)}:\n{done.stdout[-5000:]}\n{done.stderr[-5000:]}"

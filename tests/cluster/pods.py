@@ -49,7 +49,7 @@ class Container:
 
     @property
     def output(self) -> str:
-        """What it has said so far."""
+        """The output so far."""
         return self.log.read_text(errors="replace")
 
     def send(self, number: signal.Signals) -> None:

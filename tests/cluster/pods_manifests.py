@@ -1,4 +1,4 @@
-"""What ``kubectl kustomize`` makes of jobs/k8s, and what Kubernetes would read in it."""
+"""The manifests that ``kubectl kustomize`` renders from jobs/k8s."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real jobs for a Prometheus to watch: one through all stages, one with which everything goes wrong."""
+"""Real jobs for Prometheus to watch: one through all stages, one with many faults."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST_NOT_FINITE, NOT_FINITE = 20, 30  # step, and steps in a row: what a scrape
 
 @dataclass(frozen=True)
 class Watched:
-    """A run that has ended, and the time it took in Prometheus' eyes (seconds since 1970)."""
+    """A run that has ended, and the time that Prometheus saw it (seconds since 1970)."""
 
     start: float
     end: float
@@ -35,7 +35,7 @@ class Watched:
 
 
 class Faulty:
-    """A job whose faults are at hand."""
+    """A job with switches for its faults."""
 
     def __init__(self, running: Job, run: Path, pace: Pace) -> None:
         self._job, self._run, self._pace = running, run, pace

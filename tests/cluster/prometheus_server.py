@@ -1,4 +1,4 @@
-"""A real Prometheus with the configuration of jobs/prometheus, its own data, and no patience."""
+"""A real Prometheus with the configuration of jobs/prometheus, its own data, and short intervals."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Prometheus:
         self.url = f"http://127.0.0.1:{port}"
 
     def ask(self, path: str, **parameters: Any) -> Any:
-        """The data of ``/api/v1/<path>``; a refused request fails with what Prometheus says of it."""
+        """The data of ``/api/v1/<path>``; a refused request fails with Prometheus' message."""
         query = urllib.parse.urlencode(parameters)
         try:
             with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=30) as answer:

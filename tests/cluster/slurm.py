@@ -120,7 +120,7 @@ class Slurm:
         wait_for(lambda: self.node_states() == idle, "idle hosts", self.describe, 60.0)
 
     def run(self, *command: str, cwd: Path | None = None, **environment: str) -> str:
-        """What a command says, run by a user on the login host."""
+        """The output of a command, run by a user on the login host."""
         done = subprocess.run(
             ["ip", "netns", "exec", self.hosts[LOGIN].namespace, *command],
             cwd=cwd or self.folder,
@@ -203,7 +203,7 @@ class Job:
 
     @property
     def log(self) -> str:
-        """What it has said so far, in all its starts."""
+        """The output so far, of all its starts."""
         path = Path(self.facts()["StdOut"])
         return path.read_text(errors="replace") if path.exists() else ""
 

@@ -1,4 +1,4 @@
-"""jobs/k8s as kustomize renders it: valid to the letter, restricted, and of one mind with the program."""
+"""jobs/k8s as kustomize renders it: valid, restricted, and consistent with the program."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Small domains of real shards, a loader over them, and ways to spoil them."""
+"""Small domains of real shards, a loader over them, and ways to damage them."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def change_record(index: DomainIndex, sample: int, **fields: int) -> None:
 
 
 def overwrite(index: DomainIndex, sample: int, kind: str, content: bytes) -> None:
-    """Overwrite the beginning of a stored member in place, in secret."""
+    """Overwrite the beginning of a stored member in place, with the index unchanged."""
     record = index.records[sample]
     with shard_of(index, sample).open("r+b") as shard:
         shard.seek(int(record[f"{kind}_offset"]))

@@ -1,4 +1,4 @@
-"""What files from elsewhere must not be able to do; and what the code may not do to allow it."""
+"""Foreign files cannot execute code, and the code uses no call that would allow it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ARGUMENTS = {"torch.load": ("weights_only", True), "np.load": ("allow_pickle", F
 
 
 class Bomb:
-    """Unpickled, it makes a folder."""
+    """Unpickling it creates a folder."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -57,7 +57,7 @@ def name_of(node: ast.expr) -> str:
 
 
 def problems(tree: ast.Module) -> Iterator[str]:
-    """What of a module's code could let a file do more than be read."""
+    """Calls in a module that could let a file execute code."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
             yield from (f"{node.lineno}: {a.name}" for a in node.names if a.name not in ERRORS)

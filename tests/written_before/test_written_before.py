@@ -1,4 +1,4 @@
-"""What an earlier program wrote (README.txt) is read, verified, evaluated and trained to its end."""
+"""A run written by an earlier version (README.txt) is read, verified, evaluated and trained to its end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The command line: options where they may stand, and one line for a wrong one."""
+"""The command line: options in any position, and a one-line error for a wrong one."""
 
 from __future__ import annotations
 

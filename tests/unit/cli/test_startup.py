@@ -1,4 +1,4 @@
-"""What a command imports: one that trains and predicts nothing waits for no library that does."""
+"""Imports of a command: one that neither trains nor predicts does not load the libraries for it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The configuration: strict, complete in its complaints, and the same when written and read back."""
+"""The configuration: strict, with every problem in one message, and unchanged when written and read back."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def test_a_wrong_override_says_what_to_change(
 @pytest.mark.parametrize(
     ("text", "message"), [("[1]", "holds keys and values, got list"), ("a: [", "not valid YAML")]
 )
-def test_a_file_that_is_no_configuration(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_configuration(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
     with pytest.raises(UserError, match=message):

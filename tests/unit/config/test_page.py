@@ -1,4 +1,4 @@
-"""docs/configuration.md is what the schema says."""
+"""docs/configuration.md is made from the schema and current."""
 
 from __future__ import annotations
 

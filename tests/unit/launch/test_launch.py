@@ -1,4 +1,4 @@
-"""The launcher's process group: it ends as a whole, and the exit code is made of its ranks' codes."""
+"""The launcher's process group: it ends as a whole, and its exit code is computed from the ranks' codes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_a_job_ends_with_the_code_that_no_retry_cures(
     assert job_code(codes, launcher) == job
 
 
-def test_ranks_that_had_come_so_far_as_to_listen_were_killed_whatever_the_launcher_says() -> None:
+def test_ranks_that_listened_count_as_killed_whatever_the_launchers_code() -> None:
     assert job_code([None, None], 1, listened=True) == 75
 
 

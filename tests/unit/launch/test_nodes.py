@@ -1,4 +1,4 @@
-"""Which machines a job runs on, and what their launchers are told."""
+"""Which machines a job runs on, and the arguments of their launchers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,9 @@ def test_the_master_is_a_host_and_a_port(master: str, host: str, port: int) -> N
         (2, 0, "[fd00::1]x", "got '[fd00::1]x'"),
     ],
 )
-def test_what_does_not_fit_is_refused(count: int, rank: int | None, master: str | None, message: str) -> None:
+def test_options_that_conflict_are_refused(
+    count: int, rank: int | None, master: str | None, message: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
         nodes_of(count, rank, master)
 
@@ -71,7 +73,7 @@ def world_of(command: list[str]) -> dict[str, list[Any]]:
         ("GPU-8a,GPU-9b", ["GPU-8a", "GPU-9b"]),
     ],
 )
-def test_deepspeed_takes_the_gpus_that_a_scheduler_gave(
+def test_deepspeed_uses_the_gpus_that_a_scheduler_assigned(
     monkeypatch: pytest.MonkeyPatch, visible: str | None, taken: list[Any]
 ) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

@@ -1,4 +1,4 @@
-"""A rank's own log: what goes there, and what the job's log keeps."""
+"""A rank's own log: its content, and the lines that stay in the job's log."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFUSAL = "ppar-dist: cannot read config nowhere.yaml: No such file or directory
 
 
 def refused(rank: int, folder: Path) -> str:
-    """What the job's log holds of a rank that is given a wrong path."""
+    """The lines in the job's log of a rank that is given a wrong path."""
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", FOLDER: str(folder)}
     done = subprocess.run(
         [sys.executable, "-m", "ppar_dist", "train", "nowhere.yaml"],
@@ -44,7 +44,7 @@ def test_rank_0_stays_in_the_jobs_log(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_that_cannot_be_made_is_said_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_created_is_reported_and_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     said = refused(1, tmp_path / "file" / "logs")
     assert said.endswith(REFUSAL)

@@ -51,7 +51,7 @@ class Rank(subprocess.Popen[str]):
         return self.said()
 
     def end(self) -> str:
-        """What it says at its end, which is to be started again."""
+        """Its last output; it asks to be started again."""
         assert self.stdout is not None
         code, said = self.wait(PATIENCE_S), self.stdout.read()
         assert code == 75, said

@@ -1,4 +1,4 @@
-"""The claim to a run's folder: what is refused, and what a refusal leaves alone."""
+"""The claim to a run's folder: refusals, and the files that they leave unchanged."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tests.ranks import tiny_config
 
 @dataclass(frozen=True)
 class Listening(World):
-    """Notes what rank 0 tells the others."""
+    """Records what rank 0 sends to the others."""
 
     told: list[Any] = field(default_factory=list)
 
@@ -102,7 +102,7 @@ def test_an_unreadable_configuration_of_the_run_is_told_to_all_ranks(tmp_path: P
 
 
 def test_a_job_that_waits_for_the_folder_shows_that_it_lives(tmp_path: Path) -> None:
-    """Or a watchdog whose limit is shorter than the wait would end it."""
+    """Otherwise a watchdog with a limit shorter than the wait would end the job."""
     config = config_of(tmp_path)
     config.run.dir.mkdir()
     (config.run.dir / "run.lock").write_text("not a lock")

@@ -1,4 +1,4 @@
-"""Whether another job is dead: decided from what is known of it, without a clock of its own."""
+"""Whether another job is dead: a decision from known facts, without a clock of its own."""
 
 from __future__ import annotations
 

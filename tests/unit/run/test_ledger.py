@@ -45,7 +45,7 @@ def attempt(
 
 
 def publish(run: Path, state: TrainState) -> Path:
-    """A checkpoint of nothing but where the run stands."""
+    """A checkpoint of the run's position alone."""
     texts = {"state.json": json.dumps(state.to_json())}
     return checkpoint.publish(run, checkpoint.Snapshot(state.step, {}, texts, {}))
 

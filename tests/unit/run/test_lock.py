@@ -1,4 +1,4 @@
-"""At most one job in a run's folder: a living holder is never robbed, a dead one never blocks."""
+"""At most one job in a run's folder: a living holder keeps it, a dead one does not block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The state of a run keeps its own books, whatever steps, skips and rollbacks it goes through."""
+"""The state of a run counts correctly through any steps, skips and rollbacks."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_counts_add_up_and_survive_json() -> None:
 
 
 def test_a_second_streak_right_after_a_rollback_goes_further_back() -> None:
-    """The checkpoint that it went back to may be what spoils the steps."""
+    """The checkpoint that it went back to may itself cause the failed steps."""
     state = TrainState(step=9, samples_seen=36, non_finite=3)
     assert state.rollback_limit() == 6
     state.roll_back(TrainState(step=6, samples_seen=24))

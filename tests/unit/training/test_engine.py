@@ -1,4 +1,4 @@
-"""The engine's own promises, on one rank."""
+"""The engine on one rank."""
 
 from __future__ import annotations
 

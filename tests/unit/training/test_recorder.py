@@ -1,4 +1,4 @@
-"""What the recorder makes of a step's figures."""
+"""The recorder's records of a step's figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the training loop draws."""
+"""Random draws of the training loop."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What rank 0 shows: on a real pseudo-terminal, in a log, and with closed streams."""
+"""The live view of rank 0: on a real pseudo-terminal, in a log, and with closed streams."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog's judgement, its words, and what it asks of kernel and store."""
+"""The watchdog's judgement, its messages, and its queries of kernel and store."""
 
 from __future__ import annotations
 
