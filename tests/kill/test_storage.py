@@ -102,7 +102,7 @@ def test_an_old_checkpoint_that_cannot_be_deleted_is_a_warning(
     assert checkpoint.retain(small / "run", 1) == [old]
 
 
-def test_a_run_folder_that_vanished_is_made_anew(tmp_path: Path) -> None:
+def test_a_run_folder_that_was_deleted_is_created_again(tmp_path: Path) -> None:
     checkpoint.publish(tmp_path / "run", snapshot(10, 1))
     shutil.rmtree(tmp_path / "run")
     folder = checkpoint.publish(tmp_path / "run", snapshot(20, 1))
