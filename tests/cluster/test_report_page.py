@@ -18,7 +18,7 @@ from PIL import Image
 from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.report import write_report
 from tests.cluster.programs import needs
-from tests.unit.test_report import log_run
+from tests.unit.report.test_report import log_run
 from tests.unit.tiny_run import make_domain, make_run
 
 _NASTY = "<img src=x onerror=document.title='owned'><script>document.title='owned'</script>"
