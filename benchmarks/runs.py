@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+MAPPINGS = Path(__file__).parent / "gain"  # of IDD-Lite
+
 
 @dataclass(frozen=True)
 class Job:
@@ -34,16 +36,27 @@ def real_data() -> Path:
     """The folder named by PPAR_TEST_DATA, which holds ``data`` and ``weights``."""
     folder = os.environ.get("PPAR_TEST_DATA")
     if not folder:
-        sys.exit("set PPAR_TEST_DATA to the folder that holds data/camvid, data/labelmefacade and weights")
+        sys.exit("set PPAR_TEST_DATA to the folder of data/{camvid,labelmefacade,idd_lite} and weights")
     return Path(folder).resolve()
 
 
-def prepare_streets(shards: Path) -> None:
-    """CamVid and LabelMeFacade as roads6 shards, unless they are there."""
-    for name, sample in (("camvid", "camvid_0001TP"), ("labelmefacade", "labelmefacade_test")):
-        if not (shards / sample / "domain.json").exists():
-            root = str(real_data() / "data" / name)
-            command(["prepare", name, "--root", root, "--out", str(shards), "--classes", "roads6"])
+def prepare_streets(shards: Path, limit: int | None = None) -> None:
+    """CamVid, LabelMeFacade and IDD-Lite as roads6 shards, unless they are there.
+
+    ``limit``: only so many images per domain.
+    """
+    data = real_data() / "data"
+    some = [] if limit is None else ["--limit", str(limit)]
+
+    def prepare(domain: str, kind: str, folder: str, *options: str) -> None:
+        if not (shards / domain / "domain.json").exists():
+            place = ["--root", str(data / folder), "--out", str(shards), "--classes", "roads6"]
+            command(["prepare", kind, *place, *options, *some])
+
+    prepare("camvid_0001TP", "camvid", "camvid")
+    prepare("labelmefacade_test", "labelmefacade", "labelmefacade")
+    for domain in ("idd_lite_train", "idd_lite_val"):
+        prepare(domain, "folder", "idd_lite", "--mapping", str(MAPPINGS / f"{domain}.yaml"))
 
 
 def command(arguments: Sequence[str]) -> str:
