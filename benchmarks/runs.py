@@ -1,135 +1,274 @@
-"""Training runs for benchmarks: one process each, a few at a time, and a table of means over seeds."""
+"""Training runs for benchmarks: a process of one thread each, a few at a time, never the same one twice.
+
+A run's folder below the benchmark's output is named by what determines its result: the configuration with
+its seed, the fingerprints of its sources, the hashes of its weights and text embeddings. So a finished run is
+found again, and an interrupted one resumes from its checkpoint. Beside what ``ppar-dist train`` writes it has
+
+    bench.json         what determines the run, and its attempts: source tree, CPU seconds
+    train.log          output of the training process
+    judged/NAME.npz    confusion matrix of every image of a target (benchmarks/judge.py)
+
+Keys that have their default value are no part of the name, so that a new key leaves earlier runs valid. A
+default that has changed since is refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAPPINGS = Path(__file__).parent / "gain"  # of IDD-Lite
+import ppar_dist
+from benchmarks.judge import HELD_OUT, is_judged, judge, read_source
+from benchmarks.streets import environment, weights_folder
+from ppar_dist.config.identity import content_hash, determining
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.config.weights import find_weights, weights_file
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.files.durable import write_atomically
+
+RECORD = "bench.json"
+# Free keys: they change nothing that is computed.
+_FREE = ("monitoring.enabled=false", "checkpoint.keep_last=1", "checkpoint.keep_best=false")
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run: a variant's name, its overrides, a seed."""
+class Run:
+    """One training run, identified by ``key``."""
 
-    name: str
-    overrides: tuple[str, ...]
+    name: str  # for people: the variant, for example
     seed: int
+    file: Path  # configuration
+    overrides: tuple[str, ...]
+    folder: Path
+    config: Config
 
     @property
-    def folder(self) -> str:
-        """Its folder below the benchmark's output."""
-        words = re.sub(r"[^A-Za-z0-9]+", "-", self.name)
-        return f"{words}-seed{self.seed}"
+    def key(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return bool(read_record(self.folder).get("finished"))
+
+    def is_judged(self, targets: Iterable[str]) -> bool:
+        """Whether it is finished and was judged on these targets and on held-out source data."""
+        return self.is_finished and all(is_judged(self.folder, name) for name in (*targets, HELD_OUT))
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time of its training process; None if there was more than one."""
+        attempts = read_record(self.folder).get("attempts", [])
+        return attempts[0]["cpu_s"] if len(attempts) == 1 else None
 
 
-def real_data() -> Path:
-    """The folder named by PPAR_TEST_DATA, which holds ``data`` and ``weights``."""
-    folder = os.environ.get("PPAR_TEST_DATA")
-    if not folder:
-        sys.exit("set PPAR_TEST_DATA to the folder of data/{camvid,labelmefacade,idd_lite} and weights")
-    return Path(folder).resolve()
+def plan_run(name: str, seed: int, file: Path, out: Path, overrides: Sequence[str]) -> Run:
+    """The run of a configuration with overrides; its sources and weights are there already.
 
-
-def prepare_streets(shards: Path, limit: int | None = None) -> None:
-    """CamVid, LabelMeFacade and IDD-Lite as roads6 shards, unless they are there.
-
-    ``limit``: only so many images per domain.
+    Raises:
+        UserError: the configuration is wrong, or its sources or weights cannot be read.
     """
-    data = real_data() / "data"
-    some = [] if limit is None else ["--limit", str(limit)]
-
-    def prepare(domain: str, kind: str, folder: str, *options: str) -> None:
-        if not (shards / domain / "domain.json").exists():
-            place = ["--root", str(data / folder), "--out", str(shards), "--classes", "roads6"]
-            command(["prepare", kind, *place, *options, *some])
-
-    prepare("camvid_0001TP", "camvid", "camvid")
-    prepare("labelmefacade_test", "labelmefacade", "labelmefacade")
-    for domain in ("idd_lite_train", "idd_lite_val"):
-        prepare(domain, "folder", "idd_lite", "--mapping", str(MAPPINGS / f"{domain}.yaml"))
+    given = (*overrides, f"seed={seed}", *_FREE)
+    config = find_weights(load_config(file, given), weights_folder())
+    folder = out / hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
+    run = Run(name, seed, file, (*given, f"run.dir={folder}"), folder, config)
+    _refuse_changed_defaults(run)
+    return run
 
 
-def command(arguments: Sequence[str]) -> str:
-    """Run ``ppar-dist ARGUMENTS`` on one thread and return its output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if "PPAR_TEST_DATA" in environment:
-        environment.setdefault("PPAR_WEIGHTS", f"{environment['PPAR_TEST_DATA']}/weights")
-    done = subprocess.run(
-        [sys.executable, "-m", "ppar_dist", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"ppar-dist {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
+def identity(config: Config) -> dict[str, Any]:
+    """What determines the result of a run, as plain values; keys with their default value are left out."""
+    spoken = _intersection(determining(config), config.model_dump(mode="json", exclude_defaults=True))
+    folders = (config.data.root / source.name for source in config.data.sources)
+    return {
+        "config": spoken,
+        "data": [DomainIndex.open(folder).fingerprint for folder in folders],
+        "text": content_hash(config.text.file),
+        "weights": content_hash(weights_file(config.model.backbone.pretrained)),
+    }
 
 
-def run_all(
-    jobs: Sequence[Job], config: Path, out: Path, common: Sequence[str], parallel: int
-) -> dict[tuple[str, int], Path]:
-    """Run every job without results, ``parallel`` at a time; returns run folders by (name, seed)."""
+def source_tree() -> str:
+    """Hash of the package's source files, 12 hexadecimal digits."""
+    root, found = Path(ppar_dist.__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()[:12]
 
-    def run(job: Job) -> None:
-        folder = out / job.folder
-        if (folder / "results.json").exists():
-            return
-        options = [
-            f"run.dir={folder}",
-            f"seed={job.seed}",
-            "monitoring.enabled=false",
-            *common,
-            *job.overrides,
-        ]
-        command(["train", str(config), *options, "--nproc", "1"])
-        print(
-            f"{job.folder}: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in scores(folder).items()), flush=True
+
+def source_trees(runs: Iterable[Run], targets: Iterable[str]) -> list[str]:
+    """Source trees that trained the runs, or judged them on the targets."""
+    found = set()
+    for run in runs:
+        found |= {attempt["source"] for attempt in read_record(run.folder)["attempts"]}
+        found |= {read_source(run.folder, name) for name in targets}
+    return sorted(found)
+
+
+def stop_on_signals() -> None:
+    """End on SIGTERM as on Ctrl-C, so that `run_all` can end its children."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def provenance(runs: Sequence[Run], targets: Iterable[str], parallel: int) -> str:
+    """What a table says of its origin, and a warning where runs of different source trees are mixed."""
+    trees = source_trees(runs, targets)
+    text = f"Runs of one thread, {parallel} at a time; source tree {', '.join(trees)}."
+    return text if len(trees) < 2 else f"{text} **Runs of {len(trees)} different source trees are mixed.**"
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """What is noted of a run; empty for one that has not begun."""
+    path = folder / RECORD
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+
+
+def run_all(runs: Sequence[Run], targets: Mapping[str, Path], parallel: int) -> list[str]:
+    """Train and judge every run that lacks it, ``parallel`` at a time.
+
+    Returns:
+        What went wrong, a line per run; the other runs are finished all the same.
+    """
+    distinct = list({run.key: run for run in runs}.values())
+    children = _Children()
+    problems = []
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        futures = {pool.submit(_train_and_judge, run, targets, children): run for run in distinct}
+        for future in as_completed(futures):
+            if (error := future.exception()) is not None:
+                problems.append(f"{futures[future].name}, seed {futures[future].seed}: {error}")
+                print(problems[-1], flush=True)
+    finally:  # interrupted: the children save what they have, and the next call resumes them
+        children.end()
+        pool.shutdown(cancel_futures=True)
+    return problems
+
+
+def run_variants(
+    planned: Sequence[tuple[str, Run]], targets: Mapping[str, Path], parallel: int
+) -> tuple[dict[str, dict[int, Run]], list[str]]:
+    """`run_all` of named runs.
+
+    Returns:
+        The runs that are trained and judged, by variant and seed; and what went wrong with the others.
+    """
+    problems = run_all([run for _, run in planned], targets, parallel)
+    found: dict[str, dict[int, Run]] = {}
+    for name, run in planned:
+        if run.is_judged(targets):
+            found.setdefault(name, {})[run.seed] = run
+            _link_by_name(run)
+    return found, problems
+
+
+def _link_by_name(run: Run) -> None:
+    """A symbolic link ``by-name/NAME-seedN`` beside the run's folder, for people and other benchmarks."""
+    link = run.folder.parent / "by-name" / f"{re.sub('[^A-Za-z0-9]+', '-', run.name)}-seed{run.seed}"
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..") / run.key)
+
+
+class _Children:
+    """The training processes that run now."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._is_over = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def wait(self, start: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, float]:
+        """Start a process and wait: its exit code, and the CPU seconds of it and its own children."""
+        with self._lock:
+            if self._is_over:
+                raise InterruptedError("interrupted before it began")
+            process = start()
+            self._running.add(process)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number
+        with self._lock:
+            _, status, usage = os.wait4(process.pid, 0)
+            self._running.discard(process)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_utime + usage.ru_stime
+
+    def end(self) -> None:
+        """Ask those that run to save and end, and start no more."""
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                os.kill(process.pid, signal.SIGTERM)  # not `terminate`, which takes the usage from `wait4`
+
+
+def _train_and_judge(run: Run, targets: Mapping[str, Path], children: _Children) -> None:
+    news = not run.is_finished
+    if news:
+        _train(run, children)
+    news = judge(run.folder, targets, source_tree()) or news
+    if news:
+        print(f"{run.name}, seed {run.seed}: done, {run.folder}", flush=True)
+
+
+def _train(run: Run, children: _Children) -> None:
+    """Train to the end; raises RuntimeError with the last words of a process that fails."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = read_record(run.folder) or {
+        "name": run.name,
+        "identity": identity(run.config),
+        "config": determining(run.config),
+        "attempts": [],
+    }
+    attempt: dict[str, Any] = {"source": source_tree(), "cpu_s": None}
+    record["attempts"].append(attempt)
+    _write_record(run.folder, record)  # before it starts: one that is killed counts as an attempt
+    command = [sys.executable, "-m", "ppar_dist", "train", str(run.file), *run.overrides, "--nproc", "1"]
+    with (run.folder / "train.log").open("ab") as log:
+        code, attempt["cpu_s"] = children.wait(
+            lambda: subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        )
+    record["finished"] = code == 0
+    _write_record(run.folder, record)
+    if code:
+        words = (run.folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise RuntimeError(f"training ended with {code} ({run.folder / 'train.log'}): {' / '.join(words)}")
+
+
+def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
+    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _refuse_changed_defaults(run: Run) -> None:
+    then = read_record(run.folder).get("config", {})
+    changed = [line for line in _differences(then, determining(run.config)) if line]
+    if changed:
+        sys.exit(
+            f"{run.folder} was trained with another default: {'; '.join(changed)}; delete the folder, or "
+            "give another --out"
         )
 
-    with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(run, jobs))
-    return {(job.name, job.seed): out / job.folder for job in jobs}
+
+def _intersection(full: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of ``full`` whose keys ``named`` has."""
+    return {
+        key: _intersection(full[key], value) if isinstance(value, dict) and value else full[key]
+        for key, value in named.items()
+        if key in full
+    }
 
 
-def scores(folder: Path) -> dict[str, float]:
-    """mIoU per target of a finished run, and on held-out source data."""
-    targets: Mapping[str, Any] = json.loads((folder / "results.json").read_text())["targets"]
-    found = {name: float(target["miou"]) for name, target in targets.items()}
-    held_out = folder / "metrics" / "eval.jsonl"
-    lines = held_out.read_text().splitlines() if held_out.exists() else []
-    return found | ({"held-out source": json.loads(lines[-1])["miou"]} if lines else {})
-
-
-def table(runs: Mapping[tuple[str, int], Path], against: str | None = None) -> str:
-    """Markdown: mean ± standard deviation over seeds per target, and the paired difference to ``against``."""
-    names = list(dict.fromkeys(name for name, _ in runs))
-    columns = list(scores(next(iter(runs.values()))))
-    rows = [["run", "seeds", *columns]]
-    for name in names:
-        found = {seed: scores(path) for (run, seed), path in runs.items() if run == name}
-        cells = [_spread([100 * score[column] for score in found.values()]) for column in columns]
-        if against is not None and name != against:
-            base = {seed: scores(runs[against, seed]) for seed in found if (against, seed) in runs}
-            cells = [
-                f"{cell} ({statistics.mean(100 * (found[seed][c] - base[seed][c]) for seed in base):+.1f})"
-                for cell, c in zip(cells, columns, strict=True)
-            ]
-        rows.append([name, str(len(found)), *cells])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
-def _spread(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+def _differences(then: Any, now: Any, key: str = "") -> list[str]:
+    """Values that differ among the keys that both have."""
+    if isinstance(then, dict) and isinstance(now, dict):
+        parts = (_differences(then[name], now[name], f"{key}.{name}") for name in then if name in now)
+        return [line for part in parts for line in part]
+    return [] if then == now else [f"{key[1:]} was {then!r}, is {now!r}"]
