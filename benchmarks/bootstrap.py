@@ -83,7 +83,8 @@ class Difference:
     high: float
 
     def __str__(self) -> str:
-        return f"{100 * self.value:+.1f} [{100 * self.low:+.1f}, {100 * self.high:+.1f}]"
+        points = (f"{100 * value:+.1f}".replace("-", "−") for value in (self.value, self.low, self.high))
+        return "{} [{}, {}]".format(*points)
 
 
 def differences(

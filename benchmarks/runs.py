@@ -8,14 +8,13 @@ found again, and an interrupted one resumes from its checkpoint. Beside what ``p
     train.log          output of the training process
     judged/NAME.npz    confusion matrix of every image of a target (benchmarks/judge.py)
 
-Keys that have their default value are no part of the name, so that a new key leaves earlier runs valid. A
-default that has changed since is refused.
+Keys that have their default value are no part of the name, so that a new key leaves earlier runs valid: the
+tables name such keys, and say where runs are not of the present source tree. A default that has changed is
+refused.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import signal
@@ -28,17 +27,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import ppar_dist
 from benchmarks.judge import HELD_OUT, is_judged, judge, read_source
+from benchmarks.records import (
+    changed_defaults,
+    identity,
+    key_of,
+    new_keys,
+    read_record,
+    source_tree,
+    write_record,
+)
 from benchmarks.streets import environment, weights_folder
-from ppar_dist.config.identity import content_hash, determining
+from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
-from ppar_dist.config.weights import find_weights, weights_file
-from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.files.durable import write_atomically
+from ppar_dist.config.weights import find_weights
 
-RECORD = "bench.json"
 # Free keys: they change nothing that is computed.
 _FREE = ("monitoring.enabled=false", "checkpoint.keep_last=1", "checkpoint.keep_best=false")
 
@@ -82,30 +86,14 @@ def plan_run(name: str, seed: int, file: Path, out: Path, overrides: Sequence[st
     """
     given = (*overrides, f"seed={seed}", *_FREE)
     config = find_weights(load_config(file, given), weights_folder())
-    folder = out / hashlib.sha256(json.dumps(identity(config), sort_keys=True).encode()).hexdigest()[:12]
-    run = Run(name, seed, file, (*given, f"run.dir={folder}"), folder, config)
-    _refuse_changed_defaults(run)
-    return run
-
-
-def identity(config: Config) -> dict[str, Any]:
-    """What determines the result of a run, as plain values; keys with their default value are left out."""
-    spoken = _intersection(determining(config), config.model_dump(mode="json", exclude_defaults=True))
-    folders = (config.data.root / source.name for source in config.data.sources)
-    return {
-        "config": spoken,
-        "data": [DomainIndex.open(folder).fingerprint for folder in folders],
-        "text": content_hash(config.text.file),
-        "weights": content_hash(weights_file(config.model.backbone.pretrained)),
-    }
-
-
-def source_tree() -> str:
-    """Hash of the package's source files, 12 hexadecimal digits."""
-    root, found = Path(ppar_dist.__file__).parent, hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()[:12]
+    folder = out / key_of(config)
+    changed = changed_defaults(folder, config)
+    if changed:
+        sys.exit(
+            f"{folder} was trained with another default: {'; '.join(changed)}; delete the folder, or give "
+            "another --out"
+        )
+    return Run(name, seed, file, (*given, f"run.dir={folder}"), folder, config)
 
 
 def source_trees(runs: Iterable[Run], targets: Iterable[str]) -> list[str]:
@@ -123,16 +111,15 @@ def stop_on_signals() -> None:
 
 
 def provenance(runs: Sequence[Run], targets: Iterable[str], parallel: int) -> str:
-    """What a table says of its origin, and a warning where runs of different source trees are mixed."""
-    trees = source_trees(runs, targets)
+    """What a table says of its origin, with a warning where that is not one source tree, the present one."""
+    trees, now = source_trees(runs, targets), source_tree()
     text = f"Runs of one thread, {parallel} at a time; source tree {', '.join(trees)}."
-    return text if len(trees) < 2 else f"{text} **Runs of {len(trees)} different source trees are mixed.**"
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """What is noted of a run; empty for one that has not begun."""
-    path = folder / RECORD
-    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else {}
+    if len(trees) > 1:
+        text += f" **Runs of {len(trees)} different source trees are mixed.**"
+    elif trees != [now]:
+        text += f" **The present source tree is another one, {now}.**"
+    later = sorted({key for run in runs for key in new_keys(run.folder, run.config)})
+    return text + (f" Keys that some of the runs did not know yet: {', '.join(later)}." if later else "")
 
 
 def run_all(runs: Sequence[Run], targets: Mapping[str, Path], parallel: int) -> list[str]:
@@ -230,45 +217,14 @@ def _train(run: Run, children: _Children) -> None:
     }
     attempt: dict[str, Any] = {"source": source_tree(), "cpu_s": None}
     record["attempts"].append(attempt)
-    _write_record(run.folder, record)  # before it starts: one that is killed counts as an attempt
+    write_record(run.folder, record)  # before it starts: one that is killed counts as an attempt
     command = [sys.executable, "-m", "ppar_dist", "train", str(run.file), *run.overrides, "--nproc", "1"]
     with (run.folder / "train.log").open("ab") as log:
         code, attempt["cpu_s"] = children.wait(
             lambda: subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
         )
     record["finished"] = code == 0
-    _write_record(run.folder, record)
+    write_record(run.folder, record)
     if code:
         words = (run.folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
         raise RuntimeError(f"training ended with {code} ({run.folder / 'train.log'}): {' / '.join(words)}")
-
-
-def _write_record(folder: Path, record: Mapping[str, Any]) -> None:
-    write_atomically(folder / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _refuse_changed_defaults(run: Run) -> None:
-    then = read_record(run.folder).get("config", {})
-    changed = [line for line in _differences(then, determining(run.config)) if line]
-    if changed:
-        sys.exit(
-            f"{run.folder} was trained with another default: {'; '.join(changed)}; delete the folder, or "
-            "give another --out"
-        )
-
-
-def _intersection(full: Mapping[str, Any], named: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of ``full`` whose keys ``named`` has."""
-    return {
-        key: _intersection(full[key], value) if isinstance(value, dict) and value else full[key]
-        for key, value in named.items()
-        if key in full
-    }
-
-
-def _differences(then: Any, now: Any, key: str = "") -> list[str]:
-    """Values that differ among the keys that both have."""
-    if isinstance(then, dict) and isinstance(now, dict):
-        parts = (_differences(then[name], now[name], f"{key}.{name}") for name in then if name in now)
-        return [line for part in parts for line in part]
-    return [] if then == now else [f"{key[1:]} was {then!r}, is {now!r}"]

@@ -51,7 +51,8 @@ class Bench:
         columns = list(TARGETS)
         parts = [scores_table(self.found, columns, PLAIN)]
         for against in dict.fromkeys([PLAIN, self.options.against or PLAIN]):
-            parts.append(differences_table(self.found, columns, against))
+            if len(self.found) > 1:
+                parts.append(differences_table(self.found, columns, against))
         runs = [run for runs in self.found.values() for run in runs.values()]
         parts.append(f"{NOTE} {provenance(runs, [*columns, HELD_OUT], self.options.parallel)}")
         return "\n\n".join(parts)

@@ -167,7 +167,7 @@ def test_the_share_of_harm_comes_from_means_over_unrelated_targets(tmp_path: Pat
     assert first[0] == PLAIN
     assert first[2].startswith("(")
     assert first[3] == first[1]
-    assert first[-2].startswith(f"{-100 * harm:+.1f} [")
+    assert first[-2].startswith(f"−{100 * harm:.1f} [")
     assert first[-2].endswith("] to clean sources")
     assert second[-2].startswith(f"{100 * gain:+.1f} [")
     assert second[-1] == f"{100 * gain / harm:.0f} %"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -14,10 +16,13 @@ from benchmarks.gain.__main__ import needed
 from benchmarks.gain.equal_time import equal_steps, step_ratio
 from benchmarks.gain.variants import EQUAL_TIME, PLAIN, VARIANTS
 from benchmarks.judge import HELD_OUT, judge, read_counts, read_source, stack
-from benchmarks.runs import RECORD, Run, plan_run, source_trees
+from benchmarks.records import RECORD
+from benchmarks.runs import Run, plan_run, provenance, run_all, source_trees
 from benchmarks.streets import TRACKS
+from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import PparConfig
+from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import evaluate
 from tests.unit.tiny_run import make_config, make_domain, make_run
 
@@ -53,6 +58,8 @@ def test_a_key_is_what_determines_the_result(config: Path, tmp_path: Path) -> No
     others.append(key(config, weights))
     (tmp_path / "weights.pt").write_bytes(b"two")
     others.append(key(config, weights))
+    with pytest.raises(UserError, match=r"pretrained=missing\.pt is not a file; .*\$PPAR_WEIGHTS"):
+        key(config, "model.backbone.pretrained=missing.pt")
     make_domain(tmp_path / "shards" / "a", 5, seed=9)
     others.append(key(config))
     assert len({base, *others}) == len(others) + 1
@@ -100,11 +107,46 @@ def test_judging_keeps_every_image_and_agrees_with_evaluate(tmp_path: Path) -> N
     assert read_source(run, "dusk") == "later tree"
 
 
+class Stub:
+    """In place of the training processes: what each ends with, by seed."""
+
+    codes: ClassVar[dict[int, int]] = {}
+
+    def wait(self, start: Callable[[], object]) -> tuple[int, float]:
+        (seed,) = (int(word[5:]) for word in start() if word.startswith("seed="))
+        return self.codes[seed], 7.5
+
+    def end(self) -> None:
+        """There is nobody to end."""
+
+
+def test_a_run_that_fails_is_named_and_tried_again_and_the_others_are_finished(
+    config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(runs_module, "_Children", Stub)
+    monkeypatch.setattr(runs_module.subprocess, "Popen", lambda command, **_: command)
+    monkeypatch.setattr(runs_module, "judge", lambda *_: False)
+    planned = [plan_run("x", seed, config, tmp_path / "out", ()) for seed in (0, 1, 1)]
+    Stub.codes = {0: 70, 1: 0}
+    (problem,) = run_all(planned, {}, parallel=2)
+    assert problem.startswith("x, seed 0: training ended with 70 (")
+    assert [run.is_finished for run in planned] == [False, True, True]
+    assert planned[1].cpu_seconds() == 7.5
+    assert (
+        len(json.loads((planned[1].folder / RECORD).read_text())["attempts"]) == 1
+    )  # once, though named twice
+    Stub.codes = {0: 0}  # the other one is not started again
+    assert run_all(planned, {}, parallel=2) == []
+    assert planned[0].is_finished
+    assert planned[0].cpu_seconds() is None
+
+
 def make_timed(folder: Path, seed: int, steps: int, cpu: list[float | None], source: str = "tree") -> Run:
     config = make_config(folder, folder, train={"steps": steps, "global_batch": 4})
     folder.mkdir(parents=True)
     attempts = [{"source": source, "cpu_s": seconds} for seconds in cpu]
-    (folder / RECORD).write_text(json.dumps({"attempts": attempts, "finished": True}))
+    record = {"attempts": attempts, "finished": True, "config": determining(config)}
+    (folder / RECORD).write_text(json.dumps(record))
     return Run("x", seed, folder / "config.yaml", (), folder, config)
 
 
@@ -123,12 +165,25 @@ def test_equal_time_comes_from_uninterrupted_pairs_and_stays(tmp_path: Path) -> 
     assert equal_steps({2: ppar[2]}, {2: plain[2]}, tmp_path) is None
 
 
-def test_a_mixture_of_source_trees_is_said(tmp_path: Path) -> None:
+def test_where_runs_come_from_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = make_timed(tmp_path / "a", 0, 9, [1.0], "tree1")
     other = make_timed(tmp_path / "b", 1, 9, [1.0], "tree2")
     assert source_trees([one], []) == ["tree1"]
-    assert "mixed" not in runs_module.provenance([one], [], 1)
-    assert "**Runs of 2 different source trees are mixed.**" in runs_module.provenance([one, other], [], 1)
+    monkeypatch.setattr(runs_module, "source_tree", lambda: "tree1")
+    text = "Runs of one thread, 1 at a time; source tree tree1"
+    assert provenance([one], [], 1) == f"{text}."
+    mixed = f"{text}, tree2. **Runs of 2 different source trees are mixed.**"
+    assert provenance([one, other], [], 1) == mixed
+    monkeypatch.setattr(runs_module, "source_tree", lambda: "tree3")
+    assert provenance([one], [], 1) == f"{text}. **The present source tree is another one, tree3.**"
+
+
+def test_keys_that_came_later_are_said(tmp_path: Path) -> None:
+    run = make_timed(tmp_path / "a", 0, 9, [1.0])
+    record = json.loads((run.folder / RECORD).read_text())
+    del record["config"]["ppar"]["vtp"]["alpha_max"], record["config"]["augment"]["blur"]
+    (run.folder / RECORD).write_text(json.dumps(record))
+    assert provenance([run], [], 1).endswith("did not know yet: augment.blur, ppar.vtp.alpha_max.")
 
 
 def test_variants_bring_what_they_are_compared_with() -> None:
