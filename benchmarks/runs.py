@@ -1,122 +1,230 @@
-"""Training runs for benchmarks: one process each, a few at a time, and a table of means over seeds."""
+"""Training runs for benchmarks: a process of one thread each, a few at a time, never the same one twice.
+
+A run's folder below the benchmark's output is named by what determines its result: the configuration with
+its seed, the fingerprints of its sources, the hashes of its weights and text embeddings. So a finished run is
+found again, and an interrupted one resumes from its checkpoint. Beside what ``ppar-dist train`` writes it has
+
+    bench.json         what determines the run, and its attempts: source tree, CPU seconds
+    train.log          output of the training process
+    judged/NAME.npz    confusion matrix of every image of a target (benchmarks/judge.py)
+
+Keys that have their default value are no part of the name, so that a new key leaves earlier runs valid: the
+tables name such keys, and say where runs are not of the present source tree. A default that has changed is
+refused.
+"""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import statistics
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import threading
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.judge import HELD_OUT, is_judged, judge, read_source
+from benchmarks.records import (
+    changed_defaults,
+    identity,
+    key_of,
+    new_keys,
+    read_record,
+    source_tree,
+    write_record,
+)
+from benchmarks.streets import environment, weights_folder
+from ppar_dist.config.identity import determining
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.config.weights import find_weights
+
+# Free keys: they change nothing that is computed.
+_FREE = ("monitoring.enabled=false", "checkpoint.keep_last=1", "checkpoint.keep_best=false")
+
 
 @dataclass(frozen=True)
-class Job:
-    """One run: a variant's name, its overrides, a seed."""
+class Run:
+    """One training run, identified by ``key``."""
 
-    name: str
-    overrides: tuple[str, ...]
+    name: str  # for people: the variant, for example
     seed: int
+    file: Path  # configuration
+    overrides: tuple[str, ...]
+    folder: Path
+    config: Config
 
     @property
-    def folder(self) -> str:
-        """Its folder below the benchmark's output."""
-        words = re.sub(r"[^A-Za-z0-9]+", "-", self.name)
-        return f"{words}-seed{self.seed}"
+    def key(self) -> str:
+        """The name of its folder."""
+        return self.folder.name
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether it was trained to its end."""
+        return bool(read_record(self.folder).get("finished"))
+
+    def is_judged(self, targets: Iterable[str]) -> bool:
+        """Whether it is finished and was judged on these targets and on held-out source data."""
+        return self.is_finished and all(is_judged(self.folder, name) for name in (*targets, HELD_OUT))
+
+    def cpu_seconds(self) -> float | None:
+        """CPU time of its training process; None if there was more than one."""
+        attempts = read_record(self.folder).get("attempts", [])
+        return attempts[0]["cpu_s"] if len(attempts) == 1 else None
 
 
-def real_data() -> Path:
-    """The folder named by PPAR_TEST_DATA, which holds ``data`` and ``weights``."""
-    folder = os.environ.get("PPAR_TEST_DATA")
-    if not folder:
-        sys.exit("set PPAR_TEST_DATA to the folder that holds data/camvid, data/labelmefacade and weights")
-    return Path(folder).resolve()
+def plan_run(name: str, seed: int, file: Path, out: Path, overrides: Sequence[str]) -> Run:
+    """The run of a configuration with overrides; its sources and weights are there already.
 
-
-def prepare_streets(shards: Path) -> None:
-    """CamVid and LabelMeFacade as roads6 shards, unless they are there."""
-    for name, sample in (("camvid", "camvid_0001TP"), ("labelmefacade", "labelmefacade_test")):
-        if not (shards / sample / "domain.json").exists():
-            root = str(real_data() / "data" / name)
-            command(["prepare", name, "--root", root, "--out", str(shards), "--classes", "roads6"])
-
-
-def command(arguments: Sequence[str]) -> str:
-    """Run ``ppar-dist ARGUMENTS`` on one thread and return its output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    if "PPAR_TEST_DATA" in environment:
-        environment.setdefault("PPAR_WEIGHTS", f"{environment['PPAR_TEST_DATA']}/weights")
-    done = subprocess.run(
-        [sys.executable, "-m", "ppar_dist", *arguments],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode:
-        sys.exit(f"ppar-dist {' '.join(arguments)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
-    return done.stdout
-
-
-def run_all(
-    jobs: Sequence[Job], config: Path, out: Path, common: Sequence[str], parallel: int
-) -> dict[tuple[str, int], Path]:
-    """Run every job without results, ``parallel`` at a time; returns run folders by (name, seed)."""
-
-    def run(job: Job) -> None:
-        folder = out / job.folder
-        if (folder / "results.json").exists():
-            return
-        options = [
-            f"run.dir={folder}",
-            f"seed={job.seed}",
-            "monitoring.enabled=false",
-            *common,
-            *job.overrides,
-        ]
-        command(["train", str(config), *options, "--nproc", "1"])
-        print(
-            f"{job.folder}: " + "  ".join(f"{k} {100 * v:.1f}" for k, v in scores(folder).items()), flush=True
+    Raises:
+        UserError: the configuration is wrong, or its sources or weights cannot be read.
+    """
+    given = (*overrides, f"seed={seed}", *_FREE)
+    config = find_weights(load_config(file, given), weights_folder())
+    folder = out / key_of(config)
+    changed = changed_defaults(folder, config)
+    if changed:
+        sys.exit(
+            f"{folder} was trained with another default: {'; '.join(changed)}; delete the folder, or give "
+            "another --out"
         )
-
-    with ThreadPoolExecutor(parallel) as pool:
-        list(pool.map(run, jobs))
-    return {(job.name, job.seed): out / job.folder for job in jobs}
+    return Run(name, seed, file, (*given, f"run.dir={folder}"), folder, config)
 
 
-def scores(folder: Path) -> dict[str, float]:
-    """mIoU per target of a finished run, and on held-out source data."""
-    targets: Mapping[str, Any] = json.loads((folder / "results.json").read_text())["targets"]
-    found = {name: float(target["miou"]) for name, target in targets.items()}
-    held_out = folder / "metrics" / "eval.jsonl"
-    lines = held_out.read_text().splitlines() if held_out.exists() else []
-    return found | ({"held-out source": json.loads(lines[-1])["miou"]} if lines else {})
+def source_trees(runs: Iterable[Run], targets: Iterable[str]) -> list[str]:
+    """Source trees that trained the runs, or judged them on the targets."""
+    found = set()
+    for run in runs:
+        found |= {attempt["source"] for attempt in read_record(run.folder)["attempts"]}
+        found |= {read_source(run.folder, name) for name in targets}
+    return sorted(found)
 
 
-def table(runs: Mapping[tuple[str, int], Path], against: str | None = None) -> str:
-    """Markdown: mean ± standard deviation over seeds per target, and the paired difference to ``against``."""
-    names = list(dict.fromkeys(name for name, _ in runs))
-    columns = list(scores(next(iter(runs.values()))))
-    rows = [["run", "seeds", *columns]]
-    for name in names:
-        found = {seed: scores(path) for (run, seed), path in runs.items() if run == name}
-        cells = [_spread([100 * score[column] for score in found.values()]) for column in columns]
-        if against is not None and name != against:
-            base = {seed: scores(runs[against, seed]) for seed in found if (against, seed) in runs}
-            cells = [
-                f"{cell} ({statistics.mean(100 * (found[seed][c] - base[seed][c]) for seed in base):+.1f})"
-                for cell, c in zip(cells, columns, strict=True)
-            ]
-        rows.append([name, str(len(found)), *cells])
-    rows.insert(1, ["---"] * len(rows[0]))
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+def stop_on_signals() -> None:
+    """End on SIGTERM as on Ctrl-C, so that `run_all` can end its children."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
-def _spread(values: Sequence[float]) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.1f} ± {spread:.1f}"
+def provenance(runs: Sequence[Run], targets: Iterable[str], parallel: int) -> str:
+    """What a table says of its origin, with a warning where that is not one source tree, the present one."""
+    trees, now = source_trees(runs, targets), source_tree()
+    text = f"Runs of one thread, {parallel} at a time; source tree {', '.join(trees)}."
+    if len(trees) > 1:
+        text += f" **Runs of {len(trees)} different source trees are mixed.**"
+    elif trees != [now]:
+        text += f" **The present source tree is another one, {now}.**"
+    later = sorted({key for run in runs for key in new_keys(run.folder, run.config)})
+    return text + (f" Keys that some of the runs did not know yet: {', '.join(later)}." if later else "")
+
+
+def run_all(runs: Sequence[Run], targets: Mapping[str, Path], parallel: int) -> list[str]:
+    """Train and judge every run that lacks it, ``parallel`` at a time.
+
+    Returns:
+        What went wrong, a line per run; the other runs are finished all the same.
+    """
+    distinct = list({run.key: run for run in runs}.values())
+    children = _Children()
+    problems = []
+    pool = ThreadPoolExecutor(parallel)
+    try:
+        futures = {pool.submit(_train_and_judge, run, targets, children): run for run in distinct}
+        for future in as_completed(futures):
+            if (error := future.exception()) is not None:
+                problems.append(f"{futures[future].name}, seed {futures[future].seed}: {error}")
+                print(problems[-1], flush=True)
+    finally:  # interrupted: the children save what they have, and the next call resumes them
+        children.end()
+        pool.shutdown(cancel_futures=True)
+    return problems
+
+
+def run_variants(
+    planned: Sequence[tuple[str, Run]], targets: Mapping[str, Path], parallel: int
+) -> tuple[dict[str, dict[int, Run]], list[str]]:
+    """`run_all` of named runs.
+
+    Returns:
+        The runs that are trained and judged, by variant and seed; and what went wrong with the others.
+    """
+    problems = run_all([run for _, run in planned], targets, parallel)
+    found: dict[str, dict[int, Run]] = {}
+    for name, run in planned:
+        if run.is_judged(targets):
+            found.setdefault(name, {})[run.seed] = run
+            _link_by_name(run)
+    return found, problems
+
+
+def _link_by_name(run: Run) -> None:
+    """A symbolic link ``by-name/NAME-seedN`` beside the run's folder, for people and other benchmarks."""
+    link = run.folder.parent / "by-name" / f"{re.sub('[^A-Za-z0-9]+', '-', run.name)}-seed{run.seed}"
+    link.parent.mkdir(exist_ok=True)
+    link.unlink(missing_ok=True)
+    link.symlink_to(Path("..") / run.key)
+
+
+class _Children:
+    """The training processes that run now."""
+
+    def __init__(self) -> None:
+        self._lock, self._running, self._is_over = threading.Lock(), set[subprocess.Popen[bytes]](), False
+
+    def wait(self, start: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, float]:
+        """Start a process and wait: its exit code, and the CPU seconds of it and its own children."""
+        with self._lock:
+            if self._is_over:
+                raise InterruptedError("interrupted before it began")
+            process = start()
+            self._running.add(process)
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number
+        with self._lock:
+            _, status, usage = os.wait4(process.pid, 0)
+            self._running.discard(process)
+            process.returncode = os.waitstatus_to_exitcode(status)
+        return process.returncode, usage.ru_utime + usage.ru_stime
+
+    def end(self) -> None:
+        """Ask those that run to save and end, and start no more."""
+        with self._lock:
+            self._is_over = True
+            for process in self._running:
+                os.kill(process.pid, signal.SIGTERM)  # not `terminate`, which takes the usage from `wait4`
+
+
+def _train_and_judge(run: Run, targets: Mapping[str, Path], children: _Children) -> None:
+    news = not run.is_finished
+    if news:
+        _train(run, children)
+    news = judge(run.folder, targets, source_tree()) or news
+    if news:
+        print(f"{run.name}, seed {run.seed}: done, {run.folder}", flush=True)
+
+
+def _train(run: Run, children: _Children) -> None:
+    """Train to the end; raises RuntimeError with the last words of a process that fails."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    record = read_record(run.folder) or {
+        "name": run.name,
+        "identity": identity(run.config),
+        "config": determining(run.config),
+        "attempts": [],
+    }
+    attempt: dict[str, Any] = {"source": source_tree(), "cpu_s": None}
+    record["attempts"].append(attempt)
+    write_record(run.folder, record)  # before it starts: one that is killed counts as an attempt
+    command = [sys.executable, "-m", "ppar_dist", "train", str(run.file), *run.overrides, "--nproc", "1"]
+    with (run.folder / "train.log").open("ab") as log:
+        code, attempt["cpu_s"] = children.wait(
+            lambda: subprocess.Popen(command, env=environment(), stdout=log, stderr=subprocess.STDOUT)
+        )
+    record["finished"] = code == 0
+    write_record(run.folder, record)
+    if code:
+        words = (run.folder / "train.log").read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
+        raise RuntimeError(f"training ended with {code} ({run.folder / 'train.log'}): {' / '.join(words)}")

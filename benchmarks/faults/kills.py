@@ -27,7 +27,7 @@ import yaml
 from safetensors.torch import load_file
 
 from benchmarks.faults.siege import Job, Siege, besiege
-from benchmarks.runs import prepare_streets, real_data
+from benchmarks.streets import prepare_streets, real_data
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.run.audit import audit

@@ -1,7 +1,7 @@
 """The effect of alignment on the distance between domains, compared with the baseline.
 
-    python -m benchmarks.gain.distance --shards shards --run "plain fine-tuning" results/ablation/plain-* \\
-        --run PPAR results/ablation/PPAR-seed*
+    python -m benchmarks.gain.distance --shards shards --run plain results/gain/by-name/scratch-plain-seed* \\
+        --run PPAR results/gain/by-name/scratch-PPAR-seed*
 
 Features are those of the trunk's level of stride 16 (`--level trunk`), before any projection to the joint
 space: both models have them, and only one trained the projection. `--level decoder` takes the decoder's

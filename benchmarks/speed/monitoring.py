@@ -22,8 +22,8 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.runs import prepare_streets, real_data
 from benchmarks.speed.trainers import batches_in_memory, build_trainer
+from benchmarks.streets import prepare_streets, real_data
 from ppar_dist.config.load import load_config
 from ppar_dist.distributed import rendezvous
 from ppar_dist.monitoring.monitor import Monitor

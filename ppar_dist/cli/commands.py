@@ -259,16 +259,11 @@ def doctor(
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Config:
-    """The configuration; a relative ``text.file`` that is not here is looked up in $PPAR_WEIGHTS."""
+    """The configuration, its files of weights looked up in $PPAR_WEIGHTS too."""
     from ppar_dist.config.load import load_config
+    from ppar_dist.config.weights import find_weights
 
-    config = load_config(path, overrides)
-    file = config.text.file
-    if file is None or file.is_absolute() or file.exists():
-        return config
-    found = Path(os.environ.get("PPAR_WEIGHTS", ".")) / file.name
-    text = config.text.model_copy(update={"file": found.resolve()})
-    return config.model_copy(update={"text": text}) if found.exists() else config
+    return find_weights(load_config(path, overrides), Path(os.environ.get("PPAR_WEIGHTS", ".")))
 
 
 @app.command(help_flags=(), version_flags=())

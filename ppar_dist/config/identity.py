@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.config.schema import Config
+from ppar_dist.config.weights import weights_file
 from ppar_dist.errors import ConfigError
 from ppar_dist.files.durable import fingerprint
 
 # A run may resume when only these differ: they do not change what is computed.
-# Shards and text may be in another place: their content is compared by hash.
+# Shards and text may be in another place: their content is compared by hash. So may the file of the
+# backbone's weights, of which the name counts: a run starts from it once, and resumes from its checkpoint.
 _FREE_KEYS = (
     "run",
     "targets",
@@ -45,7 +47,7 @@ def determining(config: Config) -> dict[str, Any]:
             tree[section].pop(leaf, None)
         else:
             tree.pop(section, None)
-    return tree
+    return _without_folder(tree)
 
 
 def config_changes(before: Config, after: Config) -> list[str]:
@@ -55,9 +57,19 @@ def config_changes(before: Config, after: Config) -> list[str]:
 
 def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
     """Differences of a configuration from a checkpoint's record of ``determining``."""
-    old, new = _flatten(before), _flatten(determining(after))
+    old, new = _flatten(_without_folder(before)), _flatten(determining(after))
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _without_folder(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The same, with the name alone of the file that ``model.backbone.pretrained`` is; a tag stays."""
+    model = tree.get("model", {})
+    backbone = model.get("backbone", {})
+    file = weights_file(backbone.get("pretrained"))
+    if file is None:
+        return dict(tree)
+    return {**tree, "model": {**model, "backbone": {**backbone, "pretrained": file.name}}}
 
 
 def content_hash(path: Path | None) -> str | None:

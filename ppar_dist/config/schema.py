@@ -113,7 +113,7 @@ class BackboneConfig(Section):
 
     kind: Literal["open_clip", "timm"] = "open_clip"  # library that builds the tower
     name: str = "ViT-B-16"  # model name in that library
-    pretrained: str | None = None  # open_clip tag or a checkpoint file; None: random initialisation
+    pretrained: str | None = None  # a tag, or a checkpoint file (has a suffix); None: random initialisation
     options: PlainValues = {}  # passed to the library's constructor
     embed_dim: Count | None = None  # joint width D; only for kind: timm, whose trunk has none
     dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm

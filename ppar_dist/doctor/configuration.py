@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import get_pretrained_cfg
 
+from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, warning
 from ppar_dist.errors import UserError
@@ -59,6 +60,11 @@ def weights(case: ConfigCase) -> Finding | None:
     file = Path(backbone.pretrained)
     if file.is_file():
         return ok(f"{file}, {file.stat().st_size / 2**20:,.0f} MiB", file=str(file))
+    if weights_file(backbone.pretrained) is not None:
+        return failure(
+            f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
+            f"correct the path, {REMEDY}",
+        )
     if backbone.kind == "timm" or ":" in backbone.name:
         return None  # the library itself decides where these come from
     tag = get_pretrained_cfg(backbone.name.replace("/", "-"), backbone.pretrained)

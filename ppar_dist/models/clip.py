@@ -24,6 +24,7 @@ from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.weights import REMEDY
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.clip_resnet import ClipResNet
@@ -122,7 +123,7 @@ def _check_names(cfg: BackboneConfig, load_weights: bool) -> dict[str, Any] | No
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise UserError(
             f"model.backbone.pretrained={cfg.pretrained} is neither a file nor a tag of {name} "
-            f"(tags: {tags}); correct the path or take a tag"
+            f"(tags: {tags}); correct the path or take a tag, {REMEDY}"
         )
     return tag or None
 

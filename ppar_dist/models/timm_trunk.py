@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.weights import REMEDY
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
@@ -132,7 +133,7 @@ def _with_weights(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn
     else:
         raise UserError(
             f"model.backbone.pretrained={file} is neither a file nor a timm tag of {name} "
-            f"(with weights: {', '.join(tagged) or 'none'}); correct the path or the tag"
+            f"(with weights: {', '.join(tagged) or 'none'}); correct the path or the tag, {REMEDY}"
         )
     seed = torch.initial_seed()
     with torch.random.fork_rng():

@@ -14,16 +14,9 @@ import torch
 from PIL import Image
 
 from benchmarks.gain.distance import distances, domain_centroids
-from benchmarks.gain.harmful import harm_taken_away
-from benchmarks.gain.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
-from benchmarks.gain.spoil import (
-    PICTURES,
-    derangement,
-    irrelevant_domain,
-    keep_clean,
-    permute_labels,
-    spoiled_keys,
-)
+from benchmarks.harmful.pictures import PICTURES
+from benchmarks.harmful.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
+from benchmarks.harmful.spoil import derangement, irrelevant_domain, permute_labels, spoiled_keys
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import decode_label
 from ppar_dist.evaluation.load import load_segmentor
@@ -73,15 +66,6 @@ def test_spoiling_is_a_function_of_seed_and_key(clean: DomainIndex, tmp_path: Pa
     assert one.fingerprint == same.fingerprint
     assert spoiled_keys(tmp_path / "a") == spoiled_keys(tmp_path / "b") != spoiled_keys(tmp_path / "c")
     assert other.fingerprint != one.fingerprint
-
-
-def test_removing_by_hand_keeps_what_was_not_spoiled(clean: DomainIndex, tmp_path: Path) -> None:
-    permute_labels(clean, tmp_path / "spoiled", 0.25)
-    kept = keep_clean(clean, tmp_path / "kept", 0.25)
-    assert images_of(kept).keys() == images_of(clean).keys() - spoiled_keys(tmp_path / "spoiled")
-    assert all(np.array_equal(label, labels_of(clean)[key]) for key, label in labels_of(kept).items())
-    assert spoiled_keys(tmp_path / "kept") == frozenset()
-    assert spoiled_keys(clean.path) == frozenset()  # nothing was recorded
 
 
 def test_an_irrelevant_domain_is_all_spoiled_and_reproducible(tmp_path: Path) -> None:
@@ -170,12 +154,6 @@ def test_a_chart_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     assert chart({"scenario": {"weight": [[0.5, math.nan], [0.6, 1.0]]}}, tmp_path / "new" / "chart.png")
     with Image.open(tmp_path / "new" / "chart.png") as image:
         assert image.format == "PNG"
-
-
-def test_share_of_harm() -> None:
-    assert harm_taken_away(0.45, 0.40, 0.50) == pytest.approx(0.5)
-    assert harm_taken_away(0.38, 0.40, 0.50) == pytest.approx(-0.2)
-    assert math.isnan(harm_taken_away(0.45, 0.40, 0.40))  # removing gains nothing
 
 
 def test_distances_against_a_loop() -> None:

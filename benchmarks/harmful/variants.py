@@ -1,0 +1,69 @@
+"""What ``python -m benchmarks.harmful`` compares, and on which spoiled sources.
+
+To add a variant, add a line to VARIANTS: its name and the keys it changes. To add a spoiled source, add a
+line to SPOILERS. Every variant trains on the three clean sources and one spoiled one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.harmful.from_life import exchange_classes, shift_labels, wrong_legend
+from benchmarks.harmful.spoil import irrelevant_domain, permute_labels
+from ppar_dist.data.shards.index import DomainIndex
+
+PLAIN = "plain"  # fine-tuning without the method: its loss of mIoU is the harm
+PRESENT = "PPAR, sample weights"  # the method as it is
+
+VARIANTS: dict[str, tuple[str, ...]] = {
+    PLAIN: ("ppar.enabled=false",),
+    PRESENT: (),
+    "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
+}
+
+SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes
+CLEAN = ("camvid_0016E5", "camvid_0006R0", "camvid_Seq05VD")
+
+
+@dataclass(frozen=True)
+class Spoiler:
+    """How a spoiled source is made: make(shards, folder of the new domain, data.size, images or None)."""
+
+    domain: str  # {size} is replaced by data.size
+    make: Callable[[Path, Path, int, int | None], object]
+    related: tuple[str, ...] = ()  # targets from the same data set: shown, but no part of the mean
+
+
+def _shifted(pixels: int) -> Spoiler:
+    def make(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+        return shift_labels(DomainIndex.open(shards / "camvid_Seq05VD"), folder, pixels, size)
+
+    return Spoiler(f"camvid_Seq05VD_shifted{pixels}_at{{size}}", make)
+
+
+def _wrong_legend(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+    return wrong_legend(shards, folder, limit)
+
+
+def _exchanged(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+    return exchange_classes(DomainIndex.open(shards / "labelmefacade_train"), folder, "road", "sidewalk")
+
+
+def _permuted(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+    return permute_labels(DomainIndex.open(shards / "camvid_0016E5"), folder)
+
+
+def _irrelevant(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+    return irrelevant_domain(folder, "roads6", 156 if limit is None else limit)
+
+
+SPOILERS: dict[str, Spoiler] = {
+    "wrong legend": Spoiler("idd_lite_wrong_legend", _wrong_legend, ("idd",)),
+    "road and sidewalk exchanged": Spoiler("labelmefacade_train_exchanged", _exchanged, ("facade",)),
+    "labels shifted by 8 pixels": _shifted(8),
+    "labels shifted by 16 pixels": _shifted(16),
+    "a third of the labels permuted": Spoiler("camvid_0016E5_permuted", _permuted),
+    "irrelevant images": Spoiler("irrelevant", _irrelevant),
+}

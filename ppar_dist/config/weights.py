@@ -1,0 +1,38 @@
+"""Files of weights that a configuration names: where they are looked up.
+
+One rule for ``text.file`` and ``model.backbone.pretrained``: a relative path that is not a file here is
+looked up by its file name in the folder ``$PPAR_WEIGHTS``. ``pretrained`` names a file where it has a suffix.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ppar_dist.config.schema import Config
+
+REMEDY = "or let $PPAR_WEIGHTS name the folder that holds the file"  # ends a message
+
+
+def find_weights(config: Config, folder: Path) -> Config:
+    """The configuration with the files of weights that are in ``folder``; the others stay as given."""
+    text, backbone = config.text, config.model.backbone
+    if text.file is not None:
+        text = text.model_copy(update={"file": _found(text.file, folder)})
+    file = weights_file(backbone.pretrained)
+    if file is not None:
+        backbone = backbone.model_copy(update={"pretrained": str(_found(file, folder))})
+    model = config.model.model_copy(update={"backbone": backbone})
+    return config.model_copy(update={"text": text, "model": model})
+
+
+def weights_file(pretrained: str | None) -> Path | None:
+    """The file that ``model.backbone.pretrained`` names; None for a tag, or where it is not set."""
+    file = Path(pretrained or "")
+    return file if file.suffix else None
+
+
+def _found(file: Path, folder: Path) -> Path:
+    if file.is_absolute() or file.exists():
+        return file
+    found = folder / file.name
+    return found.resolve() if found.exists() else file
