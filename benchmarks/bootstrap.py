@@ -41,10 +41,14 @@ def resamples(seeds: int, images: Mapping[str, int], draws: int = DRAWS, seed: i
 
 
 def mean_iou(counts: Array) -> Floats:
-    """mIoU (...) of summed confusion matrices (..., K, K), over the classes that occur; nan if none does."""
+    """mIoU (...) of summed confusion matrices (..., K, K), over the classes of the labels; nan without any.
+
+    ``ppar-dist evaluate`` counts a class that is predicted and never labelled too, with an IoU of 0. A target
+    that is labelled with some of the classes only would then be judged by how many it lacks.
+    """
     hits = np.diagonal(counts, axis1=-2, axis2=-1).astype(float)
     union = counts.sum(-1) + counts.sum(-2) - hits
-    occurs = union > 0
+    occurs = counts.sum(-1) > 0
     iou = np.divide(hits, union, out=np.zeros_like(hits), where=occurs)
     number = occurs.sum(-1)
     found: Floats = np.divide(iou.sum(-1), number, out=np.full(number.shape, np.nan), where=number > 0)

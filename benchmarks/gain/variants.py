@@ -13,6 +13,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PPAR without alignment": ("ppar.alignment.enabled=false",),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
     "PPAR without VTP": ("ppar.vtp.enabled=false",),
+    "PPAR, cell weights": ("ppar.reweighting.cells.enabled=true",),
 }
 
 # As the variant on the right, with as many steps as cost no more CPU time than PLAIN's.

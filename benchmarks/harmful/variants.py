@@ -21,6 +21,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("ppar.enabled=false",),
     PRESENT: (),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
+    "PPAR, cell weights": ("ppar.reweighting.cells.enabled=true",),
 }
 
 SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes

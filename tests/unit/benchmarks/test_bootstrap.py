@@ -31,7 +31,7 @@ def slow_miou(matrices: list[list[list[int]]]) -> float:
         hits = sum(matrix[k][k] for matrix in matrices)
         labelled = sum(matrix[k][j] for matrix in matrices for j in range(CLASSES))
         predicted = sum(matrix[j][k] for matrix in matrices for j in range(CLASSES))
-        if labelled + predicted - hits:
+        if labelled:
             ious.append(hits / (labelled + predicted - hits))
     return sum(ious) / len(ious) if ious else math.nan
 
@@ -98,6 +98,8 @@ def test_pairing_by_image_takes_the_difficulty_of_images_out() -> None:
 
 def test_a_class_that_never_occurs_is_left_out_and_nothing_is_nan() -> None:
     assert mean_iou(np.array([[3, 1, 0], [0, 4, 0], [0, 0, 0]])) == pytest.approx((3 / 4 + 4 / 5) / 2)
+    lacking = np.array([[3, 0, 1], [0, 4, 1], [0, 0, 0]])  # class 2 is predicted and never labelled
+    assert mean_iou(lacking) == pytest.approx((3 / 4 + 4 / 5) / 2)
     assert math.isnan(float(mean_iou(np.zeros((3, 3)))))
 
 
