@@ -17,7 +17,7 @@ from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
 _SAMPLES = 96  # scenes per domain
 
 
-def demo(out: Path, config: Path, ranks: int | None = None) -> int:
+def demo(out: Path, config: Path, ranks: int | None) -> int:
     """Run the whole path below ``out`` and return the exit code of training.
 
     Training runs on ``ranks`` ranks (default: one per GPU, as many as the batch divides by, else two
