@@ -10,6 +10,7 @@ import torch
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import load_config
+from ppar_dist.data.batches import batching
 from ppar_dist.launch.front import launch
 from ppar_dist.run import paths
 from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
@@ -28,10 +29,11 @@ def demo(out: Path, config: Path, ranks: int | None) -> int:
     overrides.append(f"text.file={text}")
     settings = load_config(config, overrides)
     width = settings.model.backbone.embed_dim
+    ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
+    batching(settings, ranks)  # refuse before the scenes are rendered
     print(f"rendering {_SAMPLES} scenes per domain into {shards}", flush=True)
     synth(shards, samples_per_domain=_SAMPLES)
     _write_text(text, width or 512)
-    ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
         print(f"table {run / paths.RESULTS}\ncheckpoint {checkpoint.resolve(run)}")
