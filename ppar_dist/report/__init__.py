@@ -128,9 +128,10 @@ def _events(records: RunRecords) -> dict[str, Any]:
 
 def _moment(seconds: Any) -> str:
     """A time stamp in UTC, to the second."""
-    if not is_figure(seconds):
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (TypeError, ValueError, OverflowError, OSError):  # not a number, or beyond what a date can say
         return MISSING
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _targets(records: RunRecords) -> dict[str, dict[str, Any]]:
