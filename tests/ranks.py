@@ -70,7 +70,12 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
         "ppar": {
             "alignment": {"boundaries": [0.15, 0.35, 0.6]},
             "vtp": {"count_0": 50},
-            "reweighting": {"beta": 1.0, "min_spread": 0.05, "max": 3.0},
+            "reweighting": {
+                "beta": 1.0,
+                "min_spread": 0.05,
+                "max": 3.0,
+                "cells": {"enabled": True, "gamma": 0.5},
+            },
         },
         "train": {"steps": 8, "global_batch": 6, "log_every": 1},
         "checkpoint": {"every": 0},

@@ -117,6 +117,14 @@ METHOD = (
         "rises towards 0, domains close together (nats)",
         (Query(f"max by (domain) (ppar_reliability{RUN})", "{{domain}}"),),
     ),
+    Panel(
+        "Weights of cells, lowest class by domain",
+        "above 50 %; a low one names a source whose labels the others contradict",
+        (Query(f"min by (domain) (ppar_cell_weight{RUN} > 0)", "{{domain}}"),),
+        "percentunit",
+        low=0,
+        high=1,
+    ),
 )
 LEARNING = (
     Panel("Loss by term", "falls", (Query(f"max by (term) (ppar_loss{RUN})", "{{term}}"),), low=0),

@@ -191,6 +191,16 @@ class VtpConfig(Section):
     count_0: Positive = 2000.0  # cells of a class after which 63 % of alpha_max is reached
 
 
+class CellWeightsConfig(Section):
+    """Reliability weights of cells, from the prototypes of the other domains."""
+
+    enabled: bool = False  # false: every pixel of a sample weighs the same
+    start: Ratio = 0.1  # progress at which they begin
+    gamma: NonNegative = 3.0  # steepness: exp(γ · reliability)
+    min: Positive = 0.05  # smallest weight
+    share: Ratio = 0.5  # of the other domains' features in the prototypes that judge; the rest is text
+
+
 class ReweightingConfig(Section):
     """Reliability weights of source samples."""
 
@@ -201,6 +211,7 @@ class ReweightingConfig(Section):
     max: Positive = 1.5  # largest weight
     min_spread: Positive = 1.0  # nats; floor of σ_r, so that clean sources keep nearly equal weights
     momentum: Momentum = 0.95  # of mean and spread of reliabilities
+    cells: CellWeightsConfig = CellWeightsConfig()
 
     @model_validator(mode="after")
     def _clip_holds_one(self) -> ReweightingConfig:

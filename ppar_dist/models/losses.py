@@ -29,13 +29,16 @@ def masked_mean(values: Float[Tensor, " B *rest"], mask: Bool[Tensor, " B *rest"
 
 
 def segmentation_loss(
-    logits: Float[Tensor, "B K h_1 w_1"], labels: Integer[Tensor, "B H W"]
+    logits: Float[Tensor, "B K h_1 w_1"],
+    labels: Integer[Tensor, "B H W"],
+    weights: Float[Tensor, "B H W"] | None = None,
 ) -> Float[Tensor, " B"]:
     """Cross-entropy per image: mean over its own valid pixels, 0 for an image without any.
 
     Args:
         logits: upsampled bilinearly (align_corners=False) to the labels' size.
         labels: class ids of any integer type; 255 is ignored.
+        weights: factors on the pixels' cross-entropies, which do not enter the number of pixels.
 
     Returns:
         Nats.
@@ -45,4 +48,4 @@ def segmentation_loss(
             full_precision(logits), size=labels.shape[-2:], mode="bilinear", align_corners=False
         )  # (B, K, H, W)
         pixels = F.cross_entropy(full, labels.long(), ignore_index=IGNORE_INDEX, reduction="none")
-        return masked_mean(pixels, labels != IGNORE_INDEX)
+        return masked_mean(pixels if weights is None else pixels * weights, labels != IGNORE_INDEX)

@@ -4,7 +4,9 @@ One step of one rank, with any number of micro-batches:
 
     settings = objective.begin_step(progress)
     for each micro-batch:
-        losses = objective.losses(settings, dense, labels, domains, seg_loss, batch_slots)
+        cell_weights = objective.cell_weights(settings, dense, labels, domains)
+        seg_loss = segmentation_loss(logits, labels, cell_weights)
+        losses = objective.losses(settings, dense, labels, domains, seg_loss, batch_slots, cell_weights)
         (losses.total.sum() / images_of_the_step_on_this_rank).backward()
     all-reduce objective.buffer.flat (SUM)      # may start before the last backward pass
     figures = objective.end_step(settings)
@@ -28,9 +30,10 @@ from torch import Tensor
 
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
-from ppar_dist.models.losses import masked_mean
-from ppar_dist.ppar import alignment, cells, reweighting, statistics
+from ppar_dist.models.losses import full_precision, masked_mean
+from ppar_dist.ppar import alignment, cell_weights, cells, reweighting, statistics
 from ppar_dist.ppar.alignment import Term
+from ppar_dist.ppar.cell_weights import CellWeights
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.ppar.step_settings import StepSettings
@@ -109,6 +112,39 @@ class Objective:
             return StepSettings(stage=alignment.stage_at(progress, self.config.alignment.boundaries))
         return self.state.settings(progress)
 
+    @torch.no_grad()
+    def cell_weights(
+        self,
+        settings: StepSettings,
+        dense: Float[Tensor, "B D h w"] | None,
+        labels: Integer[Tensor, "B H W"],
+        domains: Int64[Tensor, " B"],
+    ) -> CellWeights | None:
+        """Weights of a micro-batch's cells, None where they all count the same; sums go to the buffer.
+
+        Arguments as `losses`, which wants the result too.
+        """
+        if settings.judges is None:
+            return None
+        assert self.state is not None
+        assert dense is not None, "the method is on: it needs dense features"
+        config = self.config
+        grid, num_classes = (dense.shape[2], dense.shape[3]), self.num_classes
+        with torch.autocast(dense.device.type, enabled=False):
+            truth = cells.cell_labels(labels, grid, num_classes, config.min_purity).flatten(1)  # (B, N)
+            features = full_precision(dense).flatten(2)
+            r, judged = cell_weights.reliability(
+                features, truth, domains, settings.judges, config.alignment.temperature
+            )
+        raw = cell_weights.raw_weights(r, config.reweighting.cells) * judged
+        one_hot = torch.nn.functional.one_hot(truth.masked_fill(~judged, num_classes), num_classes + 1)
+        one_hot = one_hot[..., :num_classes].to(raw.dtype)  # (B, N, K)
+        sums = torch.stack([(one_hot * raw.unsqueeze(-1)).sum(1), one_hot.sum(1)], -1)  # (B, K, 2)
+        self.buffer.add("cells", statistics.by_domain(domains, sums, self.num_domains))
+        if not settings.weigh_cells:
+            return None
+        return CellWeights(cell_weights.fill_in(raw, judged).view(-1, *grid))
+
     def losses(
         self,
         settings: StepSettings,
@@ -119,6 +155,7 @@ class Objective:
         batch_slots: Int64[Tensor, " B"] | None = None,
         teacher_dense: Float[Tensor, "B D h2 w2"] | None = None,
         attempts: Int64[Tensor, " B"] | None = None,
+        cell_weights: CellWeights | None = None,
     ) -> BatchLosses:
         """Losses and weights of a micro-batch; its sums go to the buffer.
 
@@ -132,6 +169,7 @@ class Objective:
             teacher_dense: features of the teacher, with ``bank.teacher`` frozen or ema: these feed the
                 bank, and on steps without them it is left alone.
             attempts: bad samples that each sample stands for, to be reported too; None: none.
+            cell_weights: of the micro-batch; alignment and the bank weigh cells by them too.
 
         Raises:
             UserError: features and text prototypes differ in width.
@@ -141,7 +179,7 @@ class Objective:
         if self.state is not None:
             assert dense is not None, "the method is on: it needs dense features"
             with torch.autocast(dense.device.type, enabled=False):
-                aligned = self._align(settings, dense, labels, domains, teacher_dense)
+                aligned = self._align(settings, dense, labels, domains, teacher_dense, cell_weights)
         weights, u, known = self._weigh(settings, aligned)
         total = seg_loss.float()
         for term in aligned.terms.values():
@@ -209,7 +247,12 @@ class Objective:
     # ------------------------------------------------------------------- parts
 
     def _cells(
-        self, dense: Tensor, labels: Tensor, width: int, prototypes: Tensor | None = None
+        self,
+        dense: Tensor,
+        labels: Tensor,
+        width: int,
+        prototypes: Tensor | None = None,
+        weights: CellWeights | None = None,
     ) -> cells.CellFeatures:
         if dense.shape[1] != width:
             raise UserError(
@@ -218,10 +261,17 @@ class Objective:
             )
         grid = (dense.shape[2], dense.shape[3])
         truth = cells.cell_labels(labels, grid, self.num_classes, self.config.min_purity)
-        return cells.cell_features(dense, truth, self.num_classes, prototypes)
+        factors = None if weights is None or weights.cells.shape[1:] != grid else weights.cells.flatten(1)
+        return cells.cell_features(dense, truth, self.num_classes, prototypes, factors)
 
     def _align(
-        self, settings: StepSettings, dense: Tensor, labels: Tensor, domains: Tensor, teacher: Tensor | None
+        self,
+        settings: StepSettings,
+        dense: Tensor,
+        labels: Tensor,
+        domains: Tensor,
+        teacher: Tensor | None,
+        weights: CellWeights | None,
     ) -> _Aligned:
         text, prototypes = settings.text, settings.prototypes
         assert text is not None
@@ -230,7 +280,7 @@ class Objective:
         visual, pools = settings.visual_weight > 0, settings.text_weight > 0 or settings.visual_weight > 0
         # A graph is recorded only where a loss needs it.
         dense = _tracked(dense, pools or settings.pixel_weight > 0)
-        features = self._cells(dense, labels, width, prototypes if settings.needs_cosines else None)
+        features = self._cells(dense, labels, width, prototypes if settings.needs_cosines else None, weights)
         pooled, present = cells.pool(_tracked(features.sums, pools)), features.present
         terms: dict[str, Term] = {}
         if settings.text_weight > 0:
@@ -240,15 +290,17 @@ class Objective:
         if visual:
             terms["visual_text"] = Term(settings.visual_weight, -r, valid)  # minus the reliability
         if features.cosines is not None:
-            terms |= self._pixel(settings, features.cosines, features.labels)
+            terms |= self._pixel(settings, features.cosines, features.labels, weights)
         if self.config.bank.teacher == "student":
             assert teacher is None, "teacher features were given and bank.teacher is student"
             self._feed_bank(features, domains)
         elif teacher is not None:
-            self._feed_bank(self._cells(teacher.detach(), labels, width), domains)
+            self._feed_bank(self._cells(teacher.detach(), labels, width, weights=weights), domains)
         return _Aligned(terms, r.detach(), valid)
 
-    def _pixel(self, settings: StepSettings, cosines: Tensor, labels: Tensor) -> dict[str, Term]:
+    def _pixel(
+        self, settings: StepSettings, cosines: Tensor, labels: Tensor, weights: CellWeights | None
+    ) -> dict[str, Term]:
         """Pixel loss of the admitted cells; the difficulty comes from the same logits.
 
         The histogram is filled from the visual-text stage on, so that there is a threshold when the pixel
@@ -263,6 +315,8 @@ class Objective:
             return {}
         admitted = alignment.admitted_cells(hard, valid, settings.threshold)
         self.buffer.add("admission", torch.stack([admitted.sum(), valid.sum()]))
+        if weights is not None:
+            loss = loss * weights.cells.flatten(1)
         return {"pixel": Term(settings.pixel_weight, masked_mean(loss, admitted), admitted.any(1))}
 
     @torch.no_grad()

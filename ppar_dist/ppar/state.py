@@ -16,6 +16,7 @@ from torch import Tensor
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar import alignment, diagnostics, statistics
+from ppar_dist.ppar.cell_weights import Judges, MovingWeights, leave_one_out
 from ppar_dist.ppar.cells import unit
 from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
 from ppar_dist.ppar.reweighting import MovingMoments
@@ -36,6 +37,11 @@ class MethodState:
         self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
         self.moments = MovingMoments(config.reweighting.momentum)
         self.difficulty = alignment.DifficultyHistogram(config.alignment.difficulty_bins)
+        self.cell_weights = (
+            MovingWeights(num_domains, classes, config.reweighting.momentum)
+            if config.reweighting.enabled and config.reweighting.cells.enabled
+            else None
+        )
         self.prototypes = self._visual_text()  # (K, D)
         self._before = self.prototypes
 
@@ -59,15 +65,19 @@ class MethodState:
             needs_cosines=ready and stage >= alignment.Stage.VISUAL_TEXT,
             moments=self.moments.moments(),
             reweight=weighing.enabled and stage >= weighing.start_stage,
+            judges=self._judges(),
+            weigh_cells=self.cell_weights is not None and progress >= weighing.cells.start,
             text=self.text,
             prototypes=self.prototypes,
         )
 
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Entries of the buffer that `fold` reads, the large ones last."""
+        judged = {} if self.cell_weights is None else {"cells": tuple(self.cell_weights.sums.shape)}
         return {
             "admission": (2,),  # admitted, labelled cells
             "difficulty": (len(self.difficulty.counts),),
+            **judged,  # Σw, number of judged cells
             "counts": tuple(self.bank.counts.shape),
             "sums": tuple(self.bank.sums.shape),
         }
@@ -77,6 +87,8 @@ class MethodState:
         sums = statistics.overall(buffer, head)
         self.moments.fold(sums.r, sums.r_square, sums.n_r, sums.u, sums.n_u)
         self.difficulty.fold(buffer.view("difficulty", head).tolist())
+        if self.cell_weights is not None:
+            self.cell_weights.fold(buffer.view("cells", head))
         self.bank.fold(buffer.view("sums"), buffer.view("counts"))
         self._before, self.prototypes = self.prototypes, self._visual_text()
 
@@ -89,6 +101,7 @@ class MethodState:
             prototype_drift=diagnostics.prototype_drift(self.prototypes, self._before).tolist(),
             cells_total=self.bank.cells_total.tolist(),
             prototype_checksum=self.checksum(),
+            cell_weights=None if self.cell_weights is None else self.cell_weights.table(),
         )
 
     def checksum(self) -> int:
@@ -98,13 +111,16 @@ class MethodState:
 
     def state_dict(self) -> dict[str, Tensor]:
         """All statistics as copies; restoring them continues bit for bit."""
-        return {
+        state = {
             "bank.sums": self.bank.sums.clone(),
             "bank.counts": self.bank.counts.clone(),
             "bank.cells_total": self.bank.cells_total.clone(),
             "reweighting.moments": torch.tensor(self.moments.sums, dtype=torch.float64),
             "alignment.difficulty": torch.tensor(self.difficulty.counts, dtype=torch.float64),
         }
+        if self.cell_weights is not None:
+            state["reweighting.cells"] = self.cell_weights.sums.clone()
+        return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what `state_dict` gave.
@@ -128,7 +144,14 @@ class MethodState:
             getattr(self.bank, name).copy_(state[f"bank.{name}"])
         self.moments.sums = state["reweighting.moments"].tolist()
         self.difficulty.counts = state["alignment.difficulty"].tolist()
+        if self.cell_weights is not None:
+            self.cell_weights.sums = state["reweighting.cells"].clone()
         self.prototypes = self._before = self._visual_text()
+
+    def _judges(self) -> Judges | None:
+        if self.cell_weights is None:
+            return None
+        return leave_one_out(self.text, *self.bank.centroids(), self.config.reweighting.cells.share)
 
     def _visual_text(self) -> Tensor:
         vtp = self.config.vtp

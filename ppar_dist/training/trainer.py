@@ -187,16 +187,20 @@ class Trainer:
 
     def _loss(self, batch: Batch, settings: StepSettings) -> torch.Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
+        objective, labels = self.learner.objective, batch.labels
         prediction = self.learner.engine.forward(batch.images, self.config.ppar.enabled)
-        losses = self.learner.objective.losses(
+        cells = objective.cell_weights(settings, prediction.dense, labels, batch.domains)
+        size = (labels.shape[1], labels.shape[2])
+        losses = objective.losses(
             settings,
             prediction.dense,
-            batch.labels,
+            labels,
             batch.domains,
-            segmentation_loss(prediction.logits, batch.labels),
+            segmentation_loss(prediction.logits, labels, None if cells is None else cells.pixels(size)),
             batch_slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
             attempts=batch.attempts,
+            cell_weights=cells,
         )
         return losses.total.mean()
 

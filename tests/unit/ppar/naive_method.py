@@ -34,6 +34,7 @@ class Sample:
     weight: float
     reliability: float | None
     losses: dict[str, float]
+    cells: list[float]  # weights
 
 
 @dataclass
@@ -49,6 +50,7 @@ class NaiveMethod:
     histogram: Vector | None = None
     r_sums: Vector = field(default_factory=lambda: np.zeros(3))
     u_sums: Vector = field(default_factory=lambda: np.zeros(2))
+    cell_sums: dict[tuple[int, int], Vector] = field(default_factory=dict)  # moving Σw, n
 
     def prototypes(self) -> Vector:
         """v_k = norm((1 - α_k) t_k + α_k norm(mean of the domains' unit centroids))."""
@@ -82,17 +84,21 @@ class NaiveMethod:
         q = align.admit_from + (1 - align.admit_from) * max(0.0, progress - start) / (1 - start)
         limit = self.threshold(q)
         mean, spread, mean_weight = self._moments()
-        samples, rs, us, difficulties, found = [], [], [], [], []
+        samples, rs, us, difficulties, found, judged = [], [], [], [], [], []
         for image in images:
             units, label = self._cells(image)
-            found += [(image.domain, k, u) for u, k in zip(units, label, strict=True) if k != 255]
+            raw = [self._raw_cell_weight(u, k, image.domain) for u, k in zip(units, label, strict=True)]
+            judged += [(image.domain, k, w) for k, w in zip(label, raw, strict=True) if w is not None]
+            factor = self._cell_factors(raw, progress)
+            cells = list(zip(factor, units, label, strict=True))
+            found += [(image.domain, k, f * u) for f, u, k in cells if k != 255]
             classes = sorted(set(label) - {255})
-            pooled = {k: norm(sum(u for u, c in zip(units, label, strict=True) if c == k)) for k in classes}
+            pooled = {k: norm(sum(f * u for f, u, c in cells if c == k)) for k in classes}
             text = average([self._surprise(pooled[k], self.text, k) for k in classes])
             visual = average([self._surprise(pooled[k], v, k) for k in classes])
-            pixels = [self._surprise(u, v, k) for u, k in zip(units, label, strict=True) if k != 255]
-            difficulties += [1 - math.exp(-x) for x in pixels]
-            pixel = average([x for x in pixels if 1 - math.exp(-x) <= limit])
+            pixels = [(f, self._surprise(u, v, k)) for f, u, k in cells if k != 255]
+            difficulties += [1 - math.exp(-x) for _, x in pixels]
+            pixel = average([f * x for f, x in pixels if 1 - math.exp(-x) <= limit])
             losses = {}
             if align.enabled:
                 losses = {"text": text} if stage >= 1 else {}
@@ -112,9 +118,10 @@ class NaiveMethod:
                 "pixel": align.pixel_weight,
             }
             total = weight * (image.loss + sum(scale[name] * loss for name, loss in losses.items()))
-            samples.append(Sample(total, weight, -visual if classes else None, losses))
+            samples.append(Sample(total, weight, -visual if classes else None, losses, factor))
         self._fold_bank(found)
         self._fold_moments(rs, us)
+        self._fold_cells(judged)
         if stage >= 2 and align.enabled and difficulties:
             self._fold_histogram(difficulties)
         return samples
@@ -141,6 +148,34 @@ class NaiveMethod:
         """-log p(k | feature): cross-entropy of cosines over τ."""
         logits = [float(feature @ p) / self.config.alignment.temperature for p in prototypes]
         return math.log(sum(math.exp(x) for x in logits)) - logits[k]
+
+    def _raw_cell_weight(self, unit: Vector, k: int, domain: int) -> float | None:
+        """max(exp(γ (log p_y - max log p)), min) by the other domains' prototypes; None: nobody can judge."""
+        cells = self.config.reweighting.cells
+        logits = {}
+        for c, t in enumerate(self.text):
+            others = [norm(s) for (m, cls), s in self.sums.items() if cls == c and m != domain]
+            if others:
+                mean = norm(sum(others) / len(others))
+                logits[c] = float(unit @ norm((1 - cells.share) * t + cells.share * mean))
+        if not cells.enabled or not self.config.reweighting.enabled or k not in logits:
+            return None
+        r = (logits[k] - max(logits.values())) / self.config.alignment.temperature
+        return max(math.exp(cells.gamma * r), cells.min)
+
+    def _cell_factors(self, raw: list[float | None], progress: float) -> list[float]:
+        """The weights; cells that nobody can judge take the mean of their image."""
+        if progress < self.config.reweighting.cells.start:
+            return [1.0] * len(raw)
+        known = [w for w in raw if w is not None]
+        return [(average(known) if known else 1.0) if w is None else w for w in raw]
+
+    def _fold_cells(self, judged: list[tuple[int, int, float]]) -> None:
+        momentum = self.config.reweighting.momentum
+        for key in {(m, k) for m, k, _ in judged}:
+            us = [u for m, k, u in judged if (m, k) == key]
+            old = self.cell_sums.get(key, np.zeros(2))
+            self.cell_sums[key] = momentum * old + (1 - momentum) * np.array([sum(us), len(us)])
 
     def _fold_bank(self, found: list[tuple[int, int, Vector]]) -> None:
         momentum = self.config.bank.momentum

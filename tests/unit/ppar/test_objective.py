@@ -68,7 +68,9 @@ def run_step(
         first, last = number * G // len(ranks), (number + 1) * G // len(ranks)
         for start in range(first, last, micro):
             cut = slice(start, min(start + micro, last))
-            parts.append(rank.losses(settings, *(x[cut] for x in batch), batch_slots=torch.arange(G)[cut]))
+            weights = rank.cell_weights(settings, *(x[cut] for x in batch[:3]))
+            more = {"batch_slots": torch.arange(G)[cut], "cell_weights": weights}
+            parts.append(rank.losses(settings, *(x[cut] for x in batch), **more))
     whole = BatchLosses(
         torch.cat([p.total for p in parts]),
         torch.cat([p.weights for p in parts]),
@@ -99,6 +101,8 @@ def naive_step(naive: NaiveMethod, step: int, progress: float, one_domain: bool)
         {"reweighting": {"enabled": False}},
         {"reweighting": {"start_stage": 3}},
         {"alignment": {"enabled": False}},
+        {"reweighting": {"cells": {"enabled": True, "gamma": 0.5}}},
+        {"reweighting": {"cells": {"enabled": True, "start": 0.35, "share": 1.0, "min": 0.3}}},
     ],
 )
 def test_every_step_is_the_loop(changes: dict, one_domain: bool) -> None:
@@ -170,10 +174,16 @@ def test_admission_grows_and_is_reported() -> None:
     assert 0 < ratios[0] < ratios[1] < ratios[2] < 1
 
 
+CELLS = {"reweighting": {"cells": {"enabled": True, "gamma": 0.5}}}
+
+
+@pytest.mark.parametrize("changes", [{}, CELLS])
 @pytest.mark.parametrize(("world_size", "micro"), [(2, G), (3, G), (1, 3), (2, 1)])
-def test_ranks_and_micro_batches_compute_what_one_rank_does(world_size: int, micro: int) -> None:
-    alone = Objective(config(), text(), M, K, G)
-    ranks = [Objective(config(), text(), M, K, G) for _ in range(world_size)]
+def test_ranks_and_micro_batches_compute_what_one_rank_does(
+    world_size: int, micro: int, changes: dict
+) -> None:
+    alone = Objective(config(**changes), text(), M, K, G)
+    ranks = [Objective(config(**changes), text(), M, K, G) for _ in range(world_size)]
     for step, progress in enumerate(PROGRESS):
         (expected,), one, one_gradient = run_step([alone], step, progress)
         figures, many, gradient = run_step(ranks, step, progress, micro)
@@ -195,11 +205,12 @@ def test_ranks_and_micro_batches_compute_what_one_rank_does(world_size: int, mic
     assert alone.state_dict()["bank.cells_total"][:, 3].count_nonzero() == 1  # seen by the last rank alone
 
 
-def test_restoring_a_state_continues_bit_for_bit() -> None:
-    objective = Objective(config(), text(), M, K, G)
+@pytest.mark.parametrize("changes", [{}, CELLS])
+def test_restoring_a_state_continues_bit_for_bit(changes: dict) -> None:
+    objective = Objective(config(**changes), text(), M, K, G)
     for step in range(6):
         run_step([objective], step, PROGRESS[step])
-    copy = Objective(config(), text(), M, K, G)
+    copy = Objective(config(**changes), text(), M, K, G)
     copy.load_state_dict(objective.state_dict())
     for step in range(6, 9):
         (a,), one, _ = run_step([objective], step, PROGRESS[step])
@@ -308,6 +319,26 @@ def test_reliability_follows_the_labels() -> None:
     valid = ~clean.reliability.isnan()
     assert (clean.reliability > spoiled.reliability)[valid].all()
     assert (clean.weights > spoiled.weights)[valid].all()
+
+
+def test_cells_follow_the_labels_of_the_other_domains() -> None:
+    """A domain whose labels are consistently wrong is distrusted, although it agrees with itself."""
+    objective = Objective(config(**CELLS), text(), M, K, G)
+    wrong_domain = 1
+    for step in range(12):
+        dense, labels, _, losses = global_batch(step)
+        domains = torch.arange(G) % M
+        spoiled = torch.where(labels < 3, (labels.int() + 1) % 3, labels.int()).to(torch.uint8)
+        given = torch.where((domains == wrong_domain).view(-1, 1, 1), spoiled, labels)
+        settings = objective.begin_step(0.5)
+        weights = objective.cell_weights(settings, dense, given, domains)
+        objective.losses(settings, dense, given, domains, losses, cell_weights=weights)
+        figures = objective.end_step(settings)
+    assert weights is not None
+    assert weights.cells[domains == wrong_domain].mean() < 0.7 * weights.cells[domains != wrong_domain].mean()
+    named = figures.named(("a", "b", "c"), ("w", "x", "y", "z"))
+    for label in ("w", "x", "y"):
+        assert named[f"cell_weight/b/{label}"] < named[f"cell_weight/a/{label}"]
 
 
 def test_shared_counts_and_names_come_with_the_figures() -> None:
