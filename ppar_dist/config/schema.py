@@ -192,13 +192,12 @@ class VtpConfig(Section):
 
 
 class CellWeightsConfig(Section):
-    """Reliability weights of cells, from the prototypes of the other domains."""
+    """Reliability weights of cells, from judges that learn from the other domains alone."""
 
     enabled: bool = False  # false: every pixel of a sample weighs the same
     start: Ratio = 0.1  # progress at which they begin
     gamma: NonNegative = 3.0  # steepness: exp(γ · reliability)
     min: Positive = 0.05  # smallest weight
-    share: Ratio = 0.5  # of the other domains' features in the prototypes that judge; the rest is text
 
 
 class ReweightingConfig(Section):

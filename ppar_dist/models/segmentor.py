@@ -36,6 +36,9 @@ class Prediction:
 
     logits: Float[Tensor, "B K h_1 w_1"]  # h_1 = ceil(H/4), w_1 = ceil(W/4); float32
     dense: Float[Tensor, "B D h w"]  # features to align, not normalised; (B, D, 0, 0) when not asked for
+    embedding: Float[
+        Tensor, "B W h w"
+    ]  # the decoder's features, averaged over the same cells, or (B, W, 0, 0)
 
 
 class Segmentor(nn.Module):
@@ -91,8 +94,11 @@ class Segmentor(nn.Module):
         prepared = self.backbone.prepare(images)
         found = self.backbone(prepared, dense=dense and self.features == "dense")
         narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
+        embedding = self._embedding(narrow, height, width) if dense else narrow[..., :0, :0]
         return Prediction(
-            self._logits(narrow, height, width), self._dense(found, narrow, dense, height, width)
+            self._logits(narrow, height, width),
+            self._dense(found, embedding, dense, height, width),
+            embedding,
         )
 
     def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
@@ -126,16 +132,18 @@ class Segmentor(nn.Module):
         assert self.projection is not None
         return cosine_logits(narrow, self.projection, vectors, self.scale)
 
-    def _dense(self, found: Features, narrow: Tensor, asked: bool, height: int, width: int) -> Tensor:
+    def _embedding(self, narrow: Tensor, height: int, width: int) -> Tensor:
+        cells = round(self.backbone.dense_stride / self.backbone.strides[0])
+        mean = F.avg_pool2d(narrow, cells, ceil_mode=True, count_include_pad=False)  # (B, W, h, w)
+        return self.backbone.crop_dense(mean, height, width)
+
+    def _dense(self, found: Features, embedding: Tensor, asked: bool, height: int, width: int) -> Tensor:
         if not asked:
-            return narrow.new_zeros(len(narrow), self.backbone.embed_dim, 0, 0)
+            return embedding.new_zeros(len(embedding), self.backbone.embed_dim, 0, 0)
         if found.dense is not None:
             return self.backbone.crop_dense(found.dense, height, width)
         assert self.projection is not None
-        cells = round(self.backbone.dense_stride / self.backbone.strides[0])
-        mean = F.avg_pool2d(narrow, cells, ceil_mode=True, count_include_pad=False)  # (B, W, h, w)
-        mean = self.backbone.crop_dense(mean, height, width)
-        return F.conv2d(mean, self.projection[:, :, None, None])
+        return F.conv2d(embedding, self.projection[:, :, None, None])
 
     def param_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
         """Groups for the optimiser: the tower and the rest, each with and without weight decay.

@@ -1,9 +1,8 @@
-"""Weights of cells: the labels of a domain, judged by the prototypes of the other domains.
+"""Weights of cells by the reliability that judges give their labels, and their moving means.
 
-A domain cannot vouch for itself: a network learns the labelling habits of each of its sources and then
-finds them reliable. Ours, not the paper's; see docs/method.md, "Cell weights".
+Ours, not the paper's; see docs/method.md, "Cell weights".
 
-Letters: B images, M domains, K classes, D joint width, (h, w) grid, N = h·w cells.
+Letters: B images, M domains, K classes, (h, w) grid, N = h·w cells, (H, W) pixels.
 """
 
 from __future__ import annotations
@@ -12,12 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ppar_dist.config.schema import CellWeightsConfig
 from ppar_dist.models.losses import masked_mean
-from ppar_dist.ppar.cells import cells_to_pixels, inverse_norm, unit, valid_cells
+from ppar_dist.ppar.cells import cells_to_pixels
 
 
 @dataclass(frozen=True)
@@ -31,68 +31,11 @@ class CellWeights:
         return cells_to_pixels(self.cells, size)
 
 
-@dataclass(frozen=True)
-class Judges:
-    """What the other domains say about each domain's classes."""
-
-    prototypes: Float[Tensor, "M K D"]  # unit rows
-    known: Bool[Tensor, "M K"]  # another domain has the class
-
-
-def leave_one_out(
-    text: Float[Tensor, "K D"],
-    centroids: Float[Tensor, "M K D"],
-    seen: Bool[Tensor, "M K"],
-    share: float,
-) -> Judges:
-    """v_mk = norm((1 - a) t_k + a norm(mean over the domains n ≠ m that have k of c_nk)).
-
-    Args:
-        text: unit rows t.
-        centroids: unit centroids c of the bank, zero where not seen.
-        seen: which domain has which class.
-        share: a, of the visual part, 0 to 1.
-    """
-    others = seen.sum(0) - seen.to(torch.int64)  # (M, K) other domains that have the class
-    means = (centroids.sum(0) - centroids) / others.clamp_min(1).unsqueeze(-1)
-    return Judges(unit((1.0 - share) * text + share * unit(means)), others > 0)
-
-
-def reliability(
-    dense: Float[Tensor, "B D N"],
-    labels: Int64[Tensor, "B N"],
-    domains: Int64[Tensor, " B"],
-    judges: Judges,
-    temperature: float,
-) -> tuple[Float[Tensor, "B N"], Bool[Tensor, "B N"]]:
-    """r = log p_y - max_k log p_k = (cos(f, v_my) - max_k cos(f, v_mk)) / τ, for a cell f with label y.
-
-    The largest is taken over the classes that another domain has.
-
-    Args:
-        dense: features, not normalised.
-        labels: 255 is ignored.
-        domains: of the images, m.
-        judges: prototypes v.
-        temperature: τ.
-
-    Returns:
-        r in nats, at most 0, and 0 where nobody can judge; which cells are judged.
-    """
-    cosines = judges.prototypes[domains] @ dense * inverse_norm(dense, 1)  # (B, K, N)
-    known = judges.known[domains]  # (B, K)
-    best = cosines.masked_fill(~known.unsqueeze(-1), -torch.inf).amax(1)
-    place = labels.clamp(max=cosines.shape[1] - 1).unsqueeze(1)
-    judged = valid_cells(labels) & known.unsqueeze(-1).expand_as(cosines).gather(1, place)[:, 0]
-    r = (cosines.gather(1, place)[:, 0] - best) / temperature
-    return torch.where(judged, r, torch.zeros_like(r)), judged
-
-
 def raw_weights(r: Float[Tensor, "*shape"], config: CellWeightsConfig) -> Float[Tensor, "*shape"]:
     """w = max(exp(γ r), min).
 
-    They are not divided by their mean: AdamW does not see the scale of a loss, and where prototypes are
-    young a small mean would give the few cells that agree with them ten times their weight.
+    They are not divided by their mean: AdamW does not see the scale of a loss, and where judges are young a
+    small mean would give the few cells that they agree with ten times their weight.
     """
     return (config.gamma * r).exp().clamp_min(config.min)
 
@@ -101,6 +44,14 @@ def fill_in(raw: Float[Tensor, "B N"], judged: Bool[Tensor, "B N"]) -> Float[Ten
     """Weights of all cells: those that nobody can judge take the mean of their image, or 1."""
     mean = torch.where(judged.any(1), masked_mean(raw, judged), 1.0)  # (B,)
     return torch.where(judged, raw, mean.unsqueeze(1))
+
+
+def by_class(
+    weights: Float[Tensor, "B N"], labels: Int64[Tensor, "B N"], num_classes: int
+) -> Float[Tensor, "B K 2"]:
+    """Sums of weights and numbers of cells per class; labels of K and above do not count."""
+    member = F.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :num_classes].to(weights.dtype)
+    return torch.stack([(member * weights.unsqueeze(-1)).sum(1), member.sum(1)], -1)
 
 
 class MovingWeights:

@@ -4,7 +4,7 @@ One step of one rank, with any number of micro-batches:
 
     settings = objective.begin_step(progress)
     for each micro-batch:
-        cell_weights = objective.cell_weights(settings, dense, labels, domains)
+        cell_weights = objective.cell_weights(settings, embedding, labels, domains)
         seg_loss = segmentation_loss(logits, labels, cell_weights)
         losses = objective.losses(settings, dense, labels, domains, seg_loss, batch_slots, cell_weights)
         (losses.total.sum() / images_of_the_step_on_this_rank).backward()
@@ -30,8 +30,8 @@ from torch import Tensor
 
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
-from ppar_dist.models.losses import full_precision, masked_mean
-from ppar_dist.ppar import alignment, cell_weights, cells, reweighting, statistics
+from ppar_dist.models.losses import masked_mean
+from ppar_dist.ppar import alignment, cell_weights, cells, judges, reweighting, statistics
 from ppar_dist.ppar.alignment import Term
 from ppar_dist.ppar.cell_weights import CellWeights
 from ppar_dist.ppar.diagnostics import Detail, Figures
@@ -71,6 +71,7 @@ class Objective:
         global_batch: int = 0,
         device: torch.device | str = "cpu",
         shared_counts: Mapping[str, tuple[int, ...]] | None = None,
+        embedding_width: int = 0,
     ) -> None:
         """Start without any statistics.
 
@@ -82,6 +83,7 @@ class Objective:
             global_batch: images per step over all ranks, to report weights per sample; 0: not wanted.
             device: of the predictions.
             shared_counts: shapes by name of further entries of the buffer, which the caller fills.
+            embedding_width: W of the decoder's features, for the judges of cells.
 
         Raises:
             UserError: the method is on and ``text`` is missing or does not have K rows.
@@ -99,7 +101,7 @@ class Objective:
                     f"the method needs a text prototype for each of {num_classes} classes, got {got}; "
                     "check text.file against data.classes, or set ppar.enabled=false"
                 )
-            self.state = MethodState(config, text, num_domains, self.device)
+            self.state = MethodState(config, text, num_domains, self.device, embedding_width)
             layout |= self.state.layout()
         self.buffer = SyncBuffer(layout, self.device)
 
@@ -116,34 +118,34 @@ class Objective:
     def cell_weights(
         self,
         settings: StepSettings,
-        dense: Float[Tensor, "B D h w"] | None,
-        labels: Integer[Tensor, "B H W"],
+        embedding: Float[Tensor, "B W h w"],
+        labels: Integer[Tensor, "B H W2"],
         domains: Int64[Tensor, " B"],
     ) -> CellWeights | None:
-        """Weights of a micro-batch's cells, None where they all count the same; sums go to the buffer.
+        """Weights of a micro-batch's cells, None where all count the same; sums go to the buffer.
 
-        Arguments as `losses`, which wants the result too.
+        Args:
+            settings: of this step, from `begin_step`.
+            embedding: the decoder's features of the cells.
+            labels: class ids, 255 is ignored.
+            domains: source numbers.
         """
-        if settings.judges is None:
+        if self.state is None or self.state.judges is None:
             return None
-        assert self.state is not None
-        assert dense is not None, "the method is on: it needs dense features"
-        config = self.config
-        grid, num_classes = (dense.shape[2], dense.shape[3]), self.num_classes
-        with torch.autocast(dense.device.type, enabled=False):
-            truth = cells.cell_labels(labels, grid, num_classes, config.min_purity).flatten(1)  # (B, N)
-            features = full_precision(dense).flatten(2)
-            r, judged = cell_weights.reliability(
-                features, truth, domains, settings.judges, config.alignment.temperature
-            )
-        raw = cell_weights.raw_weights(r, config.reweighting.cells) * judged
-        one_hot = torch.nn.functional.one_hot(truth.masked_fill(~judged, num_classes), num_classes + 1)
-        one_hot = one_hot[..., :num_classes].to(raw.dtype)  # (B, N, K)
-        sums = torch.stack([(one_hot * raw.unsqueeze(-1)).sum(1), one_hot.sum(1)], -1)  # (B, K, 2)
+        court, grid = self.state.judges, (embedding.shape[2], embedding.shape[3])
+        truth = cells.cell_labels(labels, grid, self.num_classes, self.config.min_purity).flatten(1)  # (B, N)
+        with torch.autocast(embedding.device.type, enabled=False):
+            features = judges.cell_features(embedding)
+            logits = court.logits(features, domains)
+            r, judged = judges.reliability(logits, truth, court.known()[domains])
+            raw = cell_weights.raw_weights(r, self.config.reweighting.cells) * judged
+            weights = cell_weights.fill_in(raw, judged) if settings.weigh_cells else None
+            gradient, counts = court.gradient(features, truth, domains, weights)
+        self.buffer.add("judges", gradient)
+        self.buffer.add("judged", counts)
+        sums = cell_weights.by_class(raw, truth.masked_fill(~judged, self.num_classes), self.num_classes)
         self.buffer.add("cells", statistics.by_domain(domains, sums, self.num_domains))
-        if not settings.weigh_cells:
-            return None
-        return CellWeights(cell_weights.fill_in(raw, judged).view(-1, *grid))
+        return None if weights is None else CellWeights(weights.view(-1, *grid))
 
     def losses(
         self,

@@ -16,8 +16,9 @@ from torch import Tensor
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar import alignment, diagnostics, statistics
-from ppar_dist.ppar.cell_weights import Judges, MovingWeights, leave_one_out
+from ppar_dist.ppar.cell_weights import MovingWeights
 from ppar_dist.ppar.cells import unit
+from ppar_dist.ppar.judges import Judges
 from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
 from ppar_dist.ppar.reweighting import MovingMoments
 from ppar_dist.ppar.step_settings import StepSettings
@@ -28,20 +29,32 @@ class MethodState:
     """Statistics over the steps done so far, and the prototypes that follow from them."""
 
     def __init__(
-        self, config: PparConfig, text: Float[Tensor, "K D"], num_domains: int, device: torch.device
+        self,
+        config: PparConfig,
+        text: Float[Tensor, "K D"],
+        num_domains: int,
+        device: torch.device,
+        embedding_width: int = 0,
     ) -> None:
-        """Empty statistics; ``text`` are the original text prototypes."""
+        """Empty statistics.
+
+        Args:
+            config: the method.
+            text: the original text prototypes.
+            num_domains: M.
+            device: of the predictions.
+            embedding_width: W of the decoder's features, for the judges of cells.
+        """
         self.config = config
         self.text = unit(text.detach().to(device, torch.float32))  # (K, D)
         classes, width = self.text.shape
         self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
         self.moments = MovingMoments(config.reweighting.momentum)
         self.difficulty = alignment.DifficultyHistogram(config.alignment.difficulty_bins)
-        self.cell_weights = (
-            MovingWeights(num_domains, classes, config.reweighting.momentum)
-            if config.reweighting.enabled and config.reweighting.cells.enabled
-            else None
-        )
+        self.judges: Judges | None = None
+        if config.reweighting.enabled and config.reweighting.cells.enabled:
+            self.judges = Judges(num_domains, classes, embedding_width, device)
+            self.cell_weights = MovingWeights(num_domains, classes, config.reweighting.momentum)
         self.prototypes = self._visual_text()  # (K, D)
         self._before = self.prototypes
 
@@ -65,30 +78,32 @@ class MethodState:
             needs_cosines=ready and stage >= alignment.Stage.VISUAL_TEXT,
             moments=self.moments.moments(),
             reweight=weighing.enabled and stage >= weighing.start_stage,
-            judges=self._judges(),
-            weigh_cells=self.cell_weights is not None and progress >= weighing.cells.start,
+            weigh_cells=self.judges is not None and progress >= weighing.cells.start,
             text=self.text,
             prototypes=self.prototypes,
         )
 
     def layout(self) -> dict[str, tuple[int, ...]]:
         """Entries of the buffer that `fold` reads, the large ones last."""
-        judged = {} if self.cell_weights is None else {"cells": tuple(self.cell_weights.sums.shape)}
-        return {
+        small: dict[str, tuple[int, ...]] = {
             "admission": (2,),  # admitted, labelled cells
             "difficulty": (len(self.difficulty.counts),),
-            **judged,  # Σw, number of judged cells
-            "counts": tuple(self.bank.counts.shape),
-            "sums": tuple(self.bank.sums.shape),
         }
+        large = {"counts": tuple(self.bank.counts.shape), "sums": tuple(self.bank.sums.shape)}
+        if self.judges is not None:
+            small["cells"] = tuple(self.cell_weights.sums.shape)  # Σw, number of judged cells
+            large["judged"] = tuple(self.judges.seen.shape)  # cells by domain and class
+            large["judges"] = tuple(self.judges.weights.shape)  # gradient
+        return small | large
 
     def fold(self, buffer: SyncBuffer, head: Float[Tensor, " front"]) -> None:
         """Add the reduced buffer; ``head`` is a float64 copy on the CPU of all before "counts"."""
         sums = statistics.overall(buffer, head)
         self.moments.fold(sums.r, sums.r_square, sums.n_r, sums.u, sums.n_u)
         self.difficulty.fold(buffer.view("difficulty", head).tolist())
-        if self.cell_weights is not None:
+        if self.judges is not None:
             self.cell_weights.fold(buffer.view("cells", head))
+            self.judges.fold(buffer.view("judges"), buffer.view("judged"))
         self.bank.fold(buffer.view("sums"), buffer.view("counts"))
         self._before, self.prototypes = self.prototypes, self._visual_text()
 
@@ -101,7 +116,7 @@ class MethodState:
             prototype_drift=diagnostics.prototype_drift(self.prototypes, self._before).tolist(),
             cells_total=self.bank.cells_total.tolist(),
             prototype_checksum=self.checksum(),
-            cell_weights=None if self.cell_weights is None else self.cell_weights.table(),
+            cell_weights=None if self.judges is None else self.cell_weights.table(),
         )
 
     def checksum(self) -> int:
@@ -118,8 +133,9 @@ class MethodState:
             "reweighting.moments": torch.tensor(self.moments.sums, dtype=torch.float64),
             "alignment.difficulty": torch.tensor(self.difficulty.counts, dtype=torch.float64),
         }
-        if self.cell_weights is not None:
+        if self.judges is not None:
             state["reweighting.cells"] = self.cell_weights.sums.clone()
+            state |= {f"judges.{name}": value for name, value in self.judges.state_dict().items()}
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -144,14 +160,10 @@ class MethodState:
             getattr(self.bank, name).copy_(state[f"bank.{name}"])
         self.moments.sums = state["reweighting.moments"].tolist()
         self.difficulty.counts = state["alignment.difficulty"].tolist()
-        if self.cell_weights is not None:
+        if self.judges is not None:
             self.cell_weights.sums = state["reweighting.cells"].clone()
+            self.judges.load_state_dict({name: state[f"judges.{name}"] for name in self.judges.state_dict()})
         self.prototypes = self._before = self._visual_text()
-
-    def _judges(self) -> Judges | None:
-        if self.cell_weights is None:
-            return None
-        return leave_one_out(self.text, *self.bank.centroids(), self.config.reweighting.cells.share)
 
     def _visual_text(self) -> Tensor:
         vtp = self.config.vtp

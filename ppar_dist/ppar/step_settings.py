@@ -12,7 +12,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppar_dist.ppar import alignment
-from ppar_dist.ppar.cell_weights import Judges
 from ppar_dist.ppar.reweighting import Moments
 
 
@@ -29,7 +28,6 @@ class StepSettings:
     needs_cosines: bool = False  # of cells to prototypes, for the pixel loss or its difficulty histogram
     moments: Moments = field(default_factory=Moments)
     reweight: bool = False
-    judges: Judges | None = None  # of cells; None: cells are not judged
-    weigh_cells: bool = False  # whether their weights count yet
+    weigh_cells: bool = False  # whether the weights of cells count yet
     text: Float[Tensor, "K D"] | None = None  # original text prototypes
     prototypes: Float[Tensor, "K D"] | None = None  # visual text prototypes

@@ -189,7 +189,7 @@ class Trainer:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
         objective, labels = self.learner.objective, batch.labels
         prediction = self.learner.engine.forward(batch.images, self.config.ppar.enabled)
-        cells = objective.cell_weights(settings, prediction.dense, labels, batch.domains)
+        cells = objective.cell_weights(settings, prediction.embedding, labels, batch.domains)
         size = (labels.shape[1], labels.shape[2])
         losses = objective.losses(
             settings,

@@ -37,6 +37,33 @@ class Sample:
     cells: list[float]  # weights
 
 
+class Judge:
+    """Softmax regression on standardised features, by Adam."""
+
+    def __init__(self, classes: int, width: int) -> None:
+        self.weights, self.first, self.second = (np.zeros((classes, width + 1)) for _ in range(3))
+        self.steps = 0
+
+    def logits(self, feature: Vector) -> Vector:
+        """One number per class."""
+        return self.weights[:, :-1] @ feature + self.weights[:, -1]
+
+    def learn(self, cells: list[tuple[Vector, int, float]]) -> None:
+        """One step on weighted (feature, label) pairs."""
+        gradient = np.zeros_like(self.weights)
+        for feature, label, factor in cells:
+            p = np.exp(self.logits(feature))
+            p /= p.sum()
+            p[label] -= 1
+            gradient += factor * np.outer(p, np.append(feature, 1.0))
+        gradient /= max(1, len(cells))
+        self.steps += 1
+        self.first = 0.9 * self.first + 0.1 * gradient
+        self.second = 0.999 * self.second + 0.001 * gradient**2
+        first, second = self.first / (1 - 0.9**self.steps), self.second / (1 - 0.999**self.steps)
+        self.weights = self.weights - 1e-2 * first / (np.sqrt(second) + 1e-4)
+
+
 @dataclass
 class NaiveMethod:
     """State and step of the method for M domains and K classes."""
@@ -51,6 +78,8 @@ class NaiveMethod:
     r_sums: Vector = field(default_factory=lambda: np.zeros(3))
     u_sums: Vector = field(default_factory=lambda: np.zeros(2))
     cell_sums: dict[tuple[int, int], Vector] = field(default_factory=dict)  # moving Σw, n
+    judges: dict[int, Judge] = field(default_factory=dict)
+    labelled: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
 
     def prototypes(self) -> Vector:
         """v_k = norm((1 - α_k) t_k + α_k norm(mean of the domains' unit centroids))."""
@@ -84,13 +113,17 @@ class NaiveMethod:
         q = align.admit_from + (1 - align.admit_from) * max(0.0, progress - start) / (1 - start)
         limit = self.threshold(q)
         mean, spread, mean_weight = self._moments()
-        samples, rs, us, difficulties, found, judged = [], [], [], [], [], []
+        samples, rs, us, difficulties, found, judged, lessons = [], [], [], [], [], [], []
         for image in images:
             units, label = self._cells(image)
-            raw = [self._raw_cell_weight(u, k, image.domain) for u, k in zip(units, label, strict=True)]
+            looks = [standard(f) for f in image.dense.reshape(len(image.dense), -1).T]
+            raw = [self._raw_cell_weight(f, k, image.domain) for f, k in zip(looks, label, strict=True)]
             judged += [(image.domain, k, w) for k, w in zip(label, raw, strict=True) if w is not None]
             factor = self._cell_factors(raw, progress)
             cells = list(zip(factor, units, label, strict=True))
+            lessons += [
+                (image.domain, f, k, w) for f, k, w in zip(looks, label, factor, strict=True) if k != 255
+            ]
             found += [(image.domain, k, f * u) for f, u, k in cells if k != 255]
             classes = sorted(set(label) - {255})
             pooled = {k: norm(sum(f * u for f, u, c in cells if c == k)) for k in classes}
@@ -122,6 +155,7 @@ class NaiveMethod:
         self._fold_bank(found)
         self._fold_moments(rs, us)
         self._fold_cells(judged)
+        self._fold_judges(lessons)
         if stage >= 2 and align.enabled and difficulties:
             self._fold_histogram(difficulties)
         return samples
@@ -149,19 +183,14 @@ class NaiveMethod:
         logits = [float(feature @ p) / self.config.alignment.temperature for p in prototypes]
         return math.log(sum(math.exp(x) for x in logits)) - logits[k]
 
-    def _raw_cell_weight(self, unit: Vector, k: int, domain: int) -> float | None:
-        """max(exp(γ (log p_y - max log p)), min) by the other domains' prototypes; None: nobody can judge."""
+    def _raw_cell_weight(self, feature: Vector, k: int, domain: int) -> float | None:
+        """max(exp(γ (log p_y - max log p)), min) by the domain's judge; None: nobody can judge."""
         cells = self.config.reweighting.cells
-        logits = {}
-        for c, t in enumerate(self.text):
-            others = [norm(s) for (m, cls), s in self.sums.items() if cls == c and m != domain]
-            if others:
-                mean = norm(sum(others) / len(others))
-                logits[c] = float(unit @ norm((1 - cells.share) * t + cells.share * mean))
-        if not cells.enabled or not self.config.reweighting.enabled or k not in logits:
+        known = {c for (m, c), n in self.labelled.items() if m != domain and n}
+        if not cells.enabled or not self.config.reweighting.enabled or k not in known:
             return None
-        r = (logits[k] - max(logits.values())) / self.config.alignment.temperature
-        return max(math.exp(cells.gamma * r), cells.min)
+        logits = self.judges[domain].logits(feature)
+        return max(math.exp(cells.gamma * (logits[k] - max(logits[c] for c in known))), cells.min)
 
     def _cell_factors(self, raw: list[float | None], progress: float) -> list[float]:
         """The weights; cells that nobody can judge take the mean of their image."""
@@ -176,6 +205,13 @@ class NaiveMethod:
             us = [u for m, k, u in judged if (m, k) == key]
             old = self.cell_sums.get(key, np.zeros(2))
             self.cell_sums[key] = momentum * old + (1 - momentum) * np.array([sum(us), len(us)])
+
+    def _fold_judges(self, lessons: list[tuple[int, Vector, int, float]]) -> None:
+        for m in range(3):  # more than there are does no harm
+            judge = self.judges.setdefault(m, Judge(*self.text.shape))
+            judge.learn([(f, k, w) for domain, f, k, w in lessons if domain != m])
+        for domain, _, k, _ in lessons:
+            self.labelled[domain, k] += 1
 
     def _fold_bank(self, found: list[tuple[int, int, Vector]]) -> None:
         momentum = self.config.bank.momentum
@@ -205,6 +241,11 @@ class NaiveMethod:
 def norm(x: Vector) -> Vector:
     """x / ‖x‖."""
     return x / math.sqrt(float(x @ x))
+
+
+def standard(x: Vector) -> Vector:
+    """Mean 0 and variance 1, with the small number that layer normalisation adds."""
+    return (x - x.mean()) / math.sqrt(float(x.var()) + 1e-5)
 
 
 def average(values: list[float]) -> float:
