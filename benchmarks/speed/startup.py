@@ -30,6 +30,7 @@ _COMMANDS = (
 )
 _IMPORTS = (
     "import torch",
+    "import gc; gc.disable(); import torch, torch._dynamo",  # what torchvision and AdamW load in any case
     "import ppar_dist.training.rank_job",
     "import gc; gc.disable(); import ppar_dist.training.rank_job",  # as `train` does
 )

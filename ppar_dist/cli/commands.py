@@ -44,6 +44,8 @@ Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
 Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
 Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
 
+_LONGEST_SIDE = 16384  # pixels of an exported program: longer than any camera's, too long for most memories
+
 
 @app.command
 def prepare(
@@ -175,8 +177,7 @@ def train(
         from ppar_dist.training.plan import make_plan
 
         ranks = default_ranks() if nproc is None else nproc
-        if ranks < 1:
-            raise UserError(f"--nproc is at least 1, got {ranks}")
+        _refuse_below_1("--nproc", ranks)
         machines = nodes_of(nodes, node_rank, master)
         make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
         if ranks * machines.count > 1:
@@ -238,9 +239,8 @@ def doctor(
     """
     from ppar_dist.doctor.findings import Status
 
-    ranks = 1 if nproc is None else nproc
-    if ranks < 1 or nodes < 1:
-        raise UserError(f"--nproc and --nodes are at least 1, got {ranks} and {nodes}")
+    _refuse_below_1("--nproc", nproc)
+    _refuse_below_1("--nodes", nodes)
     if path.is_dir():
         from ppar_dist.doctor.runs import examine_run
 
@@ -283,6 +283,7 @@ def demo(
     """
     from ppar_dist.cli.demo import demo
 
+    _refuse_below_1("--nproc", nproc)
     return demo(out, config, nproc)
 
 
@@ -333,6 +334,8 @@ def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which
         out: a .pt2 file
         size: height and width (default: the training crop)
     """
+    if size is not None and not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
+        raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
     from ppar_dist.evaluation.export import export
 
     print(export(checkpoint, out, size, which))
@@ -363,6 +366,11 @@ def ledger(run: Path, /, *, as_json: Json = False) -> int:
     found = audit(run)
     print(json.dumps(found.to_json(), indent=1) if as_json else found.describe())
     return exit_codes.CONFIG if found.problems else exit_codes.DONE
+
+
+def _refuse_below_1(option: str, count: int | None) -> None:
+    if count is not None and count < 1:
+        raise UserError(f"{option} is at least 1, got {count}")
 
 
 def _device() -> str:

@@ -10,6 +10,7 @@ import torch
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import load_config
+from ppar_dist.data.batches import batching
 from ppar_dist.launch.front import launch
 from ppar_dist.run import paths
 from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
@@ -17,7 +18,7 @@ from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
 _SAMPLES = 96  # scenes per domain
 
 
-def demo(out: Path, config: Path, ranks: int | None = None) -> int:
+def demo(out: Path, config: Path, ranks: int | None) -> int:
     """Run the whole path below ``out`` and return the exit code of training.
 
     Training runs on ``ranks`` ranks (default: one per GPU, as many as the batch divides by, else two
@@ -28,10 +29,11 @@ def demo(out: Path, config: Path, ranks: int | None = None) -> int:
     overrides.append(f"text.file={text}")
     settings = load_config(config, overrides)
     width = settings.model.backbone.embed_dim
+    ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
+    batching(settings, ranks)  # refuse before the scenes are rendered
     print(f"rendering {_SAMPLES} scenes per domain into {shards}", flush=True)
     synth(shards, samples_per_domain=_SAMPLES)
     _write_text(text, width or 512)
-    ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
         print(f"table {run / paths.RESULTS}\ncheckpoint {checkpoint.resolve(run)}")

@@ -68,24 +68,19 @@ class StrictLoader(yaml.SafeLoader):
         """The value of a node; tags beyond plain values, and values their tag does not fit, are refused."""
         if node.tag not in _TAGS:
             _refuse(f"the tag {node.tag}: only plain values are allowed", node.start_mark)
+        # Python limits decimal digits, but not hexadecimal and binary ones, nor 1:00:00, a number of base 60.
+        if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
+            _refuse(f"a number of {len(node.value)} characters; at most {MAX_DIGITS}", node.start_mark)
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError):  # raised by int(), float() and the look-up of yes and no
             _refuse(f"{str(node.value)[:40]!r} is not a valid {node.tag.rpartition(':')[2]}", node.start_mark)
 
 
-def _construct_int(loader: StrictLoader, node: yaml.ScalarNode) -> int:
-    # Hexadecimal and binary digits are not limited, and 1:00:00 is a number of base 60.
-    if len(node.value) > MAX_DIGITS:
-        _refuse(f"a number of {len(node.value)} characters; at most {MAX_DIGITS}", node.start_mark)
-    return loader.construct_yaml_int(node)
-
-
 def _refuse(problem: str, mark: Any) -> NoReturn:
     raise ConstructorError(None, None, problem, mark)
 
 
-StrictLoader.add_constructor("tag:yaml.org,2002:int", _construct_int)
 StrictLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag in _TAGS]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()

@@ -14,6 +14,8 @@ import torch.distributed as dist
 from ppar_dist.distributed.environment import is_hosted_by_agent, store_address
 from ppar_dist.distributed.world import World
 
+_CONNECT_S = 30.0  # for one attempt to reach the store
+
 
 class BoardUnreachable(OSError):
     """The store of the board cannot be reached, or has ended."""
@@ -77,11 +79,11 @@ class Board:
             raise BoardUnreachable(f"the store of {self.where} says: {reason}") from error
 
 
-def open_board(world: World, timeout_s: float = 30.0) -> Board:
+def open_board(world: World) -> Board:
     """The board of ``world``; all ranks call it together, after ``join``.
 
     A store may outlive a start of the job (torchrun's agent hosts it), so each start writes under an id of
-    its own. ``timeout_s`` bounds one attempt to connect.
+    its own.
     """
     if world.world_size == 1:
         return Board(world, "board", dist.HashStore, "the store of this process", hosted_here=True)
@@ -95,9 +97,9 @@ def open_board(world: World, timeout_s: float = 30.0) -> Board:
         nonlocal connected
         if connected:
             # And lost: when the store's process has ended, torch would retry for long, and log each attempt.
-            socket.create_connection((host, port), timeout_s).close()
+            socket.create_connection((host, port), _CONNECT_S).close()
         connected = True
-        timeout = timedelta(seconds=timeout_s)
+        timeout = timedelta(seconds=_CONNECT_S)
         return dist.TCPStore(host, port, is_master=False, timeout=timeout, wait_for_workers=False)
 
     where = f"{'the launcher' if by_agent else 'rank 0'} on {host}:{port}"

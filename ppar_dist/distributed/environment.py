@@ -19,6 +19,6 @@ def is_hosted_by_agent(variables: Mapping[str, str]) -> bool:
     return variables.get("TORCHELASTIC_USE_AGENT_STORE") == str(True)
 
 
-def scheduler_job(environment: Mapping[str, str] | None = None) -> str | None:
+def scheduler_job() -> str | None:
     """The id that Slurm gave the job this process is part of; None outside."""
-    return (os.environ if environment is None else environment).get("SLURM_JOB_ID") or None
+    return os.environ.get("SLURM_JOB_ID") or None

@@ -15,6 +15,7 @@ from ppar_dist.files.durable import fingerprint
 from ppar_dist.run.facts import read_log
 
 _THREADS = 4  # hashing releases the interpreter lock; more threads would only compete for the storage
+_LISTED = 10  # problems of a domain; the rest are counted
 _INDEX_AGAIN = "fetch the shard again, or run `ppar-dist index` if it was changed on purpose"
 
 
@@ -116,10 +117,10 @@ def _shard_problem(path: Path, expected: dict[str, Any], quick: bool) -> str | N
     return None if digest == expected["sha256"] else f"{path} differs from what was indexed (sha256)"
 
 
-def _first(problems: list[str], most: int = 10) -> Iterator[str]:
-    yield from problems[:most]
-    if len(problems) > most:
-        yield f"and {len(problems) - most} more"
+def _first(problems: list[str]) -> Iterator[str]:
+    yield from problems[:_LISTED]
+    if len(problems) > _LISTED:
+        yield f"and {len(problems) - _LISTED} more"
 
 
 CHECKS = (

@@ -11,6 +11,8 @@ import urllib.request
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
 
+_PORTS = 65536
+
 
 def metrics_ports(case: ConfigCase) -> Finding | None:
     """Every rank's monitoring port is free on the configured address."""
@@ -19,9 +21,9 @@ def metrics_ports(case: ConfigCase) -> Finding | None:
         return None
     if not monitoring.port:
         return ok(f"monitoring.port=0: any free port of {monitoring.address}")
-    ports = [monitoring.port + rank for rank in range(case.ranks)]
+    ports = range(_PORTS + 1)[monitoring.port :][: case.ranks]  # at most one beyond the last port there is
     taken = {port: problem for port in ports if (problem := _bind_problem(monitoring.address, port))}
-    facts = {"ports": ports, "taken": {str(port): problem for port, problem in taken.items()}}
+    facts = {"ports": list(ports), "taken": {str(port): problem for port, problem in taken.items()}}
     if not taken:
         span = f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
         return ok(f"{counted(len(ports), 'port')} of {monitoring.address} free: {span}", **facts)
@@ -55,7 +57,7 @@ def master_port(case: ConfigCase) -> Finding | None:
 
 def _bind_problem(address: str, port: int) -> str | None:
     """Why nothing can listen on a port, None when it can; the options are those of the server."""
-    if not port < 65536:
+    if not port < _PORTS:
         return "no such port"
     try:
         family, kind, protocol, _, where = socket.getaddrinfo(

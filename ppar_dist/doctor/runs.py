@@ -63,16 +63,11 @@ class RunCase:
 
 def configuration(case: RunCase) -> Finding:
     """``config.yaml`` can be read."""
-    if case.config is None:
-        try:
-            load_config(paths.config_file(case.path))
-        except UserError as error:
-            remedy = (
-                "a job started with --accept-changes writes it again; or give the run.dir of a training run"
-            )
-            return failure(str(error), remedy)
-    config = case.config
-    assert config is not None, "it could be read"
+    try:
+        config = load_config(paths.config_file(case.path))
+    except UserError as error:
+        remedy = "a job started with --accept-changes writes it again; or give the run.dir of a training run"
+        return failure(str(error), remedy)
     name = config.run.name or config.run.dir.name
     text = f"{name}: {counted(config.train.steps, 'step')} of {counted(config.train.global_batch, 'image')}"
     return ok(text, steps=config.train.steps)

@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 
 from ppar_dist.processes import proc
@@ -20,9 +20,9 @@ _LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist"
 _LOOK_S = 1.0
 
 
-def is_rank(environment: Mapping[str, str] | None = None) -> bool:
+def is_rank() -> bool:
     """Whether a launcher started this process as one of its ranks."""
-    return "RANK" in (os.environ if environment is None else environment)
+    return "RANK" in os.environ
 
 
 def note_start() -> int:
@@ -40,7 +40,7 @@ def note_exit(code: int) -> None:
     _note("exit", str(code))
 
 
-def end_with_launchers(unless: Callable[[], bool] = lambda: False) -> None:
+def end_with_launchers(unless: Callable[[], bool]) -> None:
     """Called by a rank: when any of the launchers above it is killed, this process gets a SIGTERM.
 
     Not if ``unless()`` is true then: a rank that was already asked to end must not be asked twice.

@@ -19,6 +19,7 @@ from ppar_dist.text import printable
 
 UNHEALTHY = 1  # what Docker and Kubernetes expect
 _PORT, _PORT_VARIABLE = 9400, "PPAR_METRICS_PORT"
+_LONGEST_S = 3600  # to wait for an answer
 _ANSWER = 1 << 16  # bytes, more than any answer of ours
 
 
@@ -61,6 +62,8 @@ def main(arguments: Sequence[str]) -> int:
     try:
         if options.nproc < 1:
             raise ValueError(f"--nproc is at least 1, got {options.nproc}")
+        if not 0 < options.timeout <= _LONGEST_S:
+            raise ValueError(f"--timeout is more than 0 and at most {_LONGEST_S} s, got {options.timeout}")
         found = [check(url, options.timeout) for url in options.urls or _default_urls(options.nproc)]
     except ValueError as error:
         print(f"ppar-dist: {error}", file=sys.stderr)

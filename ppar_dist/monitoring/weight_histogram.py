@@ -17,11 +17,10 @@ class SampleWeights(Collector):
     The ranks reduce bin counts, not samples, so the client's own histogram cannot hold them.
     """
 
-    def __init__(self, domains: Sequence[str], edges: Sequence[float] = WEIGHT_EDGES) -> None:
-        """Empty histograms of M ``domains`` with upper bin ``edges`` (one more bin is above)."""
+    def __init__(self, domains: Sequence[str]) -> None:
+        """Empty histograms of M ``domains`` with upper bin edges ``WEIGHT_EDGES`` (one more bin is above)."""
         self._domains = tuple(domains)
-        self._edges = tuple(edges)
-        self._counts = [[0] * (len(edges) + 1) for _ in domains]
+        self._counts = [[0] * (len(WEIGHT_EDGES) + 1) for _ in domains]
         self._sums = [0.0 for _ in domains]
 
     def add(self, counts: Sequence[Sequence[int]], sums: Sequence[float]) -> None:
@@ -37,7 +36,7 @@ class SampleWeights(Collector):
         family = HistogramMetricFamily("ppar_sample_weight", "Weights of source samples.", labels=["domain"])
         for domain, counts, total in zip(self._domains, self._counts, self._sums, strict=True):
             below, buckets = 0, []
-            for edge, count in zip((*self._edges, math.inf), counts, strict=True):
+            for edge, count in zip((*WEIGHT_EDGES, math.inf), counts, strict=True):
                 below += count
                 buckets.append(("+Inf" if math.isinf(edge) else str(edge), float(below)))
             family.add_metric([domain], buckets, total)

@@ -11,7 +11,6 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
 from pathlib import Path
 
 FOLDER = "PPAR_RANK_LOGS"
@@ -19,18 +18,14 @@ FOLDER = "PPAR_RANK_LOGS"
 _job_log: int | None = None  # the standard error that this rank was started with, where it writes elsewhere
 
 
-def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
+def redirect() -> Path | None:
     """Redirect the output of this process and its children to its rank's file; each start appends to it.
-
-    Args:
-        environment: of a rank, as its launcher made it; default: this process's.
 
     Returns:
         The file; None without redirection: for rank 0, without a folder, or if it cannot be written.
     """
     global _job_log
-    variables = os.environ if environment is None else environment
-    folder, rank = variables.get(FOLDER), int(variables.get("RANK", "0"))
+    folder, rank = os.environ.get(FOLDER), int(os.environ.get("RANK", "0"))
     if not folder or rank == 0:
         return None
     path = Path(folder) / f"rank-{rank:05d}.log"
@@ -46,7 +41,7 @@ def redirect(environment: Mapping[str, str] | None = None) -> Path | None:
         os.dup2(file, stream)
     os.close(file)
     when = time.strftime("%Y-%m-%d %H:%M:%S")
-    ranks, host = variables["WORLD_SIZE"], socket.gethostname()
+    ranks, host = os.environ["WORLD_SIZE"], socket.gethostname()
     print(f"{when} rank {rank} of {ranks} on {host}, process {os.getpid()}", flush=True)
     return path
 

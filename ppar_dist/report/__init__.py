@@ -19,6 +19,7 @@ from ppar_dist.checkpoint import write_atomically
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import dump_config
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
+from ppar_dist.report.cleaning import is_figure
 from ppar_dist.report.images import example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
@@ -127,9 +128,10 @@ def _events(records: RunRecords) -> dict[str, Any]:
 
 def _moment(seconds: Any) -> str:
     """A time stamp in UTC, to the second."""
-    if not _is_figure(seconds):
+    try:
+        return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    except (TypeError, ValueError, OverflowError, OSError):  # not a number, or beyond what a date can say
         return MISSING
-    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _targets(records: RunRecords) -> dict[str, dict[str, Any]]:
@@ -242,7 +244,7 @@ def _prototype_charts(records: RunRecords, classes: Sequence[str]) -> dict[str, 
 
 def _held_out(records: RunRecords) -> list[Series]:
     """Mean mIoU over the sources in the accent, each source behind it; per cent."""
-    mean = [(r["step"], 100 * r["miou"]) for r in records.evals if _is_figure(r.get("miou"))]
+    mean = [(r["step"], 100 * r["miou"]) for r in records.evals if is_figure(r.get("miou"))]
     if not mean:
         return []
     series = []
@@ -250,7 +252,7 @@ def _held_out(records: RunRecords) -> list[Series]:
         points = [
             (r["step"], 100 * r["domains"][name])
             for r in records.evals
-            if _is_figure(r.get("domains", {}).get(name))
+            if is_figure(r.get("domains", {}).get(name))
         ]
         series.append(Series(name, *bin_mean(*_columns(points)), "context"))
     main = Series("mean", *bin_mean(*_columns(mean)), "main")
@@ -265,7 +267,7 @@ def _stage_spans(records: RunRecords) -> list[Span]:
     """Stretches of steps that share a stage, as logged; none for the baseline."""
     if not records.config.ppar.enabled:
         return []
-    steps = [(r["step"], int(r["stage"])) for r in records.train if _is_figure(r.get("stage"))]
+    steps = [(r["step"], int(r["stage"])) for r in records.train if is_figure(r.get("stage"))]
     groups = [(stage, [step for step, _ in part]) for stage, part in groupby(steps, key=lambda item: item[1])]
     edges = [part[0] for _, part in groups] + [groups[-1][1][-1]] if groups else []
     return [Span(STAGES[stage], edges[i], edges[i + 1]) for i, (stage, _) in enumerate(groups)]
@@ -285,16 +287,12 @@ def _curve_over(
     """One figure of several, over the steps that logged any of them."""
     steps, values = [], []
     for record in records.train:
-        finite = [record[key] for key in keys if _is_figure(record.get(key))]
+        finite = [record[key] for key in keys if is_figure(record.get(key))]
         if finite:
             steps.append(float(record["step"]))
             values.append(reduce(finite))
     return Series(label, *bin_mean(steps, values), tone)
 
 
-def _is_figure(value: Any) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _percent(value: Any) -> str:
-    return f"{100 * value:.1f}" if _is_figure(value) else MISSING
+    return f"{100 * value:.1f}" if is_figure(value) else MISSING

@@ -74,14 +74,13 @@ def line_chart(
     series: Sequence[Series],
     *,
     title: str,
-    x_label: str = "step",
     spans: Sequence[Span] = (),
     y_range: tuple[float | None, float | None] = (None, None),
     reference: float | None = None,
     width: int = 500,
     height: int = 210,
 ) -> Markup:
-    """Lines over a shared x axis, labelled at their ends; ``spans`` lie behind them.
+    """Lines over the steps, labelled at their ends; ``spans`` lie behind them.
 
     ``y_range`` fixes a bound where it is not None; ``reference`` draws a dotted horizontal line.
     Series of tone ``main`` are drawn on top.
@@ -90,7 +89,7 @@ def line_chart(
     if not drawn:
         return Markup('<p class="missing">not recorded</p>')
     frame = _Frame.around(drawn, spans, y_range, reference, (width, height))
-    parts = [_spans(frame, spans), _axes(frame, x_label)]
+    parts = [_spans(frame, spans), _axes(frame)]
     if reference is not None:
         parts.append(_rule("reference", frame, frame.py(reference)))
     parts += [_line(frame, item) for item in sorted(drawn, key=lambda item: item.tone == "main")]
@@ -213,7 +212,7 @@ def _cell(x: float, y: float, size: int, value: float, names: str) -> str:
     return f'<g class="cell">{title}<rect class="{tone}" {box}/>{figure}</g>'
 
 
-def _axes(frame: _Frame, x_label: str) -> str:
+def _axes(frame: _Frame) -> str:
     parts = []
     for value in ticks(frame.y0, frame.y1, 4):
         y = frame.py(value)
@@ -221,7 +220,7 @@ def _axes(frame: _Frame, x_label: str) -> str:
     for value in ticks(frame.x0, frame.x1, 5):
         parts.append(_text(frame.px(value), frame.bottom + 14, "tick middle", number(value)))
     parts.append(_rule("axis", frame, frame.bottom))
-    parts.append(_text((MARGIN_LEFT + frame.right) / 2, frame.height - 5, "tick middle", x_label))
+    parts.append(_text((MARGIN_LEFT + frame.right) / 2, frame.height - 5, "tick middle", "step"))
     return "".join(parts)
 
 

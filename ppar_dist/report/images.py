@@ -34,8 +34,7 @@ def example_groups(records: RunRecords) -> list[dict[str, Any]]:
     """Examples by target, each with its three pictures as data URIs, if their files are there."""
     folder = paths.predictions(records.run)
     groups = []
-    entries = [entry for entry in records.examples if isinstance(entry, dict)]
-    for target, members in groupby(entries, key=lambda entry: entry.get("target")):
+    for target, members in groupby(records.examples, key=lambda entry: entry.get("target")):
         items = [item for item in (_example(folder, entry) for entry in members) if item]
         if items:
             groups.append({"target": target, "items": items})

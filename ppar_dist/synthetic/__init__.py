@@ -37,6 +37,7 @@ __all__ = [
 CLASS_SET = "roads6"
 SOURCE_DOMAINS = DEFAULT_DOMAINS[:-1]
 TARGET_DOMAIN = DEFAULT_DOMAINS[-1]
+_LONGEST_SIDE = 4096  # of a scene: some 4 GB of memory while it is drawn
 
 Progress = Callable[[str, int, int], None]  # domain, samples done, samples in all
 
@@ -53,19 +54,24 @@ def synth(
 
     Args:
         out: parent folder of the domain folders; a domain that is there already is replaced.
-        seed: together with domain and number it determines every pixel.
+        seed: at least 0; together with domain and number it determines every pixel.
         samples_per_domain: scenes per domain, at least 1.
-        size: height and width in pixels, at least 32 each.
+        size: height and width in pixels, 32 to 4096 each.
         domains: names out of ``STYLES``; None: ``DEFAULT_DOMAINS``, three sources and a target.
         progress: called after each scene.
 
     Raises:
-        UserError: unknown domain, or a size or count that is too small.
+        UserError: unknown domain, or a size, count or seed out of range.
     """
     names = tuple(domains) if domains is not None else DEFAULT_DOMAINS
     unknown = sorted(set(names) - set(STYLES))
     if unknown or not names:
         raise UserError(f"unknown synthetic domains {unknown}; choose from {', '.join(STYLES)}")
+    if seed < 0:
+        raise UserError(f"a seed is at least 0, got {seed}; choose another")
+    if max(size) > _LONGEST_SIDE:
+        wanted = f"{size[1]}x{size[0]} (width x height)"
+        raise UserError(f"scenes are at most {_LONGEST_SIDE} pixels high and wide, got {wanted}; lower them")
     if samples_per_domain < 1 or min(size) < 32:
         raise UserError(
             f"at least 1 sample of at least 32x32 pixels, got {samples_per_domain} of "

@@ -126,8 +126,8 @@ def _side(canvas: Canvas, car: Car) -> None:
         _wheel(canvas, car.x + sign * car.width / 2, car.z + z)
 
 
-def _wheel(canvas: Canvas, x: float, z: float, radius: float = 0.33) -> None:
-    turns = np.linspace(0, 2 * np.pi, 14, endpoint=False)
+def _wheel(canvas: Canvas, x: float, z: float) -> None:
+    radius, turns = 0.33, np.linspace(0, 2 * np.pi, 14, endpoint=False)
     for r, colour, label in ((radius, _TYRE, CAR), (0.58 * radius, (120, 122, 126), None)):
         ring = [(x, float(radius + r * np.sin(a)), float(z + r * np.cos(a))) for a in turns]
         canvas.face(ring, colour, label)

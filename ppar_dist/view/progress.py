@@ -19,6 +19,7 @@ _REFRESH_S = 0.25
 _WINDOW, _WINDOW_S = 200, 60.0  # steps and seconds that the rate is of
 _LATE_S = 10.0  # a step that takes longer, and five times what it should, is shown as late
 _DOMAINS = 6  # weights shown
+_GAP = " · "  # between figures
 _ACCENT, _BOLD, _DIM, _NORMAL = "\x1b[36m", "\x1b[1m", "\x1b[2m", "\x1b[0m"
 
 
@@ -177,12 +178,12 @@ def bar(step: int, total: int, pace: Sequence[str], width: int) -> list[str]:
     return [f"{head}{'━' * done}{'─' * (room - done)}{tail}"]
 
 
-def flow(cells: Iterable[str], width: int, gap: str = " · ") -> list[str]:
+def flow(cells: Iterable[str], width: int) -> list[str]:
     """Cells in as few rows of ``width`` characters as their order allows."""
     rows: list[str] = []
     for cell in cells:
-        if rows and len(rows[-1]) + len(gap) + len(cell) <= width:
-            rows[-1] += gap + cell
+        if rows and len(rows[-1]) + len(_GAP) + len(cell) <= width:
+            rows[-1] += _GAP + cell
         else:
             rows.append(cell)
     return rows

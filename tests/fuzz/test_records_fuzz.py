@@ -270,6 +270,15 @@ def test_a_line_of_wrong_types_counts_once_and_leaves_the_rest(
     page_of(run)
 
 
+@pytest.mark.parametrize("moment", [1e30, -1e30, 3e11, 1e18, None, "noon", [1], 10**400])
+def test_an_event_at_no_possible_time_is_shown_without_one(whole: Path, run: Path, moment: Any) -> None:
+    restore(whole, run)
+    event = {"time": moment, "kind": "resumed", "step": 5, "text": "from step 4"}
+    (run / "metrics" / "events.jsonl").write_text(json.dumps(event) + "\n")
+    assert "from step 4" in page_of(run)
+    (run / "metrics" / "events.jsonl").unlink()
+
+
 def test_the_command_writes_a_page_of_nothing_but_garbage(whole: Path, run: Path) -> None:
     for name in (*FILES, *PICTURES):
         (run / name).write_bytes(b"\xff{[\x00" * 99)

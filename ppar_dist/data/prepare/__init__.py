@@ -35,7 +35,7 @@ SOURCES: dict[str, Source] = {
 DATASETS: tuple[str, ...] = (*SOURCES, "folder")
 """Every name that ``prepare`` takes."""
 
-JPEG_QUALITY = 95
+_JPEG_QUALITY = 95  # of images that were not JPEG
 
 Progress = Callable[[str, int, int], None]  # domain, samples done, samples in all
 
@@ -46,7 +46,6 @@ class _Encoder:
 
     dataset: str
     decode: Decoder
-    quality: int
 
     def __call__(self, pair: Pair) -> ShardSample:
         label = self.decode(pair.label)
@@ -67,7 +66,7 @@ class _Encoder:
             return path.read_bytes()
         packed = io.BytesIO()
         # Colour at full resolution: thin poles and signs keep theirs.
-        image.convert("RGB").save(packed, "JPEG", quality=self.quality, subsampling=0)
+        image.convert("RGB").save(packed, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
         return packed.getvalue()
 
 
@@ -80,7 +79,6 @@ def prepare(
     *,
     mapping: Path | str | None = None,
     exclude: Collection[str] = (),
-    quality: int = JPEG_QUALITY,
     workers: int = 1,
     progress: Progress | None = None,
 ) -> list[Path]:
@@ -97,7 +95,6 @@ def prepare(
         limit: at most so many samples per domain, for a try.
         mapping: the mapping file of ``folder`` (see ``folder.py``).
         exclude: keys or file stems to leave out.
-        quality: JPEG quality of re-encoded images, 1..100.
         workers: threads that decode and encode; the result does not depend on it.
         progress: called after each sample.
 
@@ -106,9 +103,9 @@ def prepare(
             data set does not have, or image and label of different sizes.
     """
     source = _source(dataset, mapping)
-    _check_options(limit, quality, workers)
+    _check_counts(limit, workers)
     domains = _select(source, Path(root), limit, frozenset(exclude))
-    encode = _Encoder(source.name, source.decoder(class_set(classes)), quality)
+    encode = _Encoder(source.name, source.decoder(class_set(classes)))
     folders = []
     for name, pairs in domains.items():
         samples = _in_order(encode, pairs, workers)
@@ -126,10 +123,10 @@ def _source(dataset: str, mapping: Path | str | None) -> Source:
     return folder.source(Path(mapping)) if mapping is not None else SOURCES[dataset]
 
 
-def _check_options(limit: int | None, quality: int, workers: int) -> None:
-    for name, value, top in (("limit", limit, None), ("quality", quality, 100), ("workers", workers, None)):
-        if value is not None and (value < 1 or (top is not None and value > top)):
-            raise DataError(f"{name} is at least 1{f' and at most {top}' if top else ''}, got {value}")
+def _check_counts(limit: int | None, workers: int) -> None:
+    for name, value in (("limit", limit), ("workers", workers)):
+        if value is not None and value < 1:
+            raise DataError(f"{name} is at least 1, got {value}")
 
 
 def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[str]) -> Domains:

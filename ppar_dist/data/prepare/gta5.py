@@ -68,7 +68,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="gta5",
     page="https://download.visinf.tu-darmstadt.de/data/from_games/",
-    licence="research and education, non-commercial",
     layout="images/<number>.png and labels/<number>.png",
     domains=_domains,
     decoder=_decoder,

@@ -46,7 +46,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="labelmefacade",
     page="https://github.com/cvjena/labelmefacade",
-    licence="research use",
     layout="images/<name>.jpg, labels/<name>.png (colours), train.txt and test.txt (one name a line)",
     domains=_domains,
     decoder=colour_labels(NAMES),

@@ -41,7 +41,6 @@ class Source:
 
     name: str
     page: str  # where to get it
-    licence: str
     layout: str  # what its root folder holds, one line
     domains: Callable[[Path], Domains]  # root → pairs of each domain, in a fixed order
     decoder: Callable[[ClassSet], Decoder]

@@ -70,7 +70,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="synthia",
     page="https://synthia-dataset.net/downloads/",
-    licence="CC BY-NC-SA 3.0",
     layout="RGB/<number>.png and GT/LABELS/<number>.png (16 bit)",
     domains=_domains,
     decoder=index_labels(dict(enumerate(NAMES)), _read),

@@ -26,7 +26,6 @@ def _domains(root: Path) -> Domains:
 SOURCE = Source(
     name="urbansyn",
     page="https://huggingface.co/datasets/UrbanSyn/UrbanSyn",
-    licence="CC BY-SA 4.0",
     layout="rgb/rgb_<number>.png and ss/ss_<number>.png",
     domains=_domains,
     decoder=index_labels(NAMES),

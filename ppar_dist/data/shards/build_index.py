@@ -88,17 +88,6 @@ class _Rows(NamedTuple):
     shards: list[dict[str, Any]]
 
 
-def build_index(
-    folder: Path | str,
-    class_set: str,
-    name: str | None = None,
-    progress: Callable[[str, int], None] | None = None,
-    max_bad_ratio: float = 0.0,
-) -> DomainIndex:
-    """Index the ``*.tar`` shards of a folder and open the result: ``index_folder`` without its findings."""
-    return index_folder(folder, class_set, name, progress, max_bad_ratio)[0]
-
-
 def index_folder(
     folder: Path | str,
     class_set: str,

@@ -10,7 +10,7 @@
     <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
 
 The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million. So a
-record is checked when it is read, and what is read is held to its checksum. ``build_index`` makes an index.
+record is checked when it is read, and what is read is held to its checksum. ``index_folder`` makes an index.
 """
 
 from __future__ import annotations

@@ -12,11 +12,12 @@ from typing import Any, BinaryIO, NamedTuple
 
 import webdataset
 
-from ppar_dist.data.shards.build_index import BadSamples, build_index
+from ppar_dist.data.shards.build_index import BadSamples, index_folder
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import DataError
 
 # A dot would end the key for every WebDataset reader, a slash would make folders of keys.
+_SHARD_BYTES = 256e6  # a shard ends when it has as many
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
@@ -39,7 +40,6 @@ def write_domain(
     class_set: str,
     samples: Iterable[ShardSample | tuple[str, bytes, bytes, dict[str, Any]]],
     samples_per_shard: int = 256,
-    bytes_per_shard: float = 256e6,
 ) -> DomainIndex:
     """Write samples in their order to ``folder`` and index them.
 
@@ -49,7 +49,7 @@ def write_domain(
 
     Raises:
         DataError: a key is malformed or repeated, there are no samples, a sample is bad
-            (see ``build_index``), or ``folder`` exists and is not a domain.
+            (see ``index_folder``), or ``folder`` exists and is not a domain.
     """
     folder = Path(folder)
     if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):
@@ -59,8 +59,8 @@ def write_domain(
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir()
     try:
-        _write_shards(staging, samples, samples_per_shard, bytes_per_shard)
-        build_index(staging, class_set, name=folder.name)
+        _write_shards(staging, samples, samples_per_shard)
+        index_folder(staging, class_set, name=folder.name)
         _publish(staging, folder)
     except BadSamples as error:
         raise BadSamples(error.findings, "Repair them, or leave them out (`--exclude KEY`)") from None
@@ -69,9 +69,7 @@ def write_domain(
     return DomainIndex.open(folder)
 
 
-def _write_shards(
-    folder: Path, samples: Iterable[Any], samples_per_shard: int, bytes_per_shard: float
-) -> None:
+def _write_shards(folder: Path, samples: Iterable[Any], samples_per_shard: int) -> None:
     opened: list[BinaryIO] = []
 
     def open_plain(name: str) -> BinaryIO:
@@ -84,7 +82,7 @@ def _write_shards(
         with webdataset.ShardWriter(
             "shard-%06d.tar",
             maxcount=samples_per_shard,
-            maxsize=bytes_per_shard,
+            maxsize=_SHARD_BYTES,
             opener=open_plain,
             post=lambda _: opened.pop().close(),
             verbose=0,

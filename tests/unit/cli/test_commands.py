@@ -10,6 +10,8 @@ from ppar_dist.cli import parser
 from ppar_dist.cli.commands import app
 from tests.unit.tiny_run import make_run
 
+DEMO = Path(__file__).parents[3] / "configs" / "demo.yaml"
+
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -43,11 +45,35 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("train c --no-accept-changes", "Unknown option: --no-accept-changes"),
         ("predict run --out o", "IMAGES requires an argument"),
         ("synth --out o --size 3", "--size requires 2"),
+        ("synth --out o --seed -3", "a seed is at least 0, got -3"),
+        ("synth --out o --samples 0", "at least 1 sample"),
+        ("synth --out o --size -5 32", "at least 32x32 pixels, got 120 of 32x-5"),
+        ("synth --out o --size 20000 40000", "at most 4096 pixels high and wide, got 40000x20000"),
+        ("prepare camvid --root . --out o --classes roads6 --limit -1", "limit is at least 1, got -1"),
+        ("prepare camvid --root . --out o --classes roads6 --workers 0", "workers is at least 1, got 0"),
+        ("index . --classes roads6 --max-bad-ratio nan", "is a share from 0 to 1, got nan"),
+        ("doctor configs/demo.yaml --nproc 0", "--nproc is at least 1, got 0"),
+        ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1"),
+        ("demo --out o --nproc 0", "--nproc is at least 1, got 0"),
+        ("demo --out o --nproc -1", "--nproc is at least 1, got -1"),
+        (f"demo --out o --config {DEMO} --nproc 5000000", "on 5000000 ranks; use fewer ranks"),
+        ("export run --out o.pt2 --size 0 240", "--size is from 1 to 16384 pixels each, got 0 240"),
+        ("export run --out o.pt2 --size 180 100000000", "16384 pixels each, got 180 100000000"),
+        ("health --nproc -1", "--nproc is at least 1, got -1"),
+        ("health --timeout -1", "--timeout is more than 0 and at most 3600 s, got -1.0"),
+        ("health --timeout 1e300", "at most 3600 s, got 1e+300"),
         ("inspect run more", "more"),
         ("health --nprok 2", "unrecognized arguments: --nprok; see ppar-dist health --help"),
     ],
 )
-def test_a_wrong_line_is_one_line_and_78(line: str, message: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_wrong_line_is_one_line_and_78(
+    line: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     try:
         code = parser.main(line.split())
     except SystemExit as end:  # of the health command, which knows nothing but the standard library
@@ -57,6 +83,7 @@ def test_a_wrong_line_is_one_line_and_78(line: str, message: str, capfd: pytest.
     assert text.startswith("ppar-dist: ")
     assert text.count("\n") == 1
     assert message in text
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_text_file_is_looked_up_in_the_folder_of_weights(

@@ -22,6 +22,13 @@ def test_a_port_in_use_is_named_per_rank(doctor: Doctor) -> None:
         assert f"127.0.0.1:{port} (Address already in use)" in checks["metrics ports"]["found"]
 
 
+def test_more_ranks_than_ports_are_soon_refused(doctor: Doctor) -> None:
+    found = doctor("--nproc", str(10**23), monitoring={"enabled": True, "port": 65534})["metrics ports"]
+    assert found["status"] == "failure"
+    assert found["facts"]["ports"] == [65534, 65535, 65536]
+    assert found["facts"]["taken"]["65536"] == "no such port"
+
+
 def test_a_taken_master_port(doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.socket() as taken:
         taken.bind(("", free_port()))

@@ -16,7 +16,7 @@ import pytest
 
 from ppar_dist import exit_codes
 from ppar_dist.cli.parser import main
-from ppar_dist.data.shards.build_index import BadSamples, build_index, index_folder
+from ppar_dist.data.shards.build_index import BadSamples, index_folder
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import UserError
@@ -149,7 +149,7 @@ def test_each_fault_is_refused_by_name_or_left_out(folder: Path, case: str) -> N
     reason, members, number, message = BROKEN[case]
     write_odd_tar(folder / "a.tar", [*pair("good"), *members])
     with pytest.raises(BadSamples, match=message) as error:
-        build_index(folder, "roads6")
+        index_folder(folder, "roads6")
     assert f"d are bad: {number} {reason} (" in str(error.value)
     assert "\n" not in str(error.value)
     assert not (folder / "domain.json").exists()
@@ -198,7 +198,7 @@ def test_a_broken_shard_keeps_what_comes_before(
     assert sum(sizes) <= 8 < sum(sizes) + sizes[0] + sizes[1], "the cuts below are meant for these sizes"
     damage(folder / "a.tar")
     with pytest.raises(BadSamples, match=rf"1 {reason} \(d/a\.tar: "):
-        build_index(folder, "roads6")
+        index_folder(folder, "roads6")
     index, findings = index_folder(folder, "roads6", max_bad_ratio=0.3)
     assert (len(index), findings.bad) == (6 + kept, {reason: 1})
     assert ("a.tar" in index.shards) == bool(kept)
@@ -211,24 +211,24 @@ def test_all_reasons_come_in_one_message_with_the_remedy(folder: Path) -> None:
     bad = [*pair("k", image=b""), *pair("l", image=b""), *pair("m", label=IMAGE), *pair("n")[:1]]
     write_tar(folder / "a.tar", bad)
     with pytest.raises(BadSamples) as error:
-        build_index(folder, "roads6")
+        index_folder(folder, "roads6")
     text = str(error.value)
     assert text.startswith("4 of 10 samples of domain d are bad: 2 empty (d/a.tar sample k: ")
     assert "; 1 label_unreadable (d/a.tar sample m: " in text
     assert "; 1 incomplete (d/a.tar sample n: " in text
     assert "`ppar-dist index --max-bad-ratio 0.4` keeps the other 6" in text
-    assert len(build_index(folder, "roads6", max_bad_ratio=0.4)) == 6
+    assert len(index_folder(folder, "roads6", max_bad_ratio=0.4)[0]) == 6
     with pytest.raises(BadSamples, match="4 of 10 samples"):
-        build_index(folder, "roads6", max_bad_ratio=0.39)
+        index_folder(folder, "roads6", max_bad_ratio=0.39)
     assert len(DomainIndex.open(folder)) == 6  # what was there before a refusal stays
 
 
 def test_indexing_again_forgets_what_has_been_repaired(folder: Path) -> None:
     write_tar(folder / "a.tar", pair("k", image=b""))
-    build_index(folder, "roads6", max_bad_ratio=1)
+    index_folder(folder, "roads6", max_bad_ratio=1)
     assert len(quarantined(folder)) == 1
     write_tar(folder / "a.tar", pair("k"))
-    assert len(build_index(folder, "roads6")) == 7
+    assert len(index_folder(folder, "roads6")[0]) == 7
     assert not (folder / "quarantine.jsonl").exists()
 
 
@@ -237,9 +237,9 @@ def test_nothing_good_is_never_an_index(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"1 of 1 samples of domain d are bad: .*Repair them: there are no others"
     ):
-        build_index(tmp_path / "d", "roads6")
+        index_folder(tmp_path / "d", "roads6")
     with pytest.raises(UserError, match="holds no samples"):
-        build_index(tmp_path / "d", "roads6", max_bad_ratio=1)
+        index_folder(tmp_path / "d", "roads6", max_bad_ratio=1)
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -248,7 +248,7 @@ def test_odd_but_honest_names_work(tmp_path: Path, form: int) -> None:
     if form != tarfile.USTAR_FORMAT:
         stems += ["é" * 200, "q" * 1024]
     write_tar(tmp_path / "d" / "a.tar", [each for stem in stems for each in pair(stem)], form)
-    index = build_index(tmp_path / "d", "roads6")
+    index = index_folder(tmp_path / "d", "roads6")[0]
     assert [index.key(sample) for sample in range(len(index))] == stems
     assert {index.read(sample).label for sample in range(len(index))} == {LABEL}
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import webdataset
 
-from ppar_dist.data.shards.build_index import BadSamples, build_index
+from ppar_dist.data.shards.build_index import BadSamples, index_folder
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.shards.writer import safe_key, write_domain
@@ -99,7 +99,7 @@ def test_shards_of_others_are_indexed(tmp_path: Path) -> None:
     }
     write_tar(tmp_path / "theirs" / "part.tar", members.items())
     seen: list[tuple[str, int]] = []
-    index = build_index(tmp_path / "theirs", "roads6", progress=lambda *each: seen.append(each))
+    index = index_folder(tmp_path / "theirs", "roads6", progress=lambda *each: seen.append(each))[0]
     assert [index.key(n) for n in range(3)] == ["a/one", "b/one", long]
     assert {index.read(n).image for n in range(3)} == {image}
     assert index.metadata(0) == {}
@@ -115,7 +115,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         info.type, info.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(info)
     with pytest.raises(BadSamples, match=r"1 member \(d/a\.tar: 'one.jpg' is not a regular file"):
-        build_index(folder, "roads6")
+        index_folder(folder, "roads6")
 
 
 def test_writing_is_atomic(tmp_path: Path) -> None:
@@ -160,7 +160,7 @@ def test_repeated_keys(tmp_path: Path) -> None:
     for number, (key, image, label, _) in enumerate(pairs):
         write_tar(tmp_path / "e" / f"{number}.tar", [(f"{key}.jpg", image), (f"{key}.png", label)])
     with pytest.raises(BadSamples, match=r"e/1.tar sample street_0: key 'street_0' occurs twice"):
-        build_index(tmp_path / "e", "roads6")
+        index_folder(tmp_path / "e", "roads6")
 
 
 def one(image: tuple[int, int] = (12, 16), label: np.ndarray | None = None) -> dict[str, bytes]:
@@ -193,7 +193,7 @@ def test_bad_samples_are_named(tmp_path: Path, case: str) -> None:
     ordered = dict(sorted(members.items()))
     write_tar(tmp_path / "d" / "a.tar", ordered.items())
     with pytest.raises(BadSamples, match=message) as error:
-        build_index(tmp_path / "d", "roads6")
+        index_folder(tmp_path / "d", "roads6")
     assert "\n" not in str(error.value)
     assert not (tmp_path / "d" / "domain.json").exists()
 
@@ -214,7 +214,7 @@ def test_damaged_tars_are_refused(tmp_path: Path, damage: Callable[[bytes], byte
     write_tar(path, one().items())
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(BadSamples, match=message):
-        build_index(tmp_path / "d", "roads6")
+        index_folder(tmp_path / "d", "roads6")
 
 
 def test_missing_folder_and_index(tmp_path: Path) -> None:
@@ -225,9 +225,9 @@ def test_missing_folder_and_index(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no domain.json, so it is not indexed; run `ppar-dist prepare`"):
         DomainIndex.open(tmp_path)
     with pytest.raises(UserError, match=r"no folder .*nowhere"):
-        build_index(tmp_path / "nowhere", "roads6")
+        index_folder(tmp_path / "nowhere", "roads6")
     with pytest.raises(UserError, match=r"holds no samples"):
-        build_index(tmp_path, "roads6")
+        index_folder(tmp_path, "roads6")
 
 
 def test_missing_and_shortened_shards(domain: DomainIndex) -> None:
@@ -279,4 +279,4 @@ def test_pickled_arrays_are_not_loaded(domain: DomainIndex) -> None:
 
 def test_unlabelled_samples_are_allowed(tmp_path: Path) -> None:
     write_tar(tmp_path / "d" / "a.tar", one(label=np.full((12, 16), 255, np.uint8)).items())
-    assert build_index(tmp_path / "d", "roads6").counts.sum() == 0
+    assert index_folder(tmp_path / "d", "roads6")[0].counts.sum() == 0
