@@ -196,7 +196,8 @@ class CellWeightsConfig(Section):
 
     enabled: bool = False  # false: every pixel of a sample weighs the same
     start: Ratio = 0.1  # progress at which they begin
-    gamma: NonNegative = 3.0  # steepness: exp(γ · reliability)
+    tolerance: NonNegative = 1.0  # nats by which the judge may prefer another class before trust falls
+    gamma: NonNegative = 3.0  # steepness beyond it: exp(γ · (reliability + tolerance))
     min: Positive = 0.05  # smallest weight
 
 

@@ -32,12 +32,15 @@ class CellWeights:
 
 
 def raw_weights(r: Float[Tensor, "*shape"], config: CellWeightsConfig) -> Float[Tensor, "*shape"]:
-    """w = max(exp(γ r), min).
+    """w = max(exp(γ min(0, r + δ)), min).
+
+    Within the tolerance δ a label is trusted in full: the hard cells of a clean source are what an unseen
+    domain needs most.
 
     They are not divided by their mean: AdamW does not see the scale of a loss, and where judges are young a
     small mean would give the few cells that they agree with ten times their weight.
     """
-    return (config.gamma * r).exp().clamp_min(config.min)
+    return (config.gamma * (r + config.tolerance).clamp_max(0.0)).exp().clamp_min(config.min)
 
 
 def fill_in(raw: Float[Tensor, "B N"], judged: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ppar_dist.ppar.cells import valid_cells
 
 _RATE = 1e-2  # of Adam, on features of unit variance
+_MOST = 10.0  # times its cells: what a rare domain counts in the others' judges
 _EPSILON = 1e-4  # added to the root of Adam's second moment: the rounding of a sum over ranks moves nothing
 
 
@@ -40,6 +41,15 @@ class Judges:
         chosen = self.weights[domains]  # (B, K, W + 1)
         return torch.baddbmm(chosen[..., -1:], chosen[..., :-1], features)
 
+    def shares(self) -> Float[Tensor, " M"]:
+        """Factors on the cells of each domain by which all domains teach alike, whatever their size.
+
+        A large source that is wrong would otherwise outvote the small ones that are right.
+        """
+        cells = self.seen.sum(1)
+        mean = cells.sum() / (cells > 0).sum().clamp_min(1)
+        return torch.where(cells > 0, mean / cells.clamp_min(1), 1.0).clamp_max(_MOST).float()
+
     def known(self) -> Bool[Tensor, "M K"]:
         """The classes that a domain other than m has."""
         return (self.seen.sum(0) - self.seen) > 0
@@ -54,6 +64,8 @@ class Judges:
     ) -> tuple[Float[Tensor, "M K V"], Float[Tensor, "M K"]]:
         """Sums over cells of ∂ cross-entropy / ∂ weights (V = W + 1), and the cells by domain and class.
 
+        The cells of a domain count by its factor of `shares`.
+
         Args:
             features: of the cells, as `features`.
             labels: 255 is ignored.
@@ -62,7 +74,7 @@ class Judges:
         """
         num_domains, num_classes, _ = self.weights.shape
         extended = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (B, W + 1, N)
-        factors = valid_cells(labels).to(features.dtype)
+        factors = valid_cells(labels) * self.shares()[domains].view(-1, 1)
         truth = F.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :num_classes]
         truth = truth.transpose(1, 2).to(features.dtype)  # (B, K, N)
         counts = F.one_hot(domains, num_domains).t().double() @ truth.sum(2).double()  # (M, K)
@@ -76,8 +88,8 @@ class Judges:
         return sums, counts.float()
 
     def fold(self, sums: Float[Tensor, "M K V"], counts: Float[Tensor, "M K"]) -> None:
-        """Take a step along the global batch's gradient: the sums over the number of cells."""
-        cells = counts.sum(1)  # (M,)
+        """Take a step along the global batch's gradient: the sums over the number of cells, as they count."""
+        cells = counts.sum(1) * self.shares()  # (M,)
         others = (cells.sum() - cells).clamp_min(1)
         self.weights.grad = sums / others.view(-1, 1, 1)
         self.optimizer.step()

@@ -48,15 +48,15 @@ class Judge:
         """One number per class."""
         return self.weights[:, :-1] @ feature + self.weights[:, -1]
 
-    def learn(self, cells: list[tuple[Vector, int, float]]) -> None:
-        """One step on weighted (feature, label) pairs."""
+    def learn(self, cells: list[tuple[Vector, int, float, float]]) -> None:
+        """One step on (feature, label, weight of the cell, factor of its domain)."""
         gradient = np.zeros_like(self.weights)
-        for feature, label, factor in cells:
+        for feature, label, weight, factor in cells:
             p = np.exp(self.logits(feature))
             p /= p.sum()
             p[label] -= 1
-            gradient += factor * np.outer(p, np.append(feature, 1.0))
-        gradient /= max(1, len(cells))
+            gradient += weight * factor * np.outer(p, np.append(feature, 1.0))
+        gradient /= max(1, sum(factor for _, _, _, factor in cells))
         self.steps += 1
         self.first = 0.9 * self.first + 0.1 * gradient
         self.second = 0.999 * self.second + 0.001 * gradient**2
@@ -190,7 +190,8 @@ class NaiveMethod:
         if not cells.enabled or not self.config.reweighting.enabled or k not in known:
             return None
         logits = self.judges[domain].logits(feature)
-        return max(math.exp(cells.gamma * (logits[k] - max(logits[c] for c in known))), cells.min)
+        r = logits[k] - max(logits[c] for c in known)
+        return max(math.exp(cells.gamma * min(0.0, r + cells.tolerance)), cells.min)
 
     def _cell_factors(self, raw: list[float | None], progress: float) -> list[float]:
         """The weights; cells that nobody can judge take the mean of their image."""
@@ -207,9 +208,14 @@ class NaiveMethod:
             self.cell_sums[key] = momentum * old + (1 - momentum) * np.array([sum(us), len(us)])
 
     def _fold_judges(self, lessons: list[tuple[int, Vector, int, float]]) -> None:
+        sizes: dict[int, int] = defaultdict(int)
+        for (m, _), n in self.labelled.items():
+            sizes[m] += n
+        mean = sum(sizes.values()) / max(1, len(sizes))
+        factors = {m: min(10.0, mean / n) for m, n in sizes.items()}
         for m in range(3):  # more than there are does no harm
             judge = self.judges.setdefault(m, Judge(*self.text.shape))
-            judge.learn([(f, k, w) for domain, f, k, w in lessons if domain != m])
+            judge.learn([(f, k, w, factors.get(n, 1.0)) for n, f, k, w in lessons if n != m])
         for domain, _, k, _ in lessons:
             self.labelled[domain, k] += 1
 

@@ -13,8 +13,8 @@ from ppar_dist.ppar.cell_weights import MovingWeights, by_class, fill_in, raw_we
 
 def test_raw_weights_fall_with_distrust_down_to_the_least() -> None:
     r = torch.tensor([0.0, -0.1, -1.0, -50.0], dtype=torch.float64)
-    found = raw_weights(r, CellWeightsConfig(gamma=2.0, min=0.1)).tolist()
-    assert found == pytest.approx([1.0, math.exp(-0.2), math.exp(-2.0), 0.1])
+    found = raw_weights(r, CellWeightsConfig(gamma=2.0, tolerance=0.1, min=0.1)).tolist()
+    assert found == pytest.approx([1.0, 1.0, math.exp(-1.8), 0.1])
 
 
 def test_cells_that_nobody_can_judge_take_the_mean_of_their_image() -> None:

@@ -27,13 +27,18 @@ def test_the_gradient_is_that_of_the_cross_entropy_on_the_other_domains() -> Non
     judges = Judges(M, K, W)
     with torch.no_grad():
         judges.weights.normal_()
+    judges.seen[0, 0], judges.seen[1, 0], judges.seen[2, 0] = 1000, 200, 3
+    shares = judges.shares()
+    assert shares.tolist() == pytest.approx([401 / 1000, 401 / 200, 10.0])  # the last would be 134
     sums, counts = judges.gradient(features, labels, domains, factors)
     for m in range(M):
         weights = judges.weights[m].detach().requires_grad_()
         others = [i for i in range(B) if int(domains[i]) != m]
         logits = weights[:, :-1] @ features[others] + weights[:, -1:]
         losses = F.cross_entropy(logits, labels[others], ignore_index=255, reduction="none")
-        (expected,) = torch.autograd.grad((losses * factors[others]).sum(), weights)
+        (expected,) = torch.autograd.grad(
+            (losses * factors[others] * shares[domains[others]].view(-1, 1)).sum(), weights
+        )
         torch.testing.assert_close(sums[m], expected, rtol=1e-4, atol=1e-4)
         mine = labels[domains == m]
         assert counts[m].tolist() == torch.bincount(mine[mine < K], minlength=K).tolist()
@@ -63,6 +68,18 @@ def test_a_consistently_wrong_domain_is_found() -> None:
     assert not judged[:, 0].any()
     right, bad = r[domains != 1][judged[domains != 1]], r[domains == 1][judged[domains == 1]]
     assert bad.exp().mean() < 0.3 < 0.7 < right.exp().mean()
+
+
+def test_a_large_wrong_domain_does_not_outvote_two_small_right_ones() -> None:
+    judges = Judges(M, K, W)
+    for step in range(80):
+        features, labels, _ = cells(step)
+        domains = torch.tensor([0, 2, 1, 1, 1, 1])
+        wrong = torch.where((domains == 1).view(-1, 1) & (labels < K), (labels + 1) % K, labels)
+        r, judged = reliability(judges.logits(features, domains), wrong, judges.known()[domains])
+        judges.fold(*judges.gradient(features, wrong, domains, r.exp()))
+    small, large = (r[rows][judged[rows]].exp().mean() for rows in (domains != 1, domains == 1))
+    assert large < 0.3 < 0.7 < small
 
 
 def test_only_classes_of_other_domains_are_compared() -> None:

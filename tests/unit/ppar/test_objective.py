@@ -101,8 +101,8 @@ def naive_step(naive: NaiveMethod, step: int, progress: float, one_domain: bool)
         {"reweighting": {"enabled": False}},
         {"reweighting": {"start_stage": 3}},
         {"alignment": {"enabled": False}},
-        {"reweighting": {"cells": {"enabled": True, "gamma": 2.0}}},
-        {"reweighting": {"cells": {"enabled": True, "start": 0.35, "min": 0.3}}},
+        {"reweighting": {"cells": {"enabled": True, "gamma": 2.0, "tolerance": 0.01}}},
+        {"reweighting": {"cells": {"enabled": True, "start": 0.35, "min": 0.3, "tolerance": 0.0}}},
     ],
 )
 def test_every_step_is_the_loop(changes: dict, one_domain: bool) -> None:
@@ -174,7 +174,7 @@ def test_admission_grows_and_is_reported() -> None:
     assert 0 < ratios[0] < ratios[1] < ratios[2] < 1
 
 
-CELLS = {"reweighting": {"cells": {"enabled": True, "gamma": 2.0}}}
+CELLS = {"reweighting": {"cells": {"enabled": True, "gamma": 2.0, "tolerance": 0.01}}}
 
 
 @pytest.mark.parametrize("changes", [{}, CELLS])
