@@ -327,6 +327,29 @@ def predict(
 
 
 @app.command
+def audit(
+    run: Path, /, *, images: int = 200, regions: int = 50, which: Which = "latest", as_json: Json = False
+) -> None:
+    """Draw the regions of the sources whose labels a run distrusts most.
+
+    Args:
+        images: of each source, spread evenly; 0: all
+        regions: how many to draw, the most distrusted first
+    """
+    if images < 0 or regions < 1:
+        raise UserError(
+            f"--images is 0 (all) or more and --regions 1 or more, got {images} and {regions}; correct them"
+        )
+    from ppar_dist.evaluation.audit import audit
+
+    found = audit(run, images, regions, _device(), which)
+    if as_json:
+        print(found.list.read_text(encoding="utf-8"), end="")
+    else:
+        print(f"{found.table()}\nregions drawn: {len(found.regions)}, listed in {found.list}")
+
+
+@app.command
 def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which: Which = "latest") -> None:
     """Write the model as a torch.export program.
 

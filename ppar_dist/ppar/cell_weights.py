@@ -19,12 +19,14 @@ from ppar_dist.config.schema import CellWeightsConfig
 from ppar_dist.models.losses import masked_mean
 from ppar_dist.ppar.cells import cells_to_pixels
 
+_LARGEST = 2.0  # weight of a cell
+
 
 @dataclass(frozen=True)
 class CellWeights:
     """Weights of the cells of a micro-batch."""
 
-    cells: Float[Tensor, "B h w"]  # above 0 and up to 1, which is full trust
+    cells: Float[Tensor, "B h w"]  # mean about 1 over the cells of a class
 
     def pixels(self, size: tuple[int, int]) -> Float[Tensor, "B H W"]:
         """The weight of its cell for every pixel of an image of ``size`` (H, W)."""
@@ -32,21 +34,35 @@ class CellWeights:
 
 
 def raw_weights(r: Float[Tensor, "*shape"], config: CellWeightsConfig) -> Float[Tensor, "*shape"]:
-    """w = max(exp(γ min(0, r + δ)), min).
+    """u = max(exp(γ min(0, r + δ)), min).
 
     Within the tolerance δ a label is trusted in full: the hard cells of a clean source are what an unseen
     domain needs most.
-
-    They are not divided by their mean: AdamW does not see the scale of a loss, and where judges are young a
-    small mean would give the few cells that they agree with ten times their weight.
     """
     return (config.gamma * (r + config.tolerance).clamp_max(0.0)).exp().clamp_min(config.min)
 
 
-def fill_in(raw: Float[Tensor, "B N"], judged: Bool[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-    """Weights of all cells: those that nobody can judge take the mean of their image, or 1."""
-    mean = torch.where(judged.any(1), masked_mean(raw, judged), 1.0)  # (B,)
-    return torch.where(judged, raw, mean.unsqueeze(1))
+def relative_weights(
+    raw: Float[Tensor, "B N"],
+    labels: Int64[Tensor, "B N"],
+    judged: Bool[Tensor, "B N"],
+    class_means: Float[Tensor, " K"],
+) -> Float[Tensor, "B N"]:
+    """w = min(u / ū_y, 2): trust relative to that in all cells of the label y.
+
+    So no class is silenced because judges find it hard: trust moves between the cells of a class. Cells that
+    nobody can judge take the mean of their image, or 1.
+
+    Args:
+        raw: u.
+        labels: y.
+        judged: cells that have a u.
+        class_means: ū.
+    """
+    own = class_means[labels.clamp(max=len(class_means) - 1)]
+    weights = (raw / own).clamp_max(_LARGEST)
+    mean = torch.where(judged.any(1), masked_mean(weights, judged), 1.0)  # (B,)
+    return torch.where(judged, weights, mean.unsqueeze(1))
 
 
 def by_class(
@@ -58,7 +74,7 @@ def by_class(
 
 
 class MovingWeights:
-    """Moving sums of weights and counts of judged cells, per domain and class.
+    """Moving sums of raw weights and counts of judged cells, per domain and class.
 
     Where a batch has no judged cell of a class of a domain, its sums keep their value.
     """
@@ -66,14 +82,19 @@ class MovingWeights:
     def __init__(self, domains: int, classes: int, momentum: float) -> None:
         """Empty sums: M = ``domains``, K = ``classes``."""
         self.momentum = momentum
-        self.sums = torch.zeros(domains, classes, 2, dtype=torch.float64)  # Σw, n
+        self.sums = torch.zeros(domains, classes, 2, dtype=torch.float64)  # Σu, n
 
     def fold(self, sums: Float[Tensor, "M K 2"]) -> None:
         """Add the sums of a global batch."""
         rate = (1.0 - self.momentum) * (sums[..., 1:] > 0).double()
         self.sums = self.sums + rate * (sums.double().cpu() - self.sums)
 
+    def class_means(self) -> Float[Tensor, " K"]:
+        """ū by class over all domains, 1 where nothing was judged."""
+        total, number = self.sums.sum(0).unbind(-1)  # (K,)
+        return torch.where(number > 0, total / number.clamp_min(1e-12), 1.0).float()
+
     def table(self) -> Sequence[Sequence[float]]:
-        """(M, K) mean weights, nan where nothing was judged."""
+        """(M, K) mean raw weights, nan where nothing was judged."""
         table: list[list[float]] = (self.sums[..., 0] / self.sums[..., 1]).tolist()
         return table

@@ -60,17 +60,16 @@ class Judges:
         features: Float[Tensor, "B W N"],
         labels: Int64[Tensor, "B N"],
         domains: Int64[Tensor, " B"],
-        weights: Float[Tensor, "B N"] | None = None,
     ) -> tuple[Float[Tensor, "M K V"], Float[Tensor, "M K"]]:
         """Sums over cells of ∂ cross-entropy / ∂ weights (V = W + 1), and the cells by domain and class.
 
-        The cells of a domain count by its factor of `shares`.
+        The cells of a domain count by its factor of `shares`, and not by their weights: what a judge
+        distrusts it would never learn, and a young one distrusts whole classes.
 
         Args:
             features: of the cells, as `features`.
             labels: 255 is ignored.
             domains: of the images; an image adds nothing to the judge of its own domain.
-            weights: factors on the cells.
         """
         num_domains, num_classes, _ = self.weights.shape
         extended = torch.cat([features, torch.ones_like(features[:, :1])], 1)  # (B, W + 1, N)
@@ -78,8 +77,6 @@ class Judges:
         truth = F.one_hot(labels.clamp(max=num_classes), num_classes + 1)[..., :num_classes]
         truth = truth.transpose(1, 2).to(features.dtype)  # (B, K, N)
         counts = F.one_hot(domains, num_domains).t().double() @ truth.sum(2).double()  # (M, K)
-        if weights is not None:
-            factors = factors * weights
         sums = torch.zeros_like(self.weights)
         for judge in range(num_domains):  # all at once would need M times the memory
             mine = (domains != judge).to(features.dtype).view(-1, 1) * factors  # (B, N)

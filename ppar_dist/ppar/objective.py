@@ -139,13 +139,15 @@ class Objective:
             logits = court.logits(features, domains)
             r, judged = judges.reliability(logits, truth, court.known()[domains])
             raw = cell_weights.raw_weights(r, self.config.reweighting.cells) * judged
-            weights = cell_weights.fill_in(raw, judged) if settings.weigh_cells else None
-            gradient, counts = court.gradient(features, truth, domains, weights)
+            gradient, counts = court.gradient(features, truth, domains)
         self.buffer.add("judges", gradient)
         self.buffer.add("judged", counts)
         sums = cell_weights.by_class(raw, truth.masked_fill(~judged, self.num_classes), self.num_classes)
         self.buffer.add("cells", statistics.by_domain(domains, sums, self.num_domains))
-        return None if weights is None else CellWeights(weights.view(-1, *grid))
+        if settings.class_means is None:
+            return None
+        weights = cell_weights.relative_weights(raw, truth, judged, settings.class_means)
+        return CellWeights(weights.view(-1, *grid))
 
     def losses(
         self,

@@ -78,7 +78,7 @@ class MethodState:
             needs_cosines=ready and stage >= alignment.Stage.VISUAL_TEXT,
             moments=self.moments.moments(),
             reweight=weighing.enabled and stage >= weighing.start_stage,
-            weigh_cells=self.judges is not None and progress >= weighing.cells.start,
+            class_means=self._class_means(progress),
             text=self.text,
             prototypes=self.prototypes,
         )
@@ -91,7 +91,7 @@ class MethodState:
         }
         large = {"counts": tuple(self.bank.counts.shape), "sums": tuple(self.bank.sums.shape)}
         if self.judges is not None:
-            small["cells"] = tuple(self.cell_weights.sums.shape)  # Σw, number of judged cells
+            small["cells"] = tuple(self.cell_weights.sums.shape)  # Σu, number of judged cells
             large["judged"] = tuple(self.judges.seen.shape)  # cells by domain and class
             large["judges"] = tuple(self.judges.weights.shape)  # gradient
         return small | large
@@ -164,6 +164,11 @@ class MethodState:
             self.cell_weights.sums = state["reweighting.cells"].clone()
             self.judges.load_state_dict({name: state[f"judges.{name}"] for name in self.judges.state_dict()})
         self.prototypes = self._before = self._visual_text()
+
+    def _class_means(self, progress: float) -> Tensor | None:
+        if self.judges is None or progress < self.config.reweighting.cells.start:
+            return None
+        return self.cell_weights.class_means().to(self.text.device)
 
     def _visual_text(self) -> Tensor:
         vtp = self.config.vtp

@@ -11,6 +11,7 @@
       ledger/attempt-00001/         the samples that each rank trained on (run/ledger.py)
       logs/                         what the watchdog saw of a rank that it ended
       predictions/                  examples for the report (evaluation/prediction_examples.py)
+      audit/                        the most distrusted regions of the sources (evaluation/audit.py)
       results.json                  the scores on the targets
       report.html
 """
@@ -23,6 +24,7 @@ LOCK = "run.lock"
 REPORT = "report.html"
 RESULTS = "results.json"
 EXAMPLES = "examples.json"  # in predictions
+REGIONS = "regions.json"  # in audit
 ATTEMPT = "attempt-"  # and a number: the folder of an attempt
 RANK_FILES = "rank-*.jsonl"
 
@@ -75,3 +77,8 @@ def logs(run: Path) -> Path:
 def predictions(run: Path) -> Path:
     """The folder of examples for the report."""
     return run / "predictions"
+
+
+def audit(run: Path) -> Path:
+    """The folder of distrusted regions."""
+    return run / "audit"

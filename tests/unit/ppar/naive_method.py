@@ -48,15 +48,15 @@ class Judge:
         """One number per class."""
         return self.weights[:, :-1] @ feature + self.weights[:, -1]
 
-    def learn(self, cells: list[tuple[Vector, int, float, float]]) -> None:
-        """One step on (feature, label, weight of the cell, factor of its domain)."""
+    def learn(self, cells: list[tuple[Vector, int, float]]) -> None:
+        """One step on (feature, label, factor of its domain)."""
         gradient = np.zeros_like(self.weights)
-        for feature, label, weight, factor in cells:
+        for feature, label, factor in cells:
             p = np.exp(self.logits(feature))
             p /= p.sum()
             p[label] -= 1
-            gradient += weight * factor * np.outer(p, np.append(feature, 1.0))
-        gradient /= max(1, sum(factor for _, _, _, factor in cells))
+            gradient += factor * np.outer(p, np.append(feature, 1.0))
+        gradient /= max(1, sum(factor for _, _, factor in cells))
         self.steps += 1
         self.first = 0.9 * self.first + 0.1 * gradient
         self.second = 0.999 * self.second + 0.001 * gradient**2
@@ -119,11 +119,9 @@ class NaiveMethod:
             looks = [standard(f) for f in image.dense.reshape(len(image.dense), -1).T]
             raw = [self._raw_cell_weight(f, k, image.domain) for f, k in zip(looks, label, strict=True)]
             judged += [(image.domain, k, w) for k, w in zip(label, raw, strict=True) if w is not None]
-            factor = self._cell_factors(raw, progress)
+            factor = self._cell_factors(raw, label, progress)
             cells = list(zip(factor, units, label, strict=True))
-            lessons += [
-                (image.domain, f, k, w) for f, k, w in zip(looks, label, factor, strict=True) if k != 255
-            ]
+            lessons += [(image.domain, f, k) for f, k in zip(looks, label, strict=True) if k != 255]
             found += [(image.domain, k, f * u) for f, u, k in cells if k != 255]
             classes = sorted(set(label) - {255})
             pooled = {k: norm(sum(f * u for f, u, c in cells if c == k)) for k in classes}
@@ -193,12 +191,17 @@ class NaiveMethod:
         r = logits[k] - max(logits[c] for c in known)
         return max(math.exp(cells.gamma * min(0.0, r + cells.tolerance)), cells.min)
 
-    def _cell_factors(self, raw: list[float | None], progress: float) -> list[float]:
-        """The weights; cells that nobody can judge take the mean of their image."""
+    def _cell_factors(self, raw: list[float | None], label: list[int], progress: float) -> list[float]:
+        """min(u / mean u of the class, 2); cells that nobody can judge take the mean of their image."""
         if progress < self.config.reweighting.cells.start:
             return [1.0] * len(raw)
-        known = [w for w in raw if w is not None]
-        return [(average(known) if known else 1.0) if w is None else w for w in raw]
+        means = {}
+        for k in range(len(self.text)):
+            total, n = sum((s for (_, c), s in self.cell_sums.items() if c == k), np.zeros(2))
+            means[k] = total / n if n else 1.0
+        known = [None if w is None else min(2.0, w / means[k]) for w, k in zip(raw, label, strict=True)]
+        judged = [w for w in known if w is not None]
+        return [(average(judged) if judged else 1.0) if w is None else w for w in known]
 
     def _fold_cells(self, judged: list[tuple[int, int, float]]) -> None:
         momentum = self.config.reweighting.momentum
@@ -207,7 +210,7 @@ class NaiveMethod:
             old = self.cell_sums.get(key, np.zeros(2))
             self.cell_sums[key] = momentum * old + (1 - momentum) * np.array([sum(us), len(us)])
 
-    def _fold_judges(self, lessons: list[tuple[int, Vector, int, float]]) -> None:
+    def _fold_judges(self, lessons: list[tuple[int, Vector, int]]) -> None:
         sizes: dict[int, int] = defaultdict(int)
         for (m, _), n in self.labelled.items():
             sizes[m] += n
@@ -215,8 +218,8 @@ class NaiveMethod:
         factors = {m: min(10.0, mean / n) for m, n in sizes.items()}
         for m in range(3):  # more than there are does no harm
             judge = self.judges.setdefault(m, Judge(*self.text.shape))
-            judge.learn([(f, k, w, factors.get(n, 1.0)) for n, f, k, w in lessons if n != m])
-        for domain, _, k, _ in lessons:
+            judge.learn([(f, k, factors.get(n, 1.0)) for n, f, k in lessons if n != m])
+        for domain, _, k in lessons:
             self.labelled[domain, k] += 1
 
     def _fold_bank(self, found: list[tuple[int, int, Vector]]) -> None:

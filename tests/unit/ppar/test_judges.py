@@ -23,22 +23,19 @@ def cells(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
 
 def test_the_gradient_is_that_of_the_cross_entropy_on_the_other_domains() -> None:
     features, labels, domains = cells(1)
-    factors = torch.rand(B, N)
     judges = Judges(M, K, W)
     with torch.no_grad():
         judges.weights.normal_()
     judges.seen[0, 0], judges.seen[1, 0], judges.seen[2, 0] = 1000, 200, 3
     shares = judges.shares()
     assert shares.tolist() == pytest.approx([401 / 1000, 401 / 200, 10.0])  # the last would be 134
-    sums, counts = judges.gradient(features, labels, domains, factors)
+    sums, counts = judges.gradient(features, labels, domains)
     for m in range(M):
         weights = judges.weights[m].detach().requires_grad_()
         others = [i for i in range(B) if int(domains[i]) != m]
         logits = weights[:, :-1] @ features[others] + weights[:, -1:]
         losses = F.cross_entropy(logits, labels[others], ignore_index=255, reduction="none")
-        (expected,) = torch.autograd.grad(
-            (losses * factors[others] * shares[domains[others]].view(-1, 1)).sum(), weights
-        )
+        (expected,) = torch.autograd.grad((losses * shares[domains[others]].view(-1, 1)).sum(), weights)
         torch.testing.assert_close(sums[m], expected, rtol=1e-4, atol=1e-4)
         mine = labels[domains == m]
         assert counts[m].tolist() == torch.bincount(mine[mine < K], minlength=K).tolist()
@@ -77,7 +74,7 @@ def test_a_large_wrong_domain_does_not_outvote_two_small_right_ones() -> None:
         domains = torch.tensor([0, 2, 1, 1, 1, 1])
         wrong = torch.where((domains == 1).view(-1, 1) & (labels < K), (labels + 1) % K, labels)
         r, judged = reliability(judges.logits(features, domains), wrong, judges.known()[domains])
-        judges.fold(*judges.gradient(features, wrong, domains, r.exp()))
+        judges.fold(*judges.gradient(features, wrong, domains))
     small, large = (r[rows][judged[rows]].exp().mean() for rows in (domains != 1, domains == 1))
     assert large < 0.3 < 0.7 < small
 
