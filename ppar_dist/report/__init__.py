@@ -20,7 +20,7 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import dump_config
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
 from ppar_dist.report.cleaning import is_figure
-from ppar_dist.report.images import example_groups, reliability_groups
+from ppar_dist.report.images import distrusted_regions, example_groups, reliability_groups
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.timeline import STAGES, timeline
@@ -67,6 +67,7 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "table": _table(records, classes.classes),
         "examples": example_groups(records),
         "reliable": reliability_groups(records, classes),
+        "regions": distrusted_regions(records),
         **_events(records),
         "config": dump_config(config),
         **_training_charts(records),

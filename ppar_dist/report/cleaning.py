@@ -15,6 +15,7 @@ from ppar_dist.files.jsonl import is_step
 _LARGEST = 3.5e38  # beyond any float32, which all figures once were
 _SMALLEST = 1e-200  # below any float32 but 0; axes divide by spans of such figures
 _STAGES = 4
+_REGION_TEXTS = ("domain", "key", "class", "judged_as", "picture")
 _COUNTS = ("step", "samples_seen")
 
 
@@ -86,6 +87,18 @@ def example_entries(value: Any) -> list[dict[str, Any]]:
         }
         for entry in value
         if isinstance(entry, dict)
+    ]
+
+
+def audited_regions(value: Any) -> list[dict[str, Any]]:
+    """The regions of an audit that name their place and picture, with a weight."""
+    regions = value.get("regions") if isinstance(value, dict) else None
+    return [
+        region
+        for region in (regions if isinstance(regions, list) else [])
+        if isinstance(region, dict)
+        and all(isinstance(region.get(key), str) for key in _REGION_TEXTS)
+        and is_figure(region.get("weight"))
     ]
 
 

@@ -26,6 +26,7 @@ from ppar_dist.run import paths
 
 _KINDS = ("image", "label", "prediction")
 _EXTREMES = 8  # samples shown at either end
+_REGIONS = 24  # of an audit
 # What Pillow raises for damaged files, beside OSError: sizes beyond its limit, broken chunks.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -39,6 +40,16 @@ def example_groups(records: RunRecords) -> list[dict[str, Any]]:
         if items:
             groups.append({"target": target, "items": items})
     return groups
+
+
+def distrusted_regions(records: RunRecords) -> list[dict[str, Any]]:
+    """The first regions of the last audit, with their pictures as data URIs, if their files are there."""
+    shown = []
+    for region in records.regions[:_REGIONS]:
+        picture = _open_picture(paths.audit(records.run) / Path(region["picture"]).name)
+        if picture is not None:
+            shown.append({**region, "weight": f"{region['weight']:.2f}", "image": data_uri(picture, 640)})
+    return shown
 
 
 def reliability_groups(records: RunRecords, classes: ClassSet) -> list[dict[str, Any]]:
@@ -71,16 +82,23 @@ def data_uri(picture: Image.Image, width: int = 420) -> str:
 def _example(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
     uris = {}
     for kind in _KINDS:
-        path = folder / Path(str(entry.get(kind, ""))).name  # a bare name: nothing outside the folder
-        try:
-            with Image.open(path) as picture:
-                picture.load()
-                uris[kind] = data_uri(picture)
-        except _UNREADABLE:
+        picture = _open_picture(folder / Path(str(entry.get(kind, ""))).name)  # nothing outside the folder
+        if picture is None:
             return None
+        uris[kind] = data_uri(picture)
     accuracy = entry.get("accuracy")
     text = f"{100 * accuracy:.1f} %" if isinstance(accuracy, (int, float)) else "\N{EN DASH}"
     return {"key": entry.get("key"), "accuracy": text, **uris}
+
+
+def _open_picture(path: Path) -> Image.Image | None:
+    """A picture in memory, or None where its file is missing or damaged."""
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except _UNREADABLE:
+        return None
 
 
 def _mean_by_sample(records: RunRecords) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.files.jsonl import parse_json, records
 from ppar_dist.report.cleaning import (
     SampleRecord,
+    audited_regions,
     eval_record,
     example_entries,
     results_table,
@@ -44,6 +45,7 @@ class RunRecords:
     samples: list[SampleRecord] = field(default_factory=list)
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
+    regions: list[dict[str, Any]] = field(default_factory=list)  # of the last audit
     unreadable: int = 0
     sample_stride: int = 1  # one of so many logged steps gave ``samples``
 
@@ -62,6 +64,7 @@ class RunRecords:
         found.samples = found._samples(paths.metrics_file(run, "samples"))
         found.results = found._json(run / paths.RESULTS, results_table)
         found.examples = found._json(paths.predictions(run) / paths.EXAMPLES, example_entries) or []
+        found.regions = found._regions(paths.audit(run) / paths.REGIONS)
         return found
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -104,6 +107,12 @@ class RunRecords:
                     yield record
         except OSError:
             self.unreadable += 1  # what had been read of it stays
+
+    def _regions(self, path: Path) -> list[dict[str, Any]]:
+        value = self._json(path, lambda found: found)
+        kept = audited_regions(value)
+        self.unreadable += value is not None and kept != (isinstance(value, dict) and value.get("regions"))
+        return kept
 
     def _json(self, path: Path, clean: Callable[[Any], Any]) -> Any:
         """A file's value, cleaned; what ``clean`` refuses or changes counts as unreadable."""

@@ -22,6 +22,7 @@ from tests.ranks import TIMEOUT_S, Rank, read_lines, start_ranks, tiny_config, w
 from tests.sabotage.pace import Pace
 
 RANKS = 3
+JOB_ID = "471108150815471108"  # longer than any number among the figures
 # The contract: everything that is served, by name as Prometheus stores it, with its labels.
 EVERY_RANK = {
     "ppar_rank_info": {"rank", "host"},
@@ -126,7 +127,7 @@ def end(live: Live) -> None:
 @pytest.fixture(scope="module")
 def live(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     with pytest.MonkeyPatch.context() as environment:
-        environment.setenv("SLURM_JOB_ID", "4711")
+        environment.setenv("SLURM_JOB_ID", JOB_ID)
         job = start(blocks, tmp_path_factory.mktemp("live"), RANKS, ("ppar_dist",))
     try:
         job.await_that(lambda: job.value(0, "ppar_steps_total") > 12, "steps")
@@ -162,7 +163,7 @@ def test_the_others_serve_themselves_alone(live: Live, rank: int) -> None:
 
 def test_targets_name_every_rank_of_the_job(live: Live) -> None:
     assert [group["labels"] for group in live.groups] == [
-        {"run": "run", "rank": str(rank), "job_id": "4711"} for rank in range(RANKS)
+        {"run": "run", "rank": str(rank), "job_id": JOB_ID} for rank in range(RANKS)
     ]
     assert len({group["targets"][0] for group in live.groups}) == RANKS
     assert all(group["targets"][0].startswith("127.0.0.1:") for group in live.groups)
@@ -197,7 +198,7 @@ def test_nothing_of_the_environment_or_of_paths_is_told(live: Live) -> None:
         for base in live.bases
         for path in ("/metrics", "/healthz")
     ]
-    for text in (str(live.run), os.environ["PATH"], "4711"):
+    for text in (str(live.run), os.environ["PATH"], JOB_ID):
         assert not any(text in page for page in pages)
 
 

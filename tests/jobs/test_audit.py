@@ -74,6 +74,14 @@ def test_a_box_holds_the_label_that_it_names(run: Path) -> None:
             assert (inside == CLASSES.classes.index(region["class"])).mean() > 0.4
 
 
+def test_the_report_shows_the_regions(run: Path) -> None:
+    assert run_command(["report", str(run)]).returncode == 0
+    page = (run / "report.html").read_text()
+    first = json.loads((run / "audit" / "regions.json").read_text())["regions"][0]
+    assert "Most distrusted regions" in page
+    assert f"labelled <b>{first['class']}</b>, judged as <b>{first['judged_as']}</b>" in page
+
+
 def test_again_with_fewer_images_replaces_the_folder(run: Path) -> None:
     done = run_command(["audit", str(run), "--images", "2", "--regions", "1"])
     assert done.returncode == 0, done.stderr
