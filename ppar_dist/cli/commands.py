@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import App, Parameter
 
 from ppar_dist import __version__, exit_codes
+from ppar_dist.cli.progress import count_images, show_progress
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.launch.launchers import Launcher
@@ -74,7 +75,7 @@ def prepare(
     from ppar_dist.data.prepare import prepare
 
     how: dict[str, Any] = {"limit": limit, "mapping": mapping, "exclude": exclude or (), "workers": workers}
-    for folder in prepare(dataset, root, out, classes, **how, progress=_count):
+    for folder in prepare(dataset, root, out, classes, **how, progress=count_images):
         print(folder)
 
 
@@ -87,7 +88,7 @@ def synth(*, out: Path, samples: int = 120, size: Size = (180, 240), seed: int =
     """
     from ppar_dist.synthetic import synth
 
-    for folder in synth(out, seed, samples, size, progress=_count):
+    for folder in synth(out, seed, samples, size, progress=count_images):
         print(folder)
 
 
@@ -191,7 +192,7 @@ def train(
 
     gc.freeze()  # collections while training skip these objects
     gc.enable()
-    return rank_job.run(settings, preemption, accept_changes, _count, parent)
+    return rank_job.run(settings, preemption, accept_changes, count_images, parent)
 
 
 @app.command
@@ -201,22 +202,13 @@ def config(config: ConfigFile, /, *overrides: Override, get: list[str] | None = 
     Args:
         get: print only this key, as KEY=VALUE; may be repeated
     """
-    from ppar_dist.config.load import dump_config, load_config
+    from ppar_dist.config.load import dump_config, load_config, value_of
 
     resolved = load_config(config, overrides)
     if not get:
         print(dump_config(resolved), end="")
-    values = resolved.model_dump(mode="json")
     for key in get or []:
-        print(f"{key}={_value(values, key)}")
-
-
-def _value(values: Any, key: str) -> Any:
-    for part in key.split("."):
-        if not isinstance(values, dict) or part not in values:
-            raise UserError(f"--get {key}: there is no such key; ppar-dist config CONFIG shows all")
-        values = values[part]
-    return values
+        print(f"{key}={value_of(resolved, key)}")
 
 
 @app.command
@@ -252,7 +244,7 @@ def doctor(
         from ppar_dist.launch.front import default_ranks
 
         subject, ranks = " ".join([str(path), *overrides]), default_ranks() if nproc is None else nproc
-        report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, _show_progress)
+        report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress)
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
@@ -306,7 +298,7 @@ def evaluate(
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
     from ppar_dist.evaluation.evaluate import score
 
-    results = score(checkpoint, targets, _device(), which, _count)
+    results = score(checkpoint, targets, _device(), which, count_images)
     print(results.to_json() if as_json else results.table())
 
 
@@ -400,18 +392,3 @@ def _device() -> str:
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _count(domain: str, done: int, total: int) -> None:
-    if sys.stderr.isatty():
-        end = "\n" if done == total else ""
-        print(f"\r{domain}: {done}/{total}", end=end, file=sys.stderr, flush=True)
-    elif done == total:
-        print(f"{domain}: {total} images", file=sys.stderr)
-
-
-def _show_progress(what: str, done: int, total: int) -> None:
-    """A line that is overwritten, on a terminal only."""
-    if sys.stderr.isatty():
-        text = "" if done == total else f"{what}: {done}/{total}"
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

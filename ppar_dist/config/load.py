@@ -14,7 +14,7 @@ from ppar_dist.config.fields import (
 )
 from ppar_dist.config.schema import Config
 from ppar_dist.config.yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
-from ppar_dist.errors import ConfigError
+from ppar_dist.errors import ConfigError, UserError
 from ppar_dist.text import one_line, printable, problem, shown
 
 _PROBLEMS = 20  # listed in one message; the rest are counted
@@ -68,6 +68,20 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
 def dump_config(config: Config) -> str:
     """The resolved configuration as YAML that ``load_config`` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def value_of(config: Config, key: str) -> Any:
+    """The value of a key with dots, as `dump_config` writes it.
+
+    Raises:
+        UserError: there is no such key.
+    """
+    value: Any = config.model_dump(mode="json")
+    for part in key.split("."):
+        if not isinstance(value, dict) or part not in value:
+            raise UserError(f"--get {key}: there is no such key; ppar-dist config CONFIG shows all")
+        value = value[part]
+    return value
 
 
 def _reads_back(config: Config) -> bool:
