@@ -37,6 +37,7 @@ _IMPORTS = (
 
 
 def main() -> None:
+    """Print the median CPU seconds of each start."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
     rounds = parser.parse_args().rounds

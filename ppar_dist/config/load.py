@@ -79,7 +79,7 @@ def value_of(config: Config, key: str) -> Any:
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"--get {key}: there is no such key; ppar-dist config CONFIG shows all")
+            raise UserError(f"{key}: there is no such key; ppar-dist config CONFIG shows all")
         value = value[part]
     return value
 

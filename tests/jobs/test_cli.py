@@ -236,7 +236,7 @@ def test_the_configuration_is_shown_as_it_would_be_used(tmp_path: Path) -> None:
     )
     some = run_command(["config", file, "train.steps=11", "--get", "run.dir", "--get", "train.steps"])
     assert some.stdout == f"run.dir={tmp_path / 'run'}\ntrain.steps=11\n"
-    assert "--get train.stepz: there is no such key" in refused(["config", file, "--get", "train.stepz"])
+    assert "train.stepz: there is no such key" in refused(["config", file, "--get", "train.stepz"])
 
 
 def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
