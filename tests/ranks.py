@@ -19,6 +19,8 @@ import numpy as np
 import yaml
 from PIL import Image
 
+from ppar_dist.data.reading import eval_samples
+from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import ShardSample, write_domain
 from tests.forkserver import Forked
 
@@ -43,6 +45,21 @@ def write_blocks_domain(folder: Path, samples: int, seed: int, rare_in: int | No
             yield ShardSample(f"s{number:04d}", encode(pixels, "JPEG"), encode(label, "PNG"), {})
 
     write_domain(folder, "roads6", draw())
+
+
+def exchange_labels(source: Path, folder: Path, every: int = 1) -> None:
+    """A copy of a blocks domain that calls road sidewalk, and sidewalk road, in one of ``every`` samples."""
+
+    def change() -> Iterator[ShardSample]:
+        index = DomainIndex.open(source)
+        for number, sample in enumerate(eval_samples(index, 0, len(index), 64)):
+            label = sample.label.numpy()
+            exchanged = np.where(label == 0, 1, np.where(label == 1, 0, label))
+            named = (label if number % every else exchanged).astype(np.uint8)
+            pixels = sample.image.permute(1, 2, 0).numpy()
+            yield ShardSample(sample.key, encode(pixels, "JPEG"), encode(named, "PNG"), {})
+
+    write_domain(folder, "roads6", change())
 
 
 def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, Any]:
@@ -74,9 +91,10 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
                 "beta": 1.0,
                 "min_spread": 0.05,
                 "max": 3.0,
-                "cells": {"enabled": True, "gamma": 2.0, "tolerance": 0.0},
+                "trust": {"enabled": True, "gamma": 1.0},
             },
         },
+        "refit": {"prototypes": True, "images": 4},
         "train": {"steps": 8, "global_batch": 6, "log_every": 1},
         "checkpoint": {"every": 0},
         "monitoring": {"enabled": False},

@@ -7,13 +7,18 @@ from __future__ import annotations
 
 PLAIN = "plain"  # fine-tuning without the method: what the others are compared with
 
+_NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    PLAIN: ("ppar.enabled=false",),
+    PLAIN: ("ppar.enabled=false", *_NO_REFIT),
     "PPAR": (),
+    # The control: all that PPAR does after the last step, but for the prototypes.
+    "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
+    "PPAR without refit": _NO_REFIT,
+    "PPAR without prototypes in the prediction": ("refit.prototypes=false",),
     "PPAR without alignment": ("ppar.alignment.enabled=false",),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
+    "PPAR without trust": ("ppar.reweighting.trust.enabled=false",),
     "PPAR without VTP": ("ppar.vtp.enabled=false",),
-    "PPAR, cell weights": ("ppar.reweighting.cells.enabled=true",),
 }
 
 # As the variant on the right, with as many steps as cost no more CPU time than PLAIN's.

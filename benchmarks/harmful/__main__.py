@@ -11,12 +11,14 @@ The tables are printed and put into the page of results, between the markers of 
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.gain.equal_time import Runs
+from benchmarks.harmful.cells import cell_auroc
 from benchmarks.harmful.separation import chart
 from benchmarks.harmful.spoil import RECORD, spoiled_keys
 from benchmarks.harmful.tables import (
@@ -31,11 +33,12 @@ from benchmarks.harmful.tables import (
 from benchmarks.harmful.variants import CLEAN, PLAIN, PRESENT, SHARES, SPOILERS, VARIANTS
 from benchmarks.judge import HELD_OUT
 from benchmarks.options import page, parser
-from benchmarks.pages import insert
+from benchmarks.pages import insert, markdown
 from benchmarks.runs import Run, plan_run, provenance, run_variants, stop_on_signals
 from benchmarks.streets import TARGETS, TRACKS, prepare_streets
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
+from ppar_dist.config.weights import find_weights
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import holdout_range
 
@@ -96,9 +99,21 @@ class Bench:
         if PRESENT in self.options.variant:
             windows = self.options.windows
             parts.append(separation_table(self._separation(windows), windows))
+        parts.append(self._cells())
         runs_of_all = [run for runs in self.found.values() for run in runs.values()]
         parts.append(f"{NOTE} {provenance(runs_of_all, [*columns, HELD_OUT], self.options.parallel)}")
         return "\n\n".join(parts)
+
+    def _cells(self) -> str:
+        """AUROC per cell of trust; the same for all seeds where the tower's weights come from a file."""
+        rows = [["spoiled source", "AUROC of clean over spoiled cells by trust", "by trust x p_y / max p"]]
+        for spoiler in self.options.spoiler:
+            sources = shared_sources(self.config, self.folders[spoiler].name, max(self.options.share))
+            config = load_config(self.file, [*self.common, sources])
+            weights = Path(os.environ.get("PPAR_WEIGHTS", "."))
+            by_trust, by_both = cell_auroc(find_weights(config, weights))
+            rows.append([spoiler, f"{by_trust:.2f}", f"{by_both:.2f}"])
+        return markdown(rows)
 
     def draw(self, path: Path) -> bool:
         """A chart of the AUROC over training, at the largest share; False without matplotlib."""

@@ -15,13 +15,19 @@ from benchmarks.harmful.spoil import irrelevant_domain, permute_labels
 from ppar_dist.data.shards.index import DomainIndex
 
 PLAIN = "plain"  # fine-tuning without the method: its loss of mIoU is the harm
-PRESENT = "PPAR, sample weights"  # the method as it is
+PRESENT = "PPAR, sample weights"  # reweighting of samples alone
 
+_NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
-    PLAIN: ("ppar.enabled=false",),
-    PRESENT: (),
-    "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
-    "PPAR, cell weights": ("ppar.reweighting.cells.enabled=true",),
+    PLAIN: ("ppar.enabled=false", *_NO_REFIT),
+    PRESENT: ("ppar.reweighting.trust.enabled=false", *_NO_REFIT),
+    "PPAR, trust": ("ppar.reweighting.trust.enabled=true", *_NO_REFIT),
+    "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
+    "PPAR": (
+        "ppar.reweighting.trust.enabled=true",
+        "refit.linear=true",
+        "refit.prototypes=true",
+    ),
 }
 
 SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes

@@ -118,9 +118,9 @@ METHOD = (
         (Query(f"max by (domain) (ppar_reliability{RUN})", "{{domain}}"),),
     ),
     Panel(
-        "Weights of cells, lowest class by domain",
+        "Trust in labels, lowest class by domain",
         "above 50 %; a low one names a source whose labels the others contradict",
-        (Query(f"min by (domain) (ppar_cell_weight{RUN} > 0)", "{{domain}}"),),
+        (Query(f"min by (domain) (ppar_trust{RUN})", "{{domain}}"),),
         "percentunit",
         low=0,
         high=1,

@@ -319,10 +319,8 @@ def predict(
 
 
 @app.command
-def audit(
-    run: Path, /, *, images: int = 200, regions: int = 50, which: Which = "latest", as_json: Json = False
-) -> None:
-    """Draw the regions of the sources whose labels a run distrusts most.
+def audit(run: Path, /, *, images: int = 200, regions: int = 50, as_json: Json = False) -> None:
+    """Let a run's sources judge each other's labels, and draw the most distrusted regions.
 
     Args:
         images: of each source, spread evenly; 0: all
@@ -334,7 +332,7 @@ def audit(
         )
     from ppar_dist.evaluation.audit import audit
 
-    found = audit(run, images, regions, _device(), which)
+    found = audit(run, images, regions, _device())
     if as_json:
         print(found.list.read_text(encoding="utf-8"), end="")
     else:

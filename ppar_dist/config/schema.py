@@ -191,14 +191,13 @@ class VtpConfig(Section):
     count_0: Positive = 2000.0  # cells of a class after which 63 % of alpha_max is reached
 
 
-class CellWeightsConfig(Section):
-    """Reliability weights of cells, from judges that learn from the other domains alone."""
+class TrustConfig(Section):
+    """Trust in the labels of each source and class, from what the other sources say before the first step."""
 
-    enabled: bool = False  # false: every pixel of a sample weighs the same
-    start: Ratio = 0.1  # progress at which they begin
-    tolerance: NonNegative = 1.0  # nats by which the judge may prefer another class before trust falls
-    gamma: NonNegative = 3.0  # steepness beyond it: exp(γ · (reliability + tolerance))
-    min: Positive = 0.05  # smallest weight
+    enabled: bool = False  # false: all labels are trusted in full
+    images: Count = 48  # of each source that are looked at
+    tolerance: Annotated[Number, Field(gt=0, le=1)] = 0.85  # share of the others' agreement that is enough
+    gamma: NonNegative = 10.0  # steepness below it: (agreement / enough)^γ
 
 
 class ReweightingConfig(Section):
@@ -211,7 +210,7 @@ class ReweightingConfig(Section):
     max: Positive = 1.5  # largest weight
     min_spread: Positive = 1.0  # nats; floor of σ_r, so that clean sources keep nearly equal weights
     momentum: Momentum = 0.95  # of mean and spread of reliabilities
-    cells: CellWeightsConfig = CellWeightsConfig()
+    trust: TrustConfig = TrustConfig()
 
     @model_validator(mode="after")
     def _clip_holds_one(self) -> ReweightingConfig:
@@ -229,6 +228,15 @@ class PparConfig(Section):
     bank: BankConfig = BankConfig()
     vtp: VtpConfig = VtpConfig()
     reweighting: ReweightingConfig = ReweightingConfig()
+
+
+class RefitConfig(Section):
+    """The last stage: classifiers fitted to the sources' images as they are, without augmentation."""
+
+    linear: bool = False  # fit the linear classifier again
+    prototypes: bool = False  # add the logits of visual prototypes to a prediction
+    images: Count = 48  # of each source
+    share: NonNegative = 0.5  # factor on the prototypes' logits
 
 
 class OptimConfig(Section):
@@ -304,6 +312,7 @@ class Config(Section):
     model: ModelConfig
     text: TextConfig = TextConfig()
     ppar: PparConfig = PparConfig()
+    refit: RefitConfig = RefitConfig()
     optim: OptimConfig = OptimConfig()
     train: TrainConfig
     engine: EngineConfig = EngineConfig()
@@ -314,6 +323,11 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _prototypes_have_a_source(self) -> Config:
+        if self.refit.linear and self.model.classifier != "linear":
+            raise ValueError(
+                f"refit.linear fits model.classifier=linear again, got {self.model.classifier}; "
+                "set refit.linear=false"
+            )
         needs_text = self.ppar.enabled or self.model.classifier != "linear"
         if needs_text and self.text.file is None and self.model.backbone.kind == "timm":
             raise ValueError(

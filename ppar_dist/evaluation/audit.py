@@ -3,18 +3,20 @@
 ::
 
     <run>/audit/
-      regions.json      mean weights by domain and class, and the regions, each with
+      regions.json      trust by domain and class, and the regions, each with
                         domain, key, class, judged_as, weight, pixels, box, picture
       000.png           a region outlined in its image and in its label map
 
-Weights are those of ``ppar.cell_weights``, of untouched images at ``data.size``.
-Letters: K classes, W width of the decoder's features, (h, w) grid of cells, (H, W) pixels of the image seen.
+The judges are those of ``ppar.trust``: they look at the tower as it was loaded, so what the run has learned
+does not matter, and it need not have used them. Images are seen at ``data.size``.
+Letters: K classes, (h, w) grid of cells, (H, W) pixels of the image seen.
 """
 
 from __future__ import annotations
 
 import heapq
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -26,26 +28,26 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional
 
-from ppar_dist.checkpoint import METHOD, opened, write_atomically
-from ppar_dist.class_sets import ClassSet
+from ppar_dist.checkpoint import write_atomically
+from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import LeftOut
-from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.evaluation.palette_images import palette_image
-from ppar_dist.models.segmentor import Segmentor
-from ppar_dist.ppar.cell_weights import by_class, raw_weights
-from ppar_dist.ppar.cells import cell_labels, cells_to_pixels
-from ppar_dist.ppar.judges import Judges, cell_features, reliability
+from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells, survey_sources
+from ppar_dist.models.backbone import build_backbone
+from ppar_dist.ppar.cells import cells_to_pixels
+from ppar_dist.ppar.gaussian import LinearClassifier
+from ppar_dist.ppar.trust import reliability
 from ppar_dist.run import paths
 
-_DISTRUSTED = 0.5  # weight below which a cell belongs to a region
+_DISTRUSTED = 0.5  # p_y / max p below which a cell belongs to a region
 _FEWEST = 4  # cells of a region: a cell at the border of two classes says nothing
 _RED = np.array([255, 40, 40], np.uint8)
 
@@ -60,7 +62,7 @@ class Region:
     key: str
     label: str
     judged_as: str  # the class that the judge finds most probable
-    weight: float  # mean over its cells
+    weight: float  # trust in the class of the domain, times mean p_y / max p over its cells
     pixels: int  # of the stored label map, about
     box: tuple[int, int, int, int]  # left, top, right, bottom in pixels of the stored label map
 
@@ -80,9 +82,8 @@ class Region:
 class Audit:
     """What was found."""
 
-    checkpoint: str
     images: dict[str, int]  # looked at, by domain
-    weights: dict[str, dict[str, float]]  # mean by domain and class, where cells were judged
+    trust: dict[str, dict[str, float]]  # by domain and class, where it was judged
     regions: list[Region]  # the most distrusted first
     folder: Path
 
@@ -92,10 +93,10 @@ class Audit:
         return self.folder / paths.REGIONS
 
     def table(self) -> str:
-        """Mean weight by domain and class as plain text columns."""
-        names = sorted({name for row in self.weights.values() for name in row})
+        """Trust by domain and class as plain text columns."""
+        names = sorted({name for row in self.trust.values() for name in row})
         rows = [["domain", "images", *names]]
-        for domain, row in self.weights.items():
+        for domain, row in self.trust.items():
             cells = (f"{row[name]:.2f}" if name in row else "-" for name in names)
             rows.append([domain, str(self.images[domain]), *cells])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -122,7 +123,6 @@ def audit(
     images: int = 200,
     most: int = 50,
     device: torch.device | str = "cpu",
-    which: str = "latest",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Audit:
     """Judge the labels of a run's sources, and write the most distrusted regions into its folder.
@@ -131,116 +131,94 @@ def audit(
         run: a run folder.
         images: of each source, spread evenly; 0: all.
         most: regions to keep.
-        device: where the model runs.
-        which: ``latest`` or ``best`` (on held-out source data).
+        device: where the tower runs.
         progress: called with (domain, images done, images in all).
 
     Raises:
-        UserError: the run has no judges, or its checkpoint or a source cannot be used.
+        UserError: the run has fewer than two sources, or a source or the tower's weights cannot be used.
     """
     run = Path(run)
     if not paths.config_file(run).exists():
         raise UserError(f"an audit is written into a run folder, and {run} has no config.yaml; give the run")
-    with opened(run, which) as checkpoint:
-        segmentor, config, classes = read_segmentor(checkpoint, device)
-        judges = _judges(checkpoint, config, classes, device)
-    totals = torch.zeros(len(config.data.sources), classes.num_classes, 2, dtype=torch.float64)
+    config = load_config(paths.config_file(run))
+    classes, names = class_set(config.data.classes), [source.name for source in config.data.sources]
+    if len(names) < 2:
+        raise UserError(f"an audit lets sources judge each other, and {run} has {names[0]} alone")
+    indexes = [DomainIndex.open(config.data.root / name, config.data.max_bad_ratio) for name in names]
+    torch.manual_seed(config.seed)
+    backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
+    judged = survey_sources(backbone, config, indexes, classes.num_classes, device)
     found: list[tuple[float, int, _Found]] = []  # a heap: the least distrusted of those kept comes first
     order = count(0, -1)  # of equals the first ones stay
     looked = {}
-    for number, source in enumerate(config.data.sources):
-        index = DomainIndex.open(config.data.root / source.name, config.data.max_bad_ratio)
-        chosen, left_out = _spread(len(index), images), LeftOut(source.name)
+    for number, (name, index) in enumerate(zip(names, indexes, strict=True)):
+        chosen, left_out = evenly(len(index), images), LeftOut(name)
+        look = _Judge(
+            TowerFeatures(backbone), judged.judges[number], judged.trust[number], name, config, classes
+        )
         for done, at in enumerate(chosen, start=1):
             for sample in eval_samples(index, at, at + 1, config.data.size, left_out):
-                regions, sums = _look(segmentor, judges, number, source.name, sample, config, classes)
-                totals[number] += sums
-                for one in regions:
+                for one in look.at(sample, device):
                     heapq.heappush(found, (one.region.loss, next(order), one))
                     if len(found) > most:
                         heapq.heappop(found)
             if progress is not None:
-                progress(source.name, done, len(chosen))
-        looked[source.name] = len(chosen) - left_out.count
+                progress(name, done, len(chosen))
+        looked[name] = len(chosen) - left_out.count
     ranked = [one for _, _, one in sorted(found, key=lambda item: item[:2], reverse=True)]
-    weights = {
-        source.name: {
-            name: total / cells
-            for name, (total, cells) in zip(classes.classes, rows.tolist(), strict=True)
-            if cells
+    trust = {
+        name: {
+            label: value
+            for label, value, agreed in zip(classes.classes, values.tolist(), agreement.tolist(), strict=True)
+            if not math.isnan(agreed)
         }
-        for source, rows in zip(config.data.sources, totals, strict=True)
+        for name, values, agreement in zip(names, judged.trust, judged.agreement, strict=True)
     }
-    result = Audit(checkpoint.name, looked, weights, [one.region for one in ranked], paths.audit(run))
+    result = Audit(looked, trust, [one.region for one in ranked], paths.audit(run))
     _write(result, ranked, classes)
     return result
 
 
-def _judges(checkpoint: Path, config: Config, classes: ClassSet, device: torch.device | str) -> Judges:
-    cells = config.ppar.reweighting.cells
-    if not (config.ppar.enabled and config.ppar.reweighting.enabled and cells.enabled):
-        raise UserError(
-            "an audit asks the judges of cells, and this run has none; train with "
-            "ppar.reweighting.cells.enabled=true"
-        )
-    state = load_file(checkpoint / METHOD)
-    judges = Judges(len(config.data.sources), classes.num_classes, config.model.decoder.width, device)
-    judges.load_state_dict({name: state[f"judges.{name}"] for name in judges.state_dict()})
-    return judges
+@dataclass(frozen=True)
+class _Judge:
+    """One domain's judge and what it needs to look at an image."""
 
+    features: TowerFeatures
+    classifier: LinearClassifier
+    trust: Tensor  # (K,)
+    domain: str
+    config: Config
+    classes: ClassSet
 
-def _spread(total: int, wanted: int) -> list[int]:
-    """``wanted`` numbers spread evenly over ``total`` (all of them when there are fewer, or for 0)."""
-    if not wanted or wanted >= total:
-        return list(range(total))
-    return [(2 * i + 1) * total // (2 * wanted) for i in range(wanted)]
-
-
-@torch.inference_mode()
-def _look(
-    segmentor: Segmentor,
-    judges: Judges,
-    number: int,
-    domain: str,
-    sample: EvalSample,
-    config: Config,
-    classes: ClassSet,
-) -> tuple[list[_Found], Tensor]:
-    """The distrusted regions of an image, and its sums of weights and cells by class (K, 2)."""
-    device = judges.weights.device
-    size = (sample.image.shape[1], sample.image.shape[2])
-    embedding = segmentor(sample.image[None].to(device)).embedding  # (1, W, h, w)
-    grid = (embedding.shape[2], embedding.shape[3])
-    seen = functional.interpolate(sample.label[None, None].float(), size=size, mode="nearest")
-    truth = cell_labels(seen[0].to(torch.uint8), grid, classes.num_classes, config.ppar.min_purity)
-    labels = truth.flatten(1).to(device)
-    logits = judges.logits(cell_features(embedding), torch.tensor([number], device=device))
-    r, judged = reliability(logits, labels, judges.known()[number][None])
-    weights = raw_weights(r, config.ppar.reweighting.cells) * judged
-    sums = by_class(weights, labels.masked_fill(~judged, classes.num_classes), classes.num_classes)[0]
-    known = judges.known()[number]
-    guesses = logits[0].masked_fill(~known.unsqueeze(1), -torch.inf).view(-1, *grid).cpu()
-    distrusted = (judged & (weights < _DISTRUSTED)).view(grid).cpu().numpy()
-    maps = truth[0].numpy(), weights.view(grid).cpu().numpy()
-    scale = sample.label.shape[0] / size[0], sample.label.shape[1] / size[1]
-    found = []
-    for cells in _components(distrusted, maps[0]):
-        mask = cells_to_pixels(torch.from_numpy(cells)[None], size)[0].numpy()
-        rows, columns = np.nonzero(mask)
-        top, bottom = rows.min() * scale[0], (rows.max() + 1) * scale[0]
-        left, right = columns.min() * scale[1], (columns.max() + 1) * scale[1]
-        judged_as = int(guesses[:, torch.from_numpy(cells)].mean(1).argmax())
-        region = Region(
-            domain=domain,
-            key=sample.key,
-            label=classes.classes[int(maps[0][cells][0])],
-            judged_as=classes.classes[judged_as],
-            weight=float(maps[1][cells].mean()),
-            pixels=round(len(rows) * scale[0] * scale[1]),
-            box=(round(left), round(top), round(right), round(bottom)),
-        )
-        found.append(_Found(region, sample, mask))
-    return found, sums.double().cpu()
+    def at(self, sample: EvalSample, device: torch.device | str) -> Iterator[_Found]:
+        """The regions of an image whose label the judge finds less than half as probable as another."""
+        size = (sample.image.shape[1], sample.image.shape[2])
+        seen = self.features(sample.image.to(device)).cpu()
+        grid = (seen.shape[1], seen.shape[2])
+        truth = labels_of_cells(sample, grid, self.classes.num_classes, self.config.ppar.min_purity)
+        logits = self.classifier.log_probabilities(seen.flatten(1).t())  # (N, K)
+        labels = truth.flatten().clamp(max=self.classes.num_classes - 1)
+        judged = (truth.flatten() < self.classes.num_classes) & self.classifier.biases.isfinite()[labels]
+        agreed = torch.where(judged, reliability(logits, labels).exp(), 1.0)
+        weights = (agreed * self.trust[labels]).view(grid)
+        scale = sample.label.shape[0] / size[0], sample.label.shape[1] / size[1]
+        for cells in _components((agreed < _DISTRUSTED).view(grid).numpy(), truth.numpy()):
+            mask = cells_to_pixels(torch.from_numpy(cells)[None], size)[0].numpy()
+            rows, columns = np.nonzero(mask)
+            top, bottom = rows.min() * scale[0], (rows.max() + 1) * scale[0]
+            left, right = columns.min() * scale[1], (columns.max() + 1) * scale[1]
+            inside = torch.from_numpy(cells)
+            judged_as = int(logits.view(*grid, -1)[inside].clamp_min(-1e3).mean(0).argmax())
+            region = Region(
+                domain=self.domain,
+                key=sample.key,
+                label=self.classes.classes[int(truth[inside][0])],
+                judged_as=self.classes.classes[judged_as],
+                weight=float(weights[inside].mean()),
+                pixels=round(len(rows) * scale[0] * scale[1]),
+                box=(round(left), round(top), round(right), round(bottom)),
+            )
+            yield _Found(region, sample, mask)
 
 
 def _components(chosen: Mask, labels: npt.NDArray[Any]) -> Iterator[Mask]:
@@ -273,12 +251,7 @@ def _write(result: Audit, found: list[_Found], classes: ClassSet) -> None:
         name = f"{number:03d}.png"
         _picture(one, classes).save(result.folder / name)
         rows.append({**one.region.to_dict(), "picture": name})
-    text = {
-        "checkpoint": result.checkpoint,
-        "images": result.images,
-        "weights": result.weights,
-        "regions": rows,
-    }
+    text = {"images": result.images, "trust": result.trust, "regions": rows}
     write_atomically(result.folder / paths.REGIONS, json.dumps(text, indent=1) + "\n")
 
 

@@ -12,6 +12,7 @@ features, (H, W) pixels.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,6 +28,7 @@ from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
 from ppar_dist.models.features import Features
+from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.models.text import text_prototypes
 
 
@@ -36,9 +38,6 @@ class Prediction:
 
     logits: Float[Tensor, "B K h_1 w_1"]  # h_1 = ceil(H/4), w_1 = ceil(W/4); float32
     dense: Float[Tensor, "B D h w"]  # features to align, not normalised; (B, D, 0, 0) when not asked for
-    embedding: Float[
-        Tensor, "B W h w"
-    ]  # the decoder's features, averaged over the same cells, or (B, W, 0, 0)
 
 
 class Segmentor(nn.Module):
@@ -51,6 +50,7 @@ class Segmentor(nn.Module):
         num_classes: K.
         features: ``dense``: the backbone's joint features are aligned; ``embedding``: the decoder's, averaged
             over the same cells and projected by P.
+        prototypes: add the logits of prototypes to a prediction, once `load_refit` has brought them.
 
     Raises:
         UserError: a text classifier without text, or with text of another shape.
@@ -65,11 +65,13 @@ class Segmentor(nn.Module):
         text: Tensor | None,
         num_classes: int,
         features: Literal["dense", "embedding"] = "dense",
+        prototypes: bool = False,
     ) -> None:
         super().__init__()
         self.backbone = backbone
         self.decoder = build_decoder(cfg.decoder, backbone.channels, backbone.strides)
         self.features, self.scale, self.classifier = features, cfg.logit_scale, cfg.classifier
+        self.num_classes, self.width = num_classes, cfg.decoder.width
         width = cfg.decoder.width
         linear = cfg.classifier == "linear"
         if not linear:
@@ -82,6 +84,12 @@ class Segmentor(nn.Module):
         self.projection: nn.Parameter | None = None  # P
         if not linear or features == "embedding":
             self.projection = nn.Parameter(nn.init.orthogonal_(torch.empty(backbone.embed_dim, width)))
+        self._level = _level_nearest(backbone.strides)
+        self.prototype_weights: Tensor | None
+        self.prototype_biases: Tensor | None
+        both = width + backbone.channels[self._level]
+        self.register_buffer("prototype_weights", torch.zeros(num_classes, both) if prototypes else None)
+        self.register_buffer("prototype_biases", torch.zeros(num_classes) if prototypes else None)
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"], dense: bool = True) -> Prediction:
         """Segment raw images.
@@ -94,11 +102,9 @@ class Segmentor(nn.Module):
         prepared = self.backbone.prepare(images)
         found = self.backbone(prepared, dense=dense and self.features == "dense")
         narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
-        embedding = self._embedding(narrow, height, width) if dense else narrow[..., :0, :0]
         return Prediction(
-            self._logits(narrow, height, width),
-            self._dense(found, embedding, dense, height, width),
-            embedding,
+            self._logits(narrow, found.pyramid[self._level], height, width),
+            self._dense(found, narrow, dense, height, width),
         )
 
     def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
@@ -108,22 +114,58 @@ class Segmentor(nn.Module):
         prediction: Prediction = self(images)
         return prediction.dense
 
-    def _logits(self, narrow: Tensor, height: int, width: int) -> Tensor:
-        stride = self.backbone.strides[0]
-        rows, columns = math.ceil(height / 4), math.ceil(width / 4)
-        if stride == 4:
-            return self._classify(narrow[..., :rows, :columns])
-        # The scale is given, so that pixel 4i of the image keeps its place whatever the padding.
-        resized = F.interpolate(
-            self._classify(narrow),
-            scale_factor=stride / 4,
-            mode="bilinear",
-            align_corners=False,
-            recompute_scale_factor=False,
-        )
-        return resized[..., :rows, :columns]
+    @torch.no_grad()
+    def pixel_features(self, image: Shaped[Tensor, "3 H W"]) -> Float[Tensor, "V h_1 w_1"]:
+        """What `load_refit`'s classifiers take of an image: the decoder's features and those of a level."""
+        height, width = image.shape[1:]
+        prepared = self.backbone.prepare(image[None])
+        found = self.backbone(prepared, dense=False)
+        narrow = self.decoder(found.pyramid)
+        level = resize_bilinear(found.pyramid[self._level], (narrow.shape[2], narrow.shape[3]))
+        return self._on_fours(torch.cat([narrow.float(), level.float()], 1), height, width)[0]
 
-    def _classify(self, narrow: Tensor) -> Tensor:
+    @torch.no_grad()
+    def load_refit(self, fitted: Mapping[str, Tensor]) -> None:
+        """Take classifiers that were fitted to `pixel_features`.
+
+        Args:
+            fitted: ``linear.weight`` (K, W) and ``linear.bias`` (K,) replace those of the linear classifier;
+                ``prototype_weights`` (K, W + C) and ``prototype_biases`` (K,) add logits to a prediction.
+        """
+        mine = self.state_dict()
+        for name, value in fitted.items():
+            mine[name].copy_(value.view_as(mine[name]))
+
+    def _logits(self, narrow: Tensor, level: Tensor, height: int, width: int) -> Tensor:
+        return self._on_fours(self._classify(narrow, level), height, width)
+
+    def _on_fours(self, maps: Tensor, height: int, width: int) -> Tensor:
+        """Maps of the finest stride on the grid of the logits."""
+        stride = self.backbone.strides[0]
+        if stride != 4:
+            # The scale is given, so that pixel 4i of the image keeps its place whatever the padding.
+            maps = F.interpolate(
+                maps,
+                scale_factor=stride / 4,
+                mode="bilinear",
+                align_corners=False,
+                recompute_scale_factor=False,
+            )
+        return maps[..., : math.ceil(height / 4), : math.ceil(width / 4)]
+
+    def _classify(self, narrow: Tensor, level: Tensor) -> Tensor:
+        logits = self._learned_logits(narrow)
+        if self.training or self.prototype_weights is None:
+            return logits
+        assert self.prototype_biases is not None
+        with torch.autocast(logits.device.type, enabled=False):
+            # Classifying and resizing commute.
+            near = F.conv2d(narrow.float(), self.prototype_weights[:, : self.width, None, None])
+            far = F.conv2d(level.float(), self.prototype_weights[:, self.width :, None, None])
+            far = resize_bilinear(far, (near.shape[2], near.shape[3]))
+            return logits + near + far + self.prototype_biases[:, None, None]
+
+    def _learned_logits(self, narrow: Tensor) -> Tensor:
         if self.linear is not None:
             logits: Tensor = self.linear(narrow).float()
             return logits
@@ -137,12 +179,13 @@ class Segmentor(nn.Module):
         mean = F.avg_pool2d(narrow, cells, ceil_mode=True, count_include_pad=False)  # (B, W, h, w)
         return self.backbone.crop_dense(mean, height, width)
 
-    def _dense(self, found: Features, embedding: Tensor, asked: bool, height: int, width: int) -> Tensor:
+    def _dense(self, found: Features, narrow: Tensor, asked: bool, height: int, width: int) -> Tensor:
         if not asked:
-            return embedding.new_zeros(len(embedding), self.backbone.embed_dim, 0, 0)
+            return narrow.new_zeros(len(narrow), self.backbone.embed_dim, 0, 0)
         if found.dense is not None:
             return self.backbone.crop_dense(found.dense, height, width)
         assert self.projection is not None
+        embedding = self._embedding(narrow, height, width)
         return F.conv2d(embedding, self.projection[:, :, None, None])
 
     def param_groups(self, optim: OptimConfig) -> list[dict[str, Any]]:
@@ -187,8 +230,20 @@ def build_segmentor(
             # Right in shape; a checkpoint brings the values.
             text = torch.eye(class_set.num_classes, backbone.embed_dim)
     backbone.drop_text_tower()
-    segmentor = Segmentor(cfg.model, backbone, text, class_set.num_classes, cfg.ppar.alignment.features)
+    segmentor = Segmentor(
+        cfg.model,
+        backbone,
+        text,
+        class_set.num_classes,
+        cfg.ppar.alignment.features,
+        cfg.refit.prototypes,
+    )
     return segmentor, text if load_weights else None
+
+
+def _level_nearest(strides: tuple[float, ...], wanted: float = 16.0) -> int:
+    """The level of a pyramid whose stride is nearest ``wanted``: deep, and still fine."""
+    return min(range(len(strides)), key=lambda i: abs(math.log2(strides[i] / wanted)))
 
 
 def _check_text(text: Tensor | None, num_classes: int, embed_dim: int) -> None:

@@ -31,8 +31,8 @@ class MethodMetrics:
         self.ess = gauge("effective_sample_size_ratio", "(sum w)^2 / sum w^2 over the batch size.")
         self.reliability = gauge("reliability", "Mean log probability of a domain's classes.", "domain")
         self.risk = gauge("source_risk", "Weighted source risk.", "domain")
-        self.cell_weight = gauge(
-            "cell_weight", "Mean weight of cells by the other domains, 1 is full trust.", "domain", "class"
+        self.trust = gauge(
+            "trust", "Trust in the labels of a domain and class, 1 is full.", "domain", "class"
         )
 
     def _register_alignment(self, registry: Registry, config: PparConfig) -> None:
@@ -81,9 +81,9 @@ class MethodMetrics:
         for number, name in enumerate(self._classes):
             set_known(self.similarity.labels(name), detail.prototype_text_similarity[number])
             set_known(self.drift.labels(name), detail.prototype_drift[number])
-        for domain, weights in zip(self._domains, detail.cell_weights or (), strict=False):
-            for label, weight in zip(self._classes, weights, strict=True):
-                set_known(self.cell_weight.labels(domain, label), weight)
+        for domain, trust in zip(self._domains, detail.trust or (), strict=False):
+            for label, value in zip(self._classes, trust, strict=True):
+                set_known(self.trust.labels(domain, label), value)
         for m, (row, seen) in enumerate(zip(detail.cells_total, self._cells_seen, strict=True)):
             for k, (total, before) in enumerate(zip(row, seen, strict=True)):
                 new = max(0.0, total - before) if count_cells else 0.0  # after a rollback there are fewer

@@ -154,7 +154,7 @@ class CellFeatures:
 
     labels: Int64[Tensor, "B N"]  # 255 is ignored
     counts: Float[Tensor, "B K"]  # labelled cells per class
-    sums: Float[Tensor, "B K D"]  # of unit features, weighted
+    sums: Float[Tensor, "B K D"]  # of unit features
     cosines: Float[Tensor, "B K N"] | None  # to the prototypes, if there were any
 
     @property
@@ -173,21 +173,17 @@ def cell_features(
     cells: Int64[Tensor, "B h w"],
     num_classes: int,
     prototypes: Float[Tensor, "K D"] | None = None,
-    weights: Float[Tensor, "B N"] | None = None,
 ) -> CellFeatures:
     """Products of the unit features of dense features labelled by cells.
 
     Works in float32 (float64 stays), because norms and sums over cells lose too much in bf16.
-    ``prototypes``, unit rows, get no gradient. ``weights`` are factors on the cells in the sums; counts
-    are of cells, whatever they weigh.
+    ``prototypes``, unit rows, get no gradient.
     """
     features = full_precision(dense).flatten(2)  # (B, D, N)
     labels = cells.flatten(1)  # (B, N)
     classes = torch.arange(num_classes, device=cells.device).view(1, -1, 1)
     one_hot = (labels.unsqueeze(1) == classes).to(features.dtype)  # (B, K, N)
     counts = one_hot.sum(2)
-    if weights is not None:
-        one_hot = one_hot * weights.unsqueeze(1)
     sums, cosines = _UnitProducts.apply(features, one_hot, prototypes)
     return CellFeatures(labels, counts, sums, cosines)
 

@@ -57,9 +57,7 @@ class Detail:
     prototype_drift: list[float]  # (K,), of the last step
     cells_total: list[list[float]]  # (M, K), cumulative
     prototype_checksum: int  # equal on all ranks, or something is wrong
-    cell_weights: Sequence[Sequence[float]] | None = (
-        None  # (M, K) mean raw weights, nan where nothing is judged
-    )
+    trust: list[list[float]] | None = None  # (M, K) in the labels
 
 
 @dataclass(frozen=True)
@@ -132,6 +130,6 @@ def _detail_by_name(detail: Detail, domains: Sequence[str], classes: Sequence[st
     values |= _by_name("prototype_drift", classes, detail.prototype_drift)
     for domain, row in zip(domains, detail.cells_total, strict=True):
         values |= _by_name(f"cells_total/{domain}", classes, row)
-    for domain, weights in zip(domains, detail.cell_weights or (), strict=False):
-        values |= _by_name(f"cell_weight/{domain}", classes, weights)
+    for domain, trust in zip(domains, detail.trust or (), strict=False):
+        values |= _by_name(f"trust/{domain}", classes, trust)
     return values

@@ -4,9 +4,11 @@ One step of one rank, with any number of micro-batches:
 
     settings = objective.begin_step(progress)
     for each micro-batch:
-        cell_weights = objective.cell_weights(settings, embedding, labels, domains)
-        seg_loss = segmentation_loss(logits, labels, cell_weights)
-        losses = objective.losses(settings, dense, labels, domains, seg_loss, batch_slots, cell_weights)
+        weights = objective.label_weights(domains)
+        seg_loss = segmentation_loss(logits, labels, weights and weights.of(labels))
+        losses = objective.losses(
+            settings, dense, labels, domains, seg_loss, batch_slots, label_weights=weights
+        )
         (losses.total.sum() / images_of_the_step_on_this_rank).backward()
     all-reduce objective.buffer.flat (SUM)      # may start before the last backward pass
     figures = objective.end_step(settings)
@@ -31,13 +33,13 @@ from torch import Tensor
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.losses import masked_mean
-from ppar_dist.ppar import alignment, cell_weights, cells, judges, reweighting, statistics
+from ppar_dist.ppar import alignment, cells, reweighting, statistics
 from ppar_dist.ppar.alignment import Term
-from ppar_dist.ppar.cell_weights import CellWeights
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.ppar.step_settings import StepSettings
 from ppar_dist.ppar.sync import SyncBuffer
+from ppar_dist.ppar.trust import LabelWeights
 
 __all__ = ["BatchLosses", "Figures", "Objective", "StepSettings"]
 
@@ -71,7 +73,6 @@ class Objective:
         global_batch: int = 0,
         device: torch.device | str = "cpu",
         shared_counts: Mapping[str, tuple[int, ...]] | None = None,
-        embedding_width: int = 0,
     ) -> None:
         """Start without any statistics.
 
@@ -83,7 +84,6 @@ class Objective:
             global_batch: images per step over all ranks, to report weights per sample; 0: not wanted.
             device: of the predictions.
             shared_counts: shapes by name of further entries of the buffer, which the caller fills.
-            embedding_width: W of the decoder's features, for the judges of cells.
 
         Raises:
             UserError: the method is on and ``text`` is missing or does not have K rows.
@@ -101,7 +101,7 @@ class Objective:
                     f"the method needs a text prototype for each of {num_classes} classes, got {got}; "
                     "check text.file against data.classes, or set ppar.enabled=false"
                 )
-            self.state = MethodState(config, text, num_domains, self.device, embedding_width)
+            self.state = MethodState(config, text, num_domains, self.device)
             layout |= self.state.layout()
         self.buffer = SyncBuffer(layout, self.device)
 
@@ -114,40 +114,11 @@ class Objective:
             return StepSettings(stage=alignment.stage_at(progress, self.config.alignment.boundaries))
         return self.state.settings(progress)
 
-    @torch.no_grad()
-    def cell_weights(
-        self,
-        settings: StepSettings,
-        embedding: Float[Tensor, "B W h w"],
-        labels: Integer[Tensor, "B H W2"],
-        domains: Int64[Tensor, " B"],
-    ) -> CellWeights | None:
-        """Weights of a micro-batch's cells, None where all count the same; sums go to the buffer.
-
-        Args:
-            settings: of this step, from `begin_step`.
-            embedding: the decoder's features of the cells.
-            labels: class ids, 255 is ignored.
-            domains: source numbers.
-        """
-        if self.state is None or self.state.judges is None:
+    def label_weights(self, domains: Int64[Tensor, " B"]) -> LabelWeights | None:
+        """Weights of a micro-batch's labels, from the trust in its domains; None where all count the same."""
+        if self.state is None or self.state.trust is None:
             return None
-        court, grid = self.state.judges, (embedding.shape[2], embedding.shape[3])
-        truth = cells.cell_labels(labels, grid, self.num_classes, self.config.min_purity).flatten(1)  # (B, N)
-        with torch.autocast(embedding.device.type, enabled=False):
-            features = judges.cell_features(embedding)
-            logits = court.logits(features, domains)
-            r, judged = judges.reliability(logits, truth, court.known()[domains])
-            raw = cell_weights.raw_weights(r, self.config.reweighting.cells) * judged
-            gradient, counts = court.gradient(features, truth, domains)
-        self.buffer.add("judges", gradient)
-        self.buffer.add("judged", counts)
-        sums = cell_weights.by_class(raw, truth.masked_fill(~judged, self.num_classes), self.num_classes)
-        self.buffer.add("cells", statistics.by_domain(domains, sums, self.num_domains))
-        if settings.class_means is None:
-            return None
-        weights = cell_weights.relative_weights(raw, truth, judged, settings.class_means)
-        return CellWeights(weights.view(-1, *grid))
+        return LabelWeights(self.state.trust[domains])
 
     def losses(
         self,
@@ -159,7 +130,7 @@ class Objective:
         batch_slots: Int64[Tensor, " B"] | None = None,
         teacher_dense: Float[Tensor, "B D h2 w2"] | None = None,
         attempts: Int64[Tensor, " B"] | None = None,
-        cell_weights: CellWeights | None = None,
+        label_weights: LabelWeights | None = None,
     ) -> BatchLosses:
         """Losses and weights of a micro-batch; its sums go to the buffer.
 
@@ -173,7 +144,7 @@ class Objective:
             teacher_dense: features of the teacher, with ``bank.teacher`` frozen or ema: these feed the
                 bank, and on steps without them it is left alone.
             attempts: bad samples that each sample stands for, to be reported too; None: none.
-            cell_weights: of the micro-batch; alignment and the bank weigh cells by them too.
+            label_weights: of the micro-batch; the pixel stage weighs its cells by them, too.
 
         Raises:
             UserError: features and text prototypes differ in width.
@@ -183,7 +154,7 @@ class Objective:
         if self.state is not None:
             assert dense is not None, "the method is on: it needs dense features"
             with torch.autocast(dense.device.type, enabled=False):
-                aligned = self._align(settings, dense, labels, domains, teacher_dense, cell_weights)
+                aligned = self._align(settings, dense, labels, domains, teacher_dense, label_weights)
         weights, u, known = self._weigh(settings, aligned)
         total = seg_loss.float()
         for term in aligned.terms.values():
@@ -256,7 +227,6 @@ class Objective:
         labels: Tensor,
         width: int,
         prototypes: Tensor | None = None,
-        weights: CellWeights | None = None,
     ) -> cells.CellFeatures:
         if dense.shape[1] != width:
             raise UserError(
@@ -265,8 +235,7 @@ class Objective:
             )
         grid = (dense.shape[2], dense.shape[3])
         truth = cells.cell_labels(labels, grid, self.num_classes, self.config.min_purity)
-        factors = None if weights is None or weights.cells.shape[1:] != grid else weights.cells.flatten(1)
-        return cells.cell_features(dense, truth, self.num_classes, prototypes, factors)
+        return cells.cell_features(dense, truth, self.num_classes, prototypes)
 
     def _align(
         self,
@@ -275,7 +244,7 @@ class Objective:
         labels: Tensor,
         domains: Tensor,
         teacher: Tensor | None,
-        weights: CellWeights | None,
+        weights: LabelWeights | None,
     ) -> _Aligned:
         text, prototypes = settings.text, settings.prototypes
         assert text is not None
@@ -284,7 +253,7 @@ class Objective:
         visual, pools = settings.visual_weight > 0, settings.text_weight > 0 or settings.visual_weight > 0
         # A graph is recorded only where a loss needs it.
         dense = _tracked(dense, pools or settings.pixel_weight > 0)
-        features = self._cells(dense, labels, width, prototypes if settings.needs_cosines else None, weights)
+        features = self._cells(dense, labels, width, prototypes if settings.needs_cosines else None)
         pooled, present = cells.pool(_tracked(features.sums, pools)), features.present
         terms: dict[str, Term] = {}
         if settings.text_weight > 0:
@@ -299,11 +268,11 @@ class Objective:
             assert teacher is None, "teacher features were given and bank.teacher is student"
             self._feed_bank(features, domains)
         elif teacher is not None:
-            self._feed_bank(self._cells(teacher.detach(), labels, width, weights=weights), domains)
+            self._feed_bank(self._cells(teacher.detach(), labels, width), domains)
         return _Aligned(terms, r.detach(), valid)
 
     def _pixel(
-        self, settings: StepSettings, cosines: Tensor, labels: Tensor, weights: CellWeights | None
+        self, settings: StepSettings, cosines: Tensor, labels: Tensor, weights: LabelWeights | None
     ) -> dict[str, Term]:
         """Pixel loss of the admitted cells; the difficulty comes from the same logits.
 
@@ -320,7 +289,7 @@ class Objective:
         admitted = alignment.admitted_cells(hard, valid, settings.threshold)
         self.buffer.add("admission", torch.stack([admitted.sum(), valid.sum()]))
         if weights is not None:
-            loss = loss * weights.cells.flatten(1)
+            loss = loss * weights.of(labels)
         return {"pixel": Term(settings.pixel_weight, masked_mean(loss, admitted), admitted.any(1))}
 
     @torch.no_grad()

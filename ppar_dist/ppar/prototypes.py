@@ -11,6 +11,8 @@ from torch import Tensor
 
 from ppar_dist.ppar.cells import unit
 
+_LEAST_TRUST = 1e-3  # a class that is distrusted everywhere keeps its direction
+
 
 class PrototypeBank:
     """Moving sums and counts of unit cell features per domain and class.
@@ -41,10 +43,16 @@ class PrototypeBank:
         """Unit centroids, zero where nothing was seen, and what was seen."""
         return unit(self.sums), self.counts > 0  # S̄ / n̄ and S̄ have one direction
 
-    def class_means(self) -> Float[Tensor, "K D"]:
-        """Mean of a class's unit centroids over the domains that have it, weighed equally; else 0."""
+    def class_means(self, trust: Float[Tensor, "M K"] | None = None) -> Float[Tensor, "K D"]:
+        """Mean of a class's unit centroids over the domains that have it, else 0.
+
+        Domains weigh by the trust in their labels of the class, or equally.
+        """
         centroids, seen = self.centroids()
-        return centroids.sum(0) / seen.sum(0).clamp_min(1).unsqueeze(-1)
+        shares = seen.to(centroids.dtype)
+        if trust is not None:
+            shares = shares * trust.clamp_min(_LEAST_TRUST)
+        return (centroids * shares.unsqueeze(-1)).sum(0) / shares.sum(0).clamp_min(_LEAST_TRUST).unsqueeze(-1)
 
 
 def visual_text_prototypes(

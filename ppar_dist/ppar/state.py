@@ -16,9 +16,7 @@ from torch import Tensor
 from ppar_dist.config.schema import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar import alignment, diagnostics, statistics
-from ppar_dist.ppar.cell_weights import MovingWeights
 from ppar_dist.ppar.cells import unit
-from ppar_dist.ppar.judges import Judges
 from ppar_dist.ppar.prototypes import PrototypeBank, visual_text_prototypes
 from ppar_dist.ppar.reweighting import MovingMoments
 from ppar_dist.ppar.step_settings import StepSettings
@@ -34,7 +32,6 @@ class MethodState:
         text: Float[Tensor, "K D"],
         num_domains: int,
         device: torch.device,
-        embedding_width: int = 0,
     ) -> None:
         """Empty statistics.
 
@@ -43,7 +40,6 @@ class MethodState:
             text: the original text prototypes.
             num_domains: M.
             device: of the predictions.
-            embedding_width: W of the decoder's features, for the judges of cells.
         """
         self.config = config
         self.text = unit(text.detach().to(device, torch.float32))  # (K, D)
@@ -51,10 +47,9 @@ class MethodState:
         self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
         self.moments = MovingMoments(config.reweighting.momentum)
         self.difficulty = alignment.DifficultyHistogram(config.alignment.difficulty_bins)
-        self.judges: Judges | None = None
-        if config.reweighting.enabled and config.reweighting.cells.enabled:
-            self.judges = Judges(num_domains, classes, embedding_width, device)
-            self.cell_weights = MovingWeights(num_domains, classes, config.reweighting.momentum)
+        self.trust: Tensor | None = None  # (M, K), see `ppar.trust`; it stays what the survey found
+        if config.reweighting.enabled and config.reweighting.trust.enabled:
+            self.trust = torch.ones(num_domains, classes, device=device)
         self.prototypes = self._visual_text()  # (K, D)
         self._before = self.prototypes
 
@@ -78,7 +73,6 @@ class MethodState:
             needs_cosines=ready and stage >= alignment.Stage.VISUAL_TEXT,
             moments=self.moments.moments(),
             reweight=weighing.enabled and stage >= weighing.start_stage,
-            class_means=self._class_means(progress),
             text=self.text,
             prototypes=self.prototypes,
         )
@@ -90,10 +84,6 @@ class MethodState:
             "difficulty": (len(self.difficulty.counts),),
         }
         large = {"counts": tuple(self.bank.counts.shape), "sums": tuple(self.bank.sums.shape)}
-        if self.judges is not None:
-            small["cells"] = tuple(self.cell_weights.sums.shape)  # Σu, number of judged cells
-            large["judged"] = tuple(self.judges.seen.shape)  # cells by domain and class
-            large["judges"] = tuple(self.judges.weights.shape)  # gradient
         return small | large
 
     def fold(self, buffer: SyncBuffer, head: Float[Tensor, " front"]) -> None:
@@ -101,9 +91,6 @@ class MethodState:
         sums = statistics.overall(buffer, head)
         self.moments.fold(sums.r, sums.r_square, sums.n_r, sums.u, sums.n_u)
         self.difficulty.fold(buffer.view("difficulty", head).tolist())
-        if self.judges is not None:
-            self.cell_weights.fold(buffer.view("cells", head))
-            self.judges.fold(buffer.view("judges"), buffer.view("judged"))
         self.bank.fold(buffer.view("sums"), buffer.view("counts"))
         self._before, self.prototypes = self.prototypes, self._visual_text()
 
@@ -116,7 +103,7 @@ class MethodState:
             prototype_drift=diagnostics.prototype_drift(self.prototypes, self._before).tolist(),
             cells_total=self.bank.cells_total.tolist(),
             prototype_checksum=self.checksum(),
-            cell_weights=None if self.judges is None else self.cell_weights.table(),
+            trust=None if self.trust is None else self.trust.tolist(),
         )
 
     def checksum(self) -> int:
@@ -133,9 +120,8 @@ class MethodState:
             "reweighting.moments": torch.tensor(self.moments.sums, dtype=torch.float64),
             "alignment.difficulty": torch.tensor(self.difficulty.counts, dtype=torch.float64),
         }
-        if self.judges is not None:
-            state["reweighting.cells"] = self.cell_weights.sums.clone()
-            state |= {f"judges.{name}": value for name, value in self.judges.state_dict().items()}
+        if self.trust is not None:
+            state["reweighting.trust"] = self.trust.clone()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -160,19 +146,15 @@ class MethodState:
             getattr(self.bank, name).copy_(state[f"bank.{name}"])
         self.moments.sums = state["reweighting.moments"].tolist()
         self.difficulty.counts = state["alignment.difficulty"].tolist()
-        if self.judges is not None:
-            self.cell_weights.sums = state["reweighting.cells"].clone()
-            self.judges.load_state_dict({name: state[f"judges.{name}"] for name in self.judges.state_dict()})
+        if self.trust is not None:
+            self.trust.copy_(state["reweighting.trust"])
         self.prototypes = self._before = self._visual_text()
-
-    def _class_means(self, progress: float) -> Tensor | None:
-        if self.judges is None or progress < self.config.reweighting.cells.start:
-            return None
-        return self.cell_weights.class_means().to(self.text.device)
 
     def _visual_text(self) -> Tensor:
         vtp = self.config.vtp
         if not vtp.enabled:
             return self.text
         seen = self.bank.cells_total.sum(0)  # (K,)
-        return visual_text_prototypes(self.text, self.bank.class_means(), seen, vtp.alpha_max, vtp.count_0)
+        return visual_text_prototypes(
+            self.text, self.bank.class_means(self.trust), seen, vtp.alpha_max, vtp.count_0
+        )

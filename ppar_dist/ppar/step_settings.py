@@ -28,6 +28,5 @@ class StepSettings:
     needs_cosines: bool = False  # of cells to prototypes, for the pixel loss or its difficulty histogram
     moments: Moments = field(default_factory=Moments)
     reweight: bool = False
-    class_means: Float[Tensor, " K"] | None = None  # ū of cells by class; None: their weights do not count
     text: Float[Tensor, "K D"] | None = None  # original text prototypes
     prototypes: Float[Tensor, "K D"] | None = None  # visual text prototypes

@@ -26,8 +26,8 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
         return None
     try:
         state = load_file(found[-1] / METHOD)
-        text, width = _text(config, found[-1]), config.model.decoder.width
-        method = MethodState(config.ppar, text, len(config.data.sources), torch.device("cpu"), width)
+        text, domains = _text(config, found[-1]), len(config.data.sources)
+        method = MethodState(config.ppar, text, domains, torch.device("cpu"))
         method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
     except (OSError, SafetensorError, UserError):
         return None  # a damaged checkpoint, or a text file that was moved: the report does without

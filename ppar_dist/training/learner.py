@@ -49,7 +49,6 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
             "checksum": (ReplicaCheck.PIECES,),
             "bad": (len(plan.indexes), len(sample.REASONS)),  # bad samples by domain and reason
         },
-        embedding_width=config.model.decoder.width,
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Learner(engine, objective, teacher, TrainState())

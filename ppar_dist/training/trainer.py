@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from itertools import islice
 
 import torch
+from torch import Tensor
 
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.class_sets import class_set
@@ -25,7 +26,10 @@ from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.evaluate import held_out, refuse_too_many
+from ppar_dist.evaluation.refit import refit
+from ppar_dist.evaluation.survey import survey_sources
 from ppar_dist.models.losses import segmentation_loss
+from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.ppar.objective import StepSettings
@@ -76,6 +80,8 @@ class Trainer:
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.learner = build_learner(plan, world)
         self.resumed_from = resume(self.learner, plan, world, self.claim)
+        if self.resumed_from is None:
+            self._survey()
         self.claim.record()
         self.log = Recorder(plan, world, self.state, monitor)
         world.on_main(lambda: self.log.open(self.state))
@@ -88,6 +94,37 @@ class Trainer:
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
         self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
         self.ledger = self._open_ledger()
+
+    def _survey(self) -> None:
+        """Let the sources judge each other's labels before the first step; a checkpoint brings the trust."""
+        state, device = self.learner.objective.state, self.world.device
+        if state is None or state.trust is None:
+            return
+        segmentor, indexes = self.learner.engine.module, self.plan.indexes
+        classes, alive = len(class_set(self.config.data.classes).classes), self.watch.alive
+
+        assert isinstance(segmentor, Segmentor)
+
+        def look() -> Tensor:
+            return survey_sources(
+                segmentor.backbone, self.config, indexes, classes, device, alive
+            ).trust.float()
+
+        state.trust.copy_(self.world.on_main(look))
+
+    def _refit(self) -> None:
+        """Fit the classifiers anew after the last step, before it is evaluated and saved."""
+        segmentor, state = self.learner.engine.module, self.learner.objective.state
+        assert isinstance(segmentor, Segmentor)
+        if not (self.config.refit.linear or self.config.refit.prototypes):
+            return
+        self.watch.phase("refit", self.state.step)
+        trust, device, alive = None if state is None else state.trust, self.world.device, self.watch.alive
+
+        def fit() -> dict[str, Tensor]:
+            return refit(segmentor, self.config, self.plan.indexes, trust, device, alive)
+
+        segmentor.load_refit(self.world.on_main(fit))
 
     def _open_ledger(self) -> Ledger | None:
         if not self.config.train.ledger:
@@ -117,6 +154,8 @@ class Trainer:
             figures = self.train_step(batches)
             seconds = time.monotonic() - began
             self.log.step(self.state, figures, self.learner.engine, seconds, waited)
+            if self.state.step == self.config.train.steps:
+                self._refit()
             self._refuse_too_many_bad()
             if self.state.non_finite >= self.config.faults.max_non_finite:
                 self.roll_back()
@@ -185,26 +224,25 @@ class Trainer:
             samples = [f"{self.domains[domain]}/{key}" for domain, key in rows]
             self.ledger.write(self.state.step + 1, positions, samples)
 
-    def _loss(self, batch: Batch, settings: StepSettings) -> torch.Tensor:
+    def _loss(self, batch: Batch, settings: StepSettings) -> Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
         objective, labels = self.learner.objective, batch.labels
         prediction = self.learner.engine.forward(batch.images, self.config.ppar.enabled)
-        cells = objective.cell_weights(settings, prediction.embedding, labels, batch.domains)
-        size = (labels.shape[1], labels.shape[2])
+        weights = objective.label_weights(batch.domains)
         losses = objective.losses(
             settings,
             prediction.dense,
             labels,
             batch.domains,
-            segmentation_loss(prediction.logits, labels, None if cells is None else cells.pixels(size)),
+            segmentation_loss(prediction.logits, labels, None if weights is None else weights.of(labels)),
             batch_slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(batch),
             attempts=batch.attempts,
-            cell_weights=cells,
+            label_weights=weights,
         )
         return losses.total.mean()
 
-    def _teacher_features(self, batch: Batch) -> torch.Tensor | None:
+    def _teacher_features(self, batch: Batch) -> Tensor | None:
         teacher = self.learner.teacher
         if teacher is None or not teacher.is_due(self.state.step):
             return None

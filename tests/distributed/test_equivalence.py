@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
+from shutil import rmtree
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.ranks import read_lines, run_ranks, tiny_config, write_config
+from tests.ranks import (
+    exchange_labels,
+    read_lines,
+    run_ranks,
+    tiny_config,
+    write_blocks_domain,
+    write_config,
+)
 
 # fp32 sums in another order, carried through 8 steps of AdamW.
 _RELATIVE, _ABSOLUTE = 2e-3, 2e-4
 _OF_GRADIENT = 1e-2  # a pixel on the edge of a threshold has one or none
-_HISTOGRAM = "alignment.difficulty"
+_DATA = {"data": {"sources": ["left", "right", "mixed"]}}
+_HISTOGRAM, _TRUST = "alignment.difficulty", "reweighting.trust"
 
 
 class Run:
@@ -30,14 +39,25 @@ class Run:
 
 def train(root: Path, folder: Path, ranks: int, **sections: dict[str, Any]) -> Run:
     """Train the tiny configuration on ``ranks`` ranks."""
-    config = write_config(folder.with_suffix(".yaml"), tiny_config(root, folder, **sections))
+    config = write_config(folder.with_suffix(".yaml"), tiny_config(root, folder, **{**_DATA, **sections}))
     run_ranks(["train", str(config)], ranks)
     return Run(folder)
 
 
 @pytest.fixture(scope="module")
-def one_rank(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(blocks, tmp_path_factory.mktemp("one") / "run", 1)
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two sources that agree, one with a rare class, and one that contradicts in half of its images."""
+    root = tmp_path_factory.mktemp("sources")
+    write_blocks_domain(root / "left", samples=8, seed=1, rare_in=3)
+    write_blocks_domain(root / "right", samples=4, seed=2, rare_in=None)
+    write_blocks_domain(root / "third", samples=4, seed=3, rare_in=None)
+    exchange_labels(root / "third", root / "mixed", every=2)
+    return root
+
+
+@pytest.fixture(scope="module")
+def one_rank(sources: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(sources, tmp_path_factory.mktemp("one") / "run", 1)
 
 
 def assert_same(a: Run, b: Run) -> None:
@@ -51,7 +71,7 @@ def assert_same(a: Run, b: Run) -> None:
         compared = {
             k
             for k in left
-            if k.startswith(("loss/", "risk/", "weight/", "cell_weight/", "ess", "prototype", "grad_norm"))
+            if k.startswith(("loss/", "risk/", "weight/", "trust/", "ess", "prototype", "grad_norm"))
         }
         assert {"loss/total", "grad_norm"} <= compared
         for key in compared:
@@ -79,8 +99,16 @@ def test_the_run_passes_through_every_stage_and_reweights(one_rank: Run) -> None
     assert {step["stage"] for step in one_rank.steps} == {0, 1, 2, 3}
     weights = [sample["weight"] for step in one_rank.samples for sample in step["samples"]]
     assert max(weights) - min(weights) > 0.05
-    cells = [value for key, value in one_rank.steps[-1].items() if key.startswith("cell_weight/")]
-    assert max(cells) - min(cells) > 0.05
+
+
+def test_the_source_that_contradicts_is_trusted_less(one_rank: Run) -> None:
+    trust = one_rank.method[_TRUST]
+    assert (trust[:2] == 1).all()
+    assert ((trust[2, :2] > 0.1) & (trust[2, :2] < 0.9)).all()
+    assert (trust[2, 2:] == 1).all()
+    for step in one_rank.steps:
+        assert step["trust/mixed/road"] == pytest.approx(float(trust[2, 0]))
+        assert step["trust/left/road"] == 1
 
 
 def test_a_class_of_a_single_image_is_in_the_bank(one_rank: Run) -> None:
@@ -91,31 +119,40 @@ def test_a_class_of_a_single_image_is_in_the_bank(one_rank: Run) -> None:
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
-def test_more_ranks_compute_the_same(one_rank: Run, blocks: Path, tmp_path: Path, ranks: int) -> None:
-    assert_same(one_rank, train(blocks, tmp_path / "run", ranks))
+def test_more_ranks_compute_the_same(one_rank: Run, sources: Path, tmp_path: Path, ranks: int) -> None:
+    assert_same(one_rank, train(sources, tmp_path / "run", ranks))
 
 
 def test_accumulation_and_loader_workers_compute_the_same(
-    one_rank: Run, blocks: Path, tmp_path: Path
+    one_rank: Run, sources: Path, tmp_path: Path
 ) -> None:
     sections = {
         "train": {"steps": 8, "global_batch": 6, "log_every": 1, "micro_batch": 1},
-        "data": {**tiny_config(blocks, tmp_path)["data"], "workers": 2},
+        "data": {**_DATA["data"], "workers": 2},
     }
-    assert_same(one_rank, train(blocks, tmp_path / "run", 2, **sections))
+    assert_same(one_rank, train(sources, tmp_path / "run", 2, **sections))
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_zero_stages_compute_the_same(one_rank: Run, blocks: Path, tmp_path: Path, stage: int) -> None:
-    assert_same(one_rank, train(blocks, tmp_path / "run", 2, engine={"zero_stage": stage}))
+def test_zero_stages_compute_the_same(one_rank: Run, sources: Path, tmp_path: Path, stage: int) -> None:
+    assert_same(one_rank, train(sources, tmp_path / "run", 2, engine={"zero_stage": stage}))
 
 
-def test_bf16_trains_and_stays_near_fp32(blocks: Path, tmp_path: Path) -> None:
-    """Without weights of cells: exp(γ Δcos / τ) multiplies the rounding of a cosine by 30 and more."""
-    plain = tiny_config(blocks, tmp_path)["ppar"]
-    plain["reweighting"]["cells"]["enabled"] = False
+def test_a_resumed_run_keeps_its_trust_and_looks_at_nothing_again(
+    one_rank: Run, sources: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    train(sources, folder, 1, checkpoint={"every": 4})
+    rmtree(folder / "checkpoints" / "step-00000008")
+    changed = ["ppar.reweighting.trust.gamma=0", "--accept-changes"]  # a new survey would trust all
+    run_ranks(["train", str(folder.with_suffix(".yaml")), *changed], 2)
+    assert_same(one_rank, Run(folder))
+
+
+def test_bf16_trains_and_stays_near_fp32(sources: Path, tmp_path: Path) -> None:
+    clean = {"sources": ["left", "right"]}  # with contradicting labels the two soon part
     exact, run = (
-        train(blocks, tmp_path / precision, 2, ppar=plain, engine={"zero_stage": 2, "precision": precision})
+        train(sources, tmp_path / precision, 2, data=clean, engine={"zero_stage": 2, "precision": precision})
         for precision in ("fp32", "bf16")
     )
     for left, right in zip(exact.steps, run.steps, strict=True):

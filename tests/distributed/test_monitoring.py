@@ -41,7 +41,7 @@ RANK_0 = {
     "ppar_sample_weight_quantile": {"domain", "quantile"},
     "ppar_effective_sample_size_ratio": set(),
     "ppar_reliability": {"domain"},
-    "ppar_cell_weight": {"domain", "class"},
+    "ppar_trust": {"domain", "class"},
     "ppar_prototype_text_similarity": {"class"},
     "ppar_prototype_drift": {"class"},
     "ppar_prototype_cells_total": {"domain", "class"},

@@ -7,13 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from ppar_dist.class_sets import class_set
 from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.shards.writer import write_domain
-from tests.ranks import encode, run_command, run_ranks, tiny_config, write_blocks_domain, write_config
+from tests.ranks import (
+    exchange_labels,
+    run_command,
+    run_ranks,
+    tiny_config,
+    write_blocks_domain,
+    write_config,
+)
 
 CLASSES = class_set("roads6")
 
@@ -24,16 +32,9 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("audit")
     for number, name in enumerate(("left", "right", "third", "clean")):
         write_blocks_domain(root / name, samples=8, seed=number, rare_in=None)
-    rows = []
-    for sample in eval_samples(index := DomainIndex.open(root / "clean"), 0, len(index), 64):
-        label = sample.label.numpy()
-        exchanged = np.where(label == 0, 1, np.where(label == 1, 0, label)).astype(np.uint8)
-        pixels = sample.image.permute(1, 2, 0).numpy()
-        rows.append((sample.key, encode(pixels, "JPEG"), encode(exchanged, "PNG"), {}))
-    write_domain(root / "wrong", "roads6", rows)
-    tree = tiny_config(root, root / "run", train={"steps": 150, "global_batch": 6, "log_every": 50})
+    exchange_labels(root / "clean", root / "wrong")
+    tree = tiny_config(root, root / "run", train={"steps": 1, "global_batch": 6})
     tree["data"]["sources"] = ["left", "right", "third", "wrong"]
-    tree["ppar"]["reweighting"]["cells"] = {"enabled": True, "tolerance": 0.0}
     run_ranks(["train", str(write_config(root / "config.yaml", tree))], 1)
     return root / "run"
 
@@ -45,7 +46,10 @@ def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
     assert found == json.loads((run / "audit" / "regions.json").read_text())
     assert found["images"] == {"left": 8, "right": 8, "third": 8, "wrong": 8}
     for label in ("road", "sidewalk"):
-        assert found["weights"]["wrong"][label] < 0.5 < found["weights"]["left"][label]
+        assert found["trust"]["wrong"][label] < 0.1
+        assert found["trust"]["left"][label] > 0.9
+    assert found["trust"]["wrong"]["sky"] > 0.9
+    assert "car" not in found["trust"]["left"]  # no source has one: not judged
     assert 1 <= len(found["regions"]) <= 12
     losses = [region["pixels"] * (1 - region["weight"]) for region in found["regions"]]
     assert losses == sorted(losses, reverse=True)
@@ -61,6 +65,15 @@ def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
         with Image.open(run / "audit" / region["picture"]) as picture:
             assert picture.width == 2 * 72  # image and label map at data.size
             assert (np.asarray(picture) == [255, 40, 40]).all(-1).any()
+
+
+def test_its_trust_is_that_of_the_run(run: Path) -> None:
+    """It builds the tower that the run began with, and looks at the same images."""
+    found = json.loads((run / "audit" / "regions.json").read_text())["trust"]
+    used = load_file(max((run / "checkpoints").glob("step-*")) / "ppar.safetensors")["reweighting.trust"]
+    for name, row in zip(("left", "right", "third", "wrong"), used.tolist(), strict=True):
+        expected = dict(zip(CLASSES.classes, row, strict=True))
+        assert found[name] == pytest.approx({label: expected[label] for label in found[name]}, abs=1e-6)
 
 
 def test_a_box_holds_the_label_that_it_names(run: Path) -> None:
@@ -103,13 +116,28 @@ def test_wrong_numbers_are_refused(run: Path, arguments: list[str], said: str) -
     assert said in done.stderr
 
 
-def test_a_run_without_judges_says_what_to_train(blocks: Path, tmp_path: Path) -> None:
-    tree = tiny_config(blocks, tmp_path / "run", train={"steps": 1, "global_batch": 6})
+def test_a_plain_run_is_audited_too(run: Path) -> None:
+    """And says the same: what the run has learned does not matter."""
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree["run"]["dir"] = str(run.parent / "plain")
     tree["ppar"]["enabled"] = False
+    run_ranks(["train", str(write_config(run.parent / "plain.yaml", tree))], 1)
+    found = []
+    for folder in (run, run.parent / "plain"):
+        done = run_command(["audit", str(folder), "--json"])
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(done.stdout))
+    assert found[0] == found[1]
+
+
+def test_what_cannot_be_audited_is_refused(blocks: Path, tmp_path: Path) -> None:
+    tree = tiny_config(blocks, tmp_path / "run", train={"steps": 1, "global_batch": 6})
+    tree["data"]["sources"] = ["left"]
     run_ranks(["train", str(write_config(tmp_path / "config.yaml", tree))], 1)
     done = run_command(["audit", str(tmp_path / "run")])
     assert done.returncode == 78
-    assert "train with ppar.reweighting.cells.enabled=true" in done.stderr
+    assert "an audit lets sources judge each other" in done.stderr
+    assert "has left alone" in done.stderr
     done = run_command(["audit", str(tmp_path / "run" / "checkpoints")])
     assert done.returncode == 78
     assert "has no config.yaml; give the run" in done.stderr

@@ -33,12 +33,14 @@ def unit_rows(rows: int, width: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(rows, width, generator=torch.Generator().manual_seed(seed)), dim=1)
 
 
-def segmentor(name: str = "tiny-vit", features: str = "dense", **model: Any) -> Segmentor:
+def segmentor(
+    name: str = "tiny-vit", features: str = "dense", prototypes: bool = False, **model: Any
+) -> Segmentor:
     torch.manual_seed(0)
     backbone = BackboneConfig(name=name)
     cfg = ModelConfig(backbone=backbone, decoder={"width": 8, **model.pop("decoder", {})}, **model)
     text = None if cfg.classifier == "linear" else unit_rows(K, D)
-    return Segmentor(cfg, build_backbone(backbone), text, K, features).eval()
+    return Segmentor(cfg, build_backbone(backbone), text, K, features, prototypes).eval()
 
 
 def photos(height: int, width: int, batch: int = 2) -> Tensor:
@@ -226,3 +228,28 @@ def test_text_of_another_shape_is_refused() -> None:
         Segmentor(cfg, backbone, unit_rows(K, D + 1), K)
     with pytest.raises(UserError, match=r"need text prototypes; set text.file or classifier=linear"):
         Segmentor(cfg, backbone, None, K)
+
+
+@pytest.mark.parametrize("classifier", ["otp", "linear"])
+def test_prototypes_add_their_logits_to_a_prediction_and_not_to_training(classifier: str) -> None:
+    plain = segmentor(classifier=classifier)
+    model = segmentor(classifier=classifier, prototypes=True)
+    images = photos(50, 61)
+    torch.testing.assert_close(model(images).logits, plain(images).logits)  # nothing is fitted yet
+    weights, biases = torch.randn(K, 8 + model.backbone.channels[2]), torch.randn(K)
+    model.load_refit({"prototype_weights": weights, "prototype_biases": biases})
+    features = torch.stack([model.pixel_features(image) for image in images])  # (2, W + C, 13, 16)
+    expected = plain(images).logits + torch.einsum("kd,bdhw->bkhw", weights, features) + biases.view(-1, 1, 1)
+    assert features.shape[2:] == expected.shape[2:] == (13, 16)
+    torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(model.train()(images).logits, plain.train()(images).logits)
+
+
+def test_a_linear_classifier_is_replaced() -> None:
+    model = segmentor(classifier="linear")
+    weights, biases = torch.randn(K, 8), torch.randn(K)
+    model.load_refit({"linear.weight": weights, "linear.bias": biases})
+    image = photos(48, 64, 1)
+    features = model.pixel_features(image[0])[:8]
+    expected = torch.einsum("kd,dhw->khw", weights, features) + biases.view(-1, 1, 1)
+    torch.testing.assert_close(model(image).logits[0], expected, rtol=1e-4, atol=1e-4)

@@ -34,34 +34,6 @@ class Sample:
     weight: float
     reliability: float | None
     losses: dict[str, float]
-    cells: list[float]  # weights
-
-
-class Judge:
-    """Softmax regression on standardised features, by Adam."""
-
-    def __init__(self, classes: int, width: int) -> None:
-        self.weights, self.first, self.second = (np.zeros((classes, width + 1)) for _ in range(3))
-        self.steps = 0
-
-    def logits(self, feature: Vector) -> Vector:
-        """One number per class."""
-        return self.weights[:, :-1] @ feature + self.weights[:, -1]
-
-    def learn(self, cells: list[tuple[Vector, int, float]]) -> None:
-        """One step on (feature, label, factor of its domain)."""
-        gradient = np.zeros_like(self.weights)
-        for feature, label, factor in cells:
-            p = np.exp(self.logits(feature))
-            p /= p.sum()
-            p[label] -= 1
-            gradient += factor * np.outer(p, np.append(feature, 1.0))
-        gradient /= max(1, sum(factor for _, _, factor in cells))
-        self.steps += 1
-        self.first = 0.9 * self.first + 0.1 * gradient
-        self.second = 0.999 * self.second + 0.001 * gradient**2
-        first, second = self.first / (1 - 0.9**self.steps), self.second / (1 - 0.999**self.steps)
-        self.weights = self.weights - 1e-2 * first / (np.sqrt(second) + 1e-4)
 
 
 @dataclass
@@ -77,21 +49,23 @@ class NaiveMethod:
     histogram: Vector | None = None
     r_sums: Vector = field(default_factory=lambda: np.zeros(3))
     u_sums: Vector = field(default_factory=lambda: np.zeros(2))
-    cell_sums: dict[tuple[int, int], Vector] = field(default_factory=dict)  # moving Σw, n
-    judges: dict[int, Judge] = field(default_factory=dict)
-    labelled: dict[tuple[int, int], int] = field(default_factory=lambda: defaultdict(int))
+    trust: dict[tuple[int, int], float] = field(default_factory=dict)  # by domain and class; 1 where absent
 
     def prototypes(self) -> Vector:
-        """v_k = norm((1 - α_k) t_k + α_k norm(mean of the domains' unit centroids))."""
+        """v_k = norm((1 - α_k) t_k + α_k norm(trusted mean of the domains' unit centroids))."""
         vtp, rows = self.config.vtp, []
         for k, t in enumerate(self.text):
-            centroids = [norm(s / self.counts[m, c]) for (m, c), s in self.sums.items() if c == k]
+            centroids = [
+                max(1e-3, self.trusted(m, c)) * norm(s / self.counts[m, c])
+                for (m, c), s in self.sums.items()
+                if c == k
+            ]
             if not vtp.enabled or not centroids:
                 rows.append(t)
                 continue
             seen = sum(n for (_, c), n in self.cells.items() if c == k)
             alpha = vtp.alpha_max * (1 - math.exp(-seen / vtp.count_0))
-            rows.append(norm((1 - alpha) * t + alpha * norm(sum(centroids) / len(centroids))))
+            rows.append(norm((1 - alpha) * t + alpha * norm(sum(centroids))))
         return np.array(rows)
 
     def threshold(self, q: float) -> float:
@@ -105,6 +79,10 @@ class NaiveMethod:
             below += count
         return 1.0
 
+    def trusted(self, domain: int, k: int) -> float:
+        """The weight of a pixel or cell of class ``k``."""
+        return self.trust.get((domain, k), 1.0)
+
     def step(self, images: list[Image], progress: float) -> list[Sample]:
         """Losses and weights of a global batch from the state so far, which then takes it in."""
         align, weighing = self.config.alignment, self.config.reweighting
@@ -113,18 +91,14 @@ class NaiveMethod:
         q = align.admit_from + (1 - align.admit_from) * max(0.0, progress - start) / (1 - start)
         limit = self.threshold(q)
         mean, spread, mean_weight = self._moments()
-        samples, rs, us, difficulties, found, judged, lessons = [], [], [], [], [], [], []
+        samples, rs, us, difficulties, found = [], [], [], [], []
         for image in images:
             units, label = self._cells(image)
-            looks = [standard(f) for f in image.dense.reshape(len(image.dense), -1).T]
-            raw = [self._raw_cell_weight(f, k, image.domain) for f, k in zip(looks, label, strict=True)]
-            judged += [(image.domain, k, w) for k, w in zip(label, raw, strict=True) if w is not None]
-            factor = self._cell_factors(raw, label, progress)
+            factor = [self.trusted(image.domain, k) for k in label]
             cells = list(zip(factor, units, label, strict=True))
-            lessons += [(image.domain, f, k) for f, k in zip(looks, label, strict=True) if k != 255]
-            found += [(image.domain, k, f * u) for f, u, k in cells if k != 255]
+            found += [(image.domain, k, u) for u, k in zip(units, label, strict=True) if k != 255]
             classes = sorted(set(label) - {255})
-            pooled = {k: norm(sum(f * u for f, u, c in cells if c == k)) for k in classes}
+            pooled = {k: norm(sum(u for _, u, c in cells if c == k)) for k in classes}
             text = average([self._surprise(pooled[k], self.text, k) for k in classes])
             visual = average([self._surprise(pooled[k], v, k) for k in classes])
             pixels = [(f, self._surprise(u, v, k)) for f, u, k in cells if k != 255]
@@ -149,11 +123,9 @@ class NaiveMethod:
                 "pixel": align.pixel_weight,
             }
             total = weight * (image.loss + sum(scale[name] * loss for name, loss in losses.items()))
-            samples.append(Sample(total, weight, -visual if classes else None, losses, factor))
+            samples.append(Sample(total, weight, -visual if classes else None, losses))
         self._fold_bank(found)
         self._fold_moments(rs, us)
-        self._fold_cells(judged)
-        self._fold_judges(lessons)
         if stage >= 2 and align.enabled and difficulties:
             self._fold_histogram(difficulties)
         return samples
@@ -180,47 +152,6 @@ class NaiveMethod:
         """-log p(k | feature): cross-entropy of cosines over τ."""
         logits = [float(feature @ p) / self.config.alignment.temperature for p in prototypes]
         return math.log(sum(math.exp(x) for x in logits)) - logits[k]
-
-    def _raw_cell_weight(self, feature: Vector, k: int, domain: int) -> float | None:
-        """max(exp(γ (log p_y - max log p)), min) by the domain's judge; None: nobody can judge."""
-        cells = self.config.reweighting.cells
-        known = {c for (m, c), n in self.labelled.items() if m != domain and n}
-        if not cells.enabled or not self.config.reweighting.enabled or k not in known:
-            return None
-        logits = self.judges[domain].logits(feature)
-        r = logits[k] - max(logits[c] for c in known)
-        return max(math.exp(cells.gamma * min(0.0, r + cells.tolerance)), cells.min)
-
-    def _cell_factors(self, raw: list[float | None], label: list[int], progress: float) -> list[float]:
-        """min(u / mean u of the class, 2); cells that nobody can judge take the mean of their image."""
-        if progress < self.config.reweighting.cells.start:
-            return [1.0] * len(raw)
-        means = {}
-        for k in range(len(self.text)):
-            total, n = sum((s for (_, c), s in self.cell_sums.items() if c == k), np.zeros(2))
-            means[k] = total / n if n else 1.0
-        known = [None if w is None else min(2.0, w / means[k]) for w, k in zip(raw, label, strict=True)]
-        judged = [w for w in known if w is not None]
-        return [(average(judged) if judged else 1.0) if w is None else w for w in known]
-
-    def _fold_cells(self, judged: list[tuple[int, int, float]]) -> None:
-        momentum = self.config.reweighting.momentum
-        for key in {(m, k) for m, k, _ in judged}:
-            us = [u for m, k, u in judged if (m, k) == key]
-            old = self.cell_sums.get(key, np.zeros(2))
-            self.cell_sums[key] = momentum * old + (1 - momentum) * np.array([sum(us), len(us)])
-
-    def _fold_judges(self, lessons: list[tuple[int, Vector, int]]) -> None:
-        sizes: dict[int, int] = defaultdict(int)
-        for (m, _), n in self.labelled.items():
-            sizes[m] += n
-        mean = sum(sizes.values()) / max(1, len(sizes))
-        factors = {m: min(10.0, mean / n) for m, n in sizes.items()}
-        for m in range(3):  # more than there are does no harm
-            judge = self.judges.setdefault(m, Judge(*self.text.shape))
-            judge.learn([(f, k, factors.get(n, 1.0)) for n, f, k in lessons if n != m])
-        for domain, _, k in lessons:
-            self.labelled[domain, k] += 1
 
     def _fold_bank(self, found: list[tuple[int, int, Vector]]) -> None:
         momentum = self.config.bank.momentum
@@ -250,11 +181,6 @@ class NaiveMethod:
 def norm(x: Vector) -> Vector:
     """x / ‖x‖."""
     return x / math.sqrt(float(x @ x))
-
-
-def standard(x: Vector) -> Vector:
-    """Mean 0 and variance 1, with the small number that layer normalisation adds."""
-    return (x - x.mean()) / math.sqrt(float(x.var()) + 1e-5)
 
 
 def average(values: list[float]) -> float:

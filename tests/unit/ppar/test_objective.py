@@ -15,6 +15,8 @@ from ppar_dist.ppar.objective import BatchLosses, Figures, Objective
 from tests.unit.ppar.naive_method import Image, NaiveMethod, Sample
 
 M, K, D, GRID, STRIDE, G = 3, 4, 6, (3, 4), 4, 8
+TRUST = [[1.0, 0.3, 0.05, 0.7], [0.6, 1.0, 0.2, 0.4], [1.0, 1.0, 1.0, 0.5]]  # (M, K)
+TRUSTED = {"reweighting": {"trust": {"enabled": True}}}
 PROGRESS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)  # every stage, at least twice
 
 
@@ -22,11 +24,20 @@ def config(**changes: dict) -> PparConfig:
     base = {
         "alignment": {"text_weight": 0.3, "visual_weight": 0.2, "pixel_weight": 0.4, "difficulty_bins": 16},
         "vtp": {"count_0": 30.0},
-        "reweighting": {"beta": 0.8, "momentum": 0.8},
+        "reweighting": {"beta": 0.8, "momentum": 0.8, "trust": {"enabled": False}},
     }
     for name, change in changes.items():
         base[name] = base.get(name, {}) | change
     return PparConfig.model_validate(base)
+
+
+def build(**changes: dict) -> Objective:
+    """An objective, which trusts as TRUST says where its configuration weighs labels."""
+    objective = Objective(config(**changes), text(), M, K, G)
+    assert objective.state is not None
+    if objective.state.trust is not None:
+        objective.state.trust.copy_(torch.tensor(TRUST))
+    return objective
 
 
 def text() -> torch.Tensor:
@@ -68,8 +79,8 @@ def run_step(
         first, last = number * G // len(ranks), (number + 1) * G // len(ranks)
         for start in range(first, last, micro):
             cut = slice(start, min(start + micro, last))
-            weights = rank.cell_weights(settings, *(x[cut] for x in (batch[0].detach(), *batch[1:3])))
-            more = {"batch_slots": torch.arange(G)[cut], "cell_weights": weights}
+            weights = rank.label_weights(batch[2][cut])
+            more = {"batch_slots": torch.arange(G)[cut], "label_weights": weights}
             parts.append(rank.losses(settings, *(x[cut] for x in batch), **more))
     whole = BatchLosses(
         torch.cat([p.total for p in parts]),
@@ -101,14 +112,14 @@ def naive_step(naive: NaiveMethod, step: int, progress: float, one_domain: bool)
         {"reweighting": {"enabled": False}},
         {"reweighting": {"start_stage": 3}},
         {"alignment": {"enabled": False}},
-        {"reweighting": {"cells": {"enabled": True, "gamma": 2.0, "tolerance": 0.01}}},
-        {"reweighting": {"cells": {"enabled": True, "start": 0.35, "min": 0.3, "tolerance": 0.0}}},
+        TRUSTED,
+        {"reweighting": {"enabled": False, "trust": {"enabled": True}}},  # off with the rest of reweighting
     ],
 )
 def test_every_step_is_the_loop(changes: dict, one_domain: bool) -> None:
-    chosen = config(**changes)
-    objective = Objective(chosen, text(), M, K, G, embedding_width=D)
-    naive = NaiveMethod(chosen, text().double().numpy(), STRIDE)
+    objective = build(**changes)
+    trust = {(m, k): TRUST[m][k] for m in range(M) for k in range(K)} if changes == TRUSTED else {}
+    naive = NaiveMethod(config(**changes), text().double().numpy(), STRIDE, trust=trust)
     for step, progress in enumerate(PROGRESS):
         (figures,), terms, _ = run_step([objective], step, progress, one_domain=one_domain)
         samples = naive_step(naive, step, progress, one_domain)
@@ -174,16 +185,12 @@ def test_admission_grows_and_is_reported() -> None:
     assert 0 < ratios[0] < ratios[1] < ratios[2] < 1
 
 
-CELLS = {"reweighting": {"cells": {"enabled": True, "gamma": 2.0, "tolerance": 0.01}}}
-
-
-@pytest.mark.parametrize("changes", [{}, CELLS])
+@pytest.mark.parametrize("changes", [{}, TRUSTED])
 @pytest.mark.parametrize(("world_size", "micro"), [(2, G), (3, G), (1, 3), (2, 1)])
 def test_ranks_and_micro_batches_compute_what_one_rank_does(
     world_size: int, micro: int, changes: dict
 ) -> None:
-    alone = Objective(config(**changes), text(), M, K, G, embedding_width=D)
-    ranks = [Objective(config(**changes), text(), M, K, G, embedding_width=D) for _ in range(world_size)]
+    alone, ranks = build(**changes), [build(**changes) for _ in range(world_size)]
     for step, progress in enumerate(PROGRESS):
         (expected,), one, one_gradient = run_step([alone], step, progress)
         figures, many, gradient = run_step(ranks, step, progress, micro)
@@ -205,12 +212,12 @@ def test_ranks_and_micro_batches_compute_what_one_rank_does(
     assert alone.state_dict()["bank.cells_total"][:, 3].count_nonzero() == 1  # seen by the last rank alone
 
 
-@pytest.mark.parametrize("changes", [{}, CELLS])
+@pytest.mark.parametrize("changes", [{}, TRUSTED])
 def test_restoring_a_state_continues_bit_for_bit(changes: dict) -> None:
-    objective = Objective(config(**changes), text(), M, K, G, embedding_width=D)
+    objective = build(**changes)
     for step in range(6):
         run_step([objective], step, PROGRESS[step])
-    copy = Objective(config(**changes), text(), M, K, G, embedding_width=D)
+    copy = Objective(config(**changes), text(), M, K, G)
     copy.load_state_dict(objective.state_dict())
     for step in range(6, 9):
         (a,), one, _ = run_step([objective], step, PROGRESS[step])
@@ -228,6 +235,8 @@ def test_a_state_of_another_configuration_is_refused() -> None:
     del state["bank.counts"]
     with pytest.raises(UserError, match=r"bank\.counts"):
         Objective(config(), text(), M, K, G).load_state_dict(state)
+    with pytest.raises(UserError, match=r"reweighting\.trust"):
+        build(**TRUSTED).load_state_dict(build().state_dict())
     with pytest.raises(UserError, match=r"ppar\.enabled is false"):
         Objective(PparConfig(enabled=False), None, M, K).load_state_dict(state)
 
@@ -321,24 +330,28 @@ def test_reliability_follows_the_labels() -> None:
     assert (clean.weights > spoiled.weights)[valid].all()
 
 
-def test_cells_follow_the_labels_of_the_other_domains() -> None:
-    """A domain whose labels are consistently wrong is distrusted, although it agrees with itself."""
-    objective = Objective(config(**CELLS), text(), M, K, G, embedding_width=D)
-    wrong_domain = 1
-    for step in range(80):
-        dense, labels, _, losses = global_batch(step)
-        domains = torch.tensor([0, 1, 2, 2, 1, 2, 0, 2])
-        spoiled = torch.where(labels < 3, (labels.int() + 1) % 3, labels.int()).to(torch.uint8)
-        given = torch.where((domains == wrong_domain).view(-1, 1, 1), spoiled, labels)
-        settings = objective.begin_step(0.5)
-        weights = objective.cell_weights(settings, dense, given, domains)
-        objective.losses(settings, dense, given, domains, losses, cell_weights=weights)
-        figures = objective.end_step(settings)
-    assert weights is not None
-    assert weights.cells[domains == wrong_domain].mean() < 0.7 * weights.cells[domains != wrong_domain].mean()
+def test_a_distrusted_label_has_less_of_the_pixel_loss() -> None:
+    objective = build(**TRUSTED)
+    for step in range(8):
+        run_step([objective], step, PROGRESS[step])
+    dense, labels, domains, losses = global_batch(9)
+    settings, found = objective.begin_step(0.9), []
+    for weights in (objective.label_weights(domains), None):
+        terms = objective.losses(settings, dense, labels, domains, losses, label_weights=weights)
+        found.append(terms.named["pixel"])
+    assert (found[0] <= found[1]).all()
+    assert found[0].sum() < 0.9 * found[1].sum()
+    assert build().label_weights(domains) is None
+
+
+def test_trust_is_among_the_figures() -> None:
+    objective = build(**TRUSTED)
+    (figures,), _, _ = run_step([objective], 0, 0.0)
     named = figures.named(("a", "b", "c"), ("w", "x", "y", "z"))
-    for label in ("w", "x", "y"):
-        assert named[f"cell_weight/b/{label}"] < named[f"cell_weight/a/{label}"]
+    found = [[named[f"trust/{domain}/{label}"] for label in "wxyz"] for domain in "abc"]
+    np.testing.assert_allclose(found, TRUST)
+    (figures,), _, _ = run_step([build()], 0, 0.0)
+    assert not any(name.startswith("trust/") for name in figures.named(("a", "b", "c"), tuple("wxyz")))
 
 
 def test_shared_counts_and_names_come_with_the_figures() -> None:

@@ -87,6 +87,19 @@ def test_domains_count_alike_whatever_their_size() -> None:
     assert bank.class_means()[0].tolist() == pytest.approx([0.5, 0.5])
 
 
+def test_a_distrusted_domain_has_a_small_share() -> None:
+    bank = PrototypeBank(3, 2, 2, 0.9)
+    bank.fold(
+        torch.tensor([[[5.0, 0.0], [0.0, 3.0]], [[0.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [4.0, 0.0]]]),
+        torch.tensor([[5.0, 3.0], [2.0, 0.0], [0.0, 4.0]]),
+    )
+    trust = torch.tensor([[1.0, 0.0], [0.25, 1.0], [1.0, 0.0]])
+    means = bank.class_means(trust)
+    assert means[0].tolist() == pytest.approx([0.8, 0.2])
+    assert means[1].tolist() == pytest.approx([0.5, 0.5])  # nobody is trusted: all alike
+    torch.testing.assert_close(bank.class_means(torch.ones(3, 2)), bank.class_means())
+
+
 def test_cells_are_counted_past_the_end_of_float32() -> None:
     bank = PrototypeBank(1, 1, 1, 0.9)
     bank.cells_total += 2.0**24

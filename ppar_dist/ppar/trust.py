@@ -1,0 +1,131 @@
+"""Trust in the labels of each source and class: what the other sources' prototypes say about its cells.
+
+A network learns the labelling habits of each of its sources and then finds them reliable. So the judges
+look at features that no label of the run has touched, those of the tower as it was loaded, and the judge of
+a domain knows the other domains alone. Ours, not the paper's; see docs/method.md, "Trust".
+
+Letters: M domains, K classes, D width of the features, N cells of a domain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64, Integer
+from torch import Tensor
+
+from ppar_dist.config.schema import TrustConfig
+from ppar_dist.ppar.gaussian import LinearClassifier, Moments, pooled_discriminant
+
+_WITNESSES = 2  # other domains that must have a class: of two that contradict, either may be wrong
+_FEWEST = 20  # cells of a class of a domain that say anything
+_SHRINKAGE = 0.1
+_ROUNDS = 10  # of judging by those that are trusted; the table settles in four or five
+_SETTLED = 1e-3
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Labelled cells of one domain."""
+
+    features: Float[Tensor, "N D"]
+    labels: Int64[Tensor, " N"]
+
+    @classmethod
+    def joined(cls, parts: Sequence[Cells], width: int) -> Cells:
+        """The cells of all parts; none of ``width`` features where there is no part."""
+        features = [torch.zeros(0, width), *(part.features for part in parts)]
+        labels = [torch.zeros(0, dtype=torch.int64), *(part.labels for part in parts)]
+        return cls(torch.cat(features), torch.cat(labels))
+
+    def thinned(self, num_classes: int, most: int) -> Cells:
+        """At most ``most`` cells of each class, spread evenly."""
+        kept = []
+        for k in range(num_classes):
+            own = (self.labels == k).nonzero().flatten()
+            kept.append(own[torch.arange(min(most, len(own))) * len(own) // max(1, min(most, len(own)))])
+        chosen = torch.cat(kept)
+        return Cells(self.features[chosen], self.labels[chosen])
+
+
+@dataclass(frozen=True)
+class LabelWeights:
+    """Weights of the labels of a micro-batch."""
+
+    table: Float[Tensor, "B K"]  # the trust in each class of the image's domain
+
+    def of(self, labels: Integer[Tensor, " B *rest"]) -> Float[Tensor, " B *rest"]:
+        """The weight of each label; 1 where it is ignored."""
+        num_classes = self.table.shape[1]
+        padded = torch.cat([self.table, torch.ones_like(self.table[:, :1])], 1)  # (B, K + 1)
+        return padded.gather(1, labels.long().clamp(max=num_classes).flatten(1)).view(labels.shape)
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What the domains say about each other's labels."""
+
+    agreement: Float[Tensor, "M K"]  # mean p_y / max p of the domain's cells of the class; nan: not judged
+    trust: Float[Tensor, "M K"]  # 0 to 1; 1 where not judged
+    judges: list[LinearClassifier]  # by domain; that of domain m has never seen a label of m
+
+
+def survey(domains: Sequence[Cells], num_classes: int, config: TrustConfig) -> Survey:
+    """Judge every domain by the others, again and again, until those that are wrong have lost their vote.
+
+    trust = min(1, a / (tolerance · ā))^gamma, with a the agreement of a domain's cells of a class and ā that
+    of the other domains' cells of that class, each counting by its trust. So a class that is hard for all is
+    not distrusted, and sources that agree as well as the others are trusted in full.
+    """
+    moments = [Moments.of(cells.features, cells.labels, num_classes) for cells in domains]
+    there = torch.stack([each.counts for each in moments]) >= _FEWEST  # (M, K)
+    trust = there.double()
+    for _ in range(_ROUNDS):
+        judges = [pooled_discriminant(moments, _without(trust, m), _SHRINKAGE) for m in range(len(domains))]
+        agreement = _agreement(domains, judges, there)
+        before, trust = trust, _trust(agreement, trust, config) * there
+        if (trust - before).abs().max() < _SETTLED:
+            break
+    return Survey(agreement, torch.where(agreement.isnan(), 1.0, trust), judges)
+
+
+def _without(votes: Float[Tensor, "M K"], domain: int) -> Float[Tensor, "M K"]:
+    others = votes.clone()
+    others[domain] = 0.0
+    return others
+
+
+def _agreement(
+    domains: Sequence[Cells], judges: Sequence[LinearClassifier], there: Bool[Tensor, "M K"]
+) -> Float[Tensor, "M K"]:
+    found = torch.full(there.shape, torch.nan, dtype=torch.float64)
+    for m, (cells, judge) in enumerate(zip(domains, judges, strict=True)):
+        if judge.biases.isfinite().sum() < 2:
+            continue  # nothing to choose between
+        agreed = reliability(judge.log_probabilities(cells.features), cells.labels).exp()
+        others = there.sum(0) - there[m].long()
+        for k in (there[m] & (others >= _WITNESSES)).nonzero().flatten().tolist():
+            if judge.biases[k].isfinite():
+                found[m, k] = agreed[cells.labels == k].mean()
+    return found
+
+
+def reliability(logits: Float[Tensor, "N K"], labels: Int64[Tensor, " N"]) -> Float[Tensor, " N"]:
+    """log p_y - max_k log p_k of cells with label y, in nats, at most 0."""
+    return logits.gather(1, labels.unsqueeze(1))[:, 0] - logits.amax(1)
+
+
+def _trust(
+    agreement: Float[Tensor, "M K"], votes: Float[Tensor, "M K"], config: TrustConfig
+) -> Float[Tensor, "M K"]:
+    judged = ~agreement.isnan()
+    votes = (votes * judged).clamp_min(1e-3 * judged.double())
+    sums, weights = (votes * agreement.nan_to_num()).sum(0), votes.sum(0)  # (K,)
+    others = weights - votes
+    mean = (sums - votes * agreement.nan_to_num()) / others.clamp_min(1e-12)
+    enough = config.tolerance * mean
+    less = judged & (others > 0) & (agreement < enough)  # where both are 0, nobody is worse than the others
+    ratio = torch.where(less, agreement / enough, 1.0)
+    return ratio**config.gamma

@@ -1,0 +1,114 @@
+"""Classifiers fitted again, against the condition of their optimum and what they are for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ppar_dist.class_sets import class_set
+from ppar_dist.config.load import parse_config
+from ppar_dist.config.schema import Config
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.evaluation.refit import _DECAY, _logistic, refit
+from ppar_dist.models.segmentor import Segmentor, build_segmentor
+from ppar_dist.ppar.trust import Cells
+from tests.ranks import tiny_config, write_blocks_domain
+
+K, W = 3, 5
+
+
+def cells(number: int, seed: int, width: int = W) -> Cells:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(0, K, (number,), generator=generator)
+    centres = torch.randn(K, width, generator=torch.Generator().manual_seed(7))
+    noise = torch.randn(number, width, generator=generator)
+    return Cells(3 + 2 * (centres[labels] + noise), labels)
+
+
+def test_the_gradient_is_zero_at_the_fitted_classifier() -> None:
+    domains, votes = (
+        [cells(200, 1, W + 2), cells(50, 2, W + 2)],
+        torch.tensor([[1.0, 1.0, 0.5], [0.2, 1.0, 1.0]]),
+    )
+    fitted, biases = _logistic(domains, votes, W)
+    x = torch.cat([each.features[:, :W] for each in domains]).double()
+    y = torch.cat([each.labels for each in domains])
+    w = torch.cat([vote[each.labels] / len(each.labels) for vote, each in zip(votes, domains, strict=True)])
+    w = (w / w.sum()).double()
+    scale = (w @ (x - w @ x).square()).sqrt()
+    weights, bias = fitted.double().requires_grad_(), biases.double().requires_grad_()
+    loss = w @ F.cross_entropy(x @ weights.t() + bias, y, reduction="none")
+    loss = loss + _DECAY * (weights * scale).square().sum()
+    for gradient in torch.autograd.grad(loss, (weights, bias)):
+        assert gradient.abs().max() < 1e-4
+
+
+def test_a_domain_without_trust_does_not_count() -> None:
+    good, bad = cells(300, 1), cells(300, 2)
+    wrong = Cells(bad.features, (bad.labels + 1) % K)
+    alone = _logistic([good], torch.ones(1, K), W)
+    both = _logistic([good, wrong], torch.tensor([[1.0] * K, [0.0] * K]), W)
+    for one, other in zip(alone, both, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[DomainIndex]]:
+    root = tmp_path_factory.mktemp("refit")
+    for seed, name in enumerate(("left", "right")):
+        write_blocks_domain(root / name, samples=8, seed=seed, rare_in=None)
+    tree = tiny_config(root, root / "run")
+    tree["model"]["classifier"] = "linear"
+    tree["refit"] = {"linear": True, "prototypes": True, "images": 4}
+    return parse_config(tree), [DomainIndex.open(root / name) for name in ("left", "right")]
+
+
+def right(model: Segmentor, config: Config, index: DomainIndex) -> float:
+    """Share of pixels of a domain that a segmentor gets right."""
+    from ppar_dist.data.reading import eval_samples
+    from ppar_dist.evaluation.evaluate import confusion
+
+    matrix, _ = confusion(model, eval_samples(index, 0, len(index), config.data.size), 6)
+    counts: Tensor = matrix.counts.double()
+    return float(counts.diagonal().sum() / counts.sum())
+
+
+def test_an_untrained_network_learns_to_tell_colours_apart(
+    tiny: tuple[Config, list[DomainIndex]],
+) -> None:
+    config, indexes = tiny
+    torch.manual_seed(0)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    before = right(model.eval(), config, indexes[0])
+    fitted = refit(model, config, indexes, None)
+    assert set(fitted) == {"linear.weight", "linear.bias", "prototype_weights", "prototype_biases"}
+    assert all(value.isfinite().all() for value in fitted.values())  # class 5 is nowhere
+    assert not model.training
+    model.load_refit(fitted)
+    after = right(model, config, indexes[0])
+    assert after > 0.6 > 0.4 > before, (before, after)
+
+
+def test_the_same_cells_give_the_same_classifiers(tiny: tuple[Config, list[DomainIndex]]) -> None:
+    config, indexes = tiny
+    torch.manual_seed(0)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    trust = torch.full((2, 6), 0.5)
+    first, second = (refit(model, config, indexes, each) for each in (trust, trust))
+    for name, value in first.items():
+        assert torch.equal(value, second[name])
+
+
+def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
+    """A text classifier keeps its text: only prototypes are fitted."""
+    write_blocks_domain(tmp_path / "left", samples=4, seed=0, rare_in=None)
+    tree = tiny_config(tmp_path, tmp_path / "run")
+    tree["data"]["sources"], tree["refit"] = ["left"], {"prototypes": True, "images": 2}
+    config = parse_config(tree)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    fitted = refit(model, config, [DomainIndex.open(tmp_path / "left")], None)
+    assert set(fitted) == {"prototype_weights", "prototype_biases"}
