@@ -11,10 +11,10 @@ _NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("ppar.enabled=false", *_NO_REFIT),
     "PPAR": (),
-    # The control: all that PPAR does after the last step, but for the prototypes.
+    # The control: what PPAR does after the last step, without the method.
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
     "PPAR without refit": _NO_REFIT,
-    "PPAR without prototypes in the prediction": ("refit.prototypes=false",),
+    "PPAR, prototypes in the prediction": ("refit.linear=true", "refit.prototypes=true"),
     "PPAR without alignment": ("ppar.alignment.enabled=false",),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
     "PPAR without trust": ("ppar.reweighting.trust.enabled=false",),
