@@ -80,8 +80,6 @@ class Trainer:
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.learner = build_learner(plan, world)
         self.resumed_from = resume(self.learner, plan, world, self.claim)
-        if self.resumed_from is None:
-            self._survey()
         self.claim.record()
         self.log = Recorder(plan, world, self.state, monitor)
         world.on_main(lambda: self.log.open(self.state))
@@ -90,6 +88,8 @@ class Trainer:
             detail = self.learner.objective.detail()
             self.replica_check.note(detail)
             self.log.resumed(self.state, self.resumed_from, detail)
+        else:
+            self._survey()
         bad_samples = paths.rank_file(paths.quarantine(self.claim.path), world.rank)
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
         self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
@@ -100,17 +100,22 @@ class Trainer:
         state, device = self.learner.objective.state, self.world.device
         if state is None or state.trust is None:
             return
-        segmentor, indexes = self.learner.engine.module, self.plan.indexes
-        classes, alive = len(class_set(self.config.data.classes).classes), self.watch.alive
-
+        segmentor, indexes, alive = self.learner.engine.module, self.plan.indexes, self.watch.alive
+        classes = class_set(self.config.data.classes).classes
         assert isinstance(segmentor, Segmentor)
 
         def look() -> Tensor:
-            return survey_sources(
-                segmentor.backbone, self.config, indexes, classes, device, alive
-            ).trust.float()
+            found = survey_sources(segmentor.backbone, self.config, indexes, len(classes), device, alive)
+            return found.trust.float()
 
         state.trust.copy_(self.world.on_main(look))
+        for name, row in zip(self.domains, state.trust.tolist(), strict=True):
+            low = [f"{label} {value:.2f}" for label, value in zip(classes, row, strict=True) if value < 0.5]
+            if low:
+                self.log.warn(
+                    f"trust in the labels of {name} is low, 1 is full: {', '.join(low)}; the other sources "
+                    f"disagree, ppar-dist audit {self.claim.path} draws where"
+                )
 
     def _refit(self) -> None:
         """Fit the classifiers anew after the last step, before it is evaluated and saved."""

@@ -35,8 +35,19 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     exchange_labels(root / "clean", root / "wrong")
     tree = tiny_config(root, root / "run", train={"steps": 1, "global_batch": 6})
     tree["data"]["sources"] = ["left", "right", "third", "wrong"]
-    run_ranks(["train", str(write_config(root / "config.yaml", tree))], 1)
+    done = run_command(["train", str(write_config(root / "config.yaml", tree))])
+    assert done.returncode == 0, done.stderr
+    (root / "said").write_text(done.stderr)
     return root / "run"
+
+
+def test_training_says_which_labels_it_distrusts(run: Path) -> None:
+    lines = [line for line in (run.parent / "said").read_text().splitlines() if "trust in the labels" in line]
+    assert len(lines) == 1
+    assert "labels of wrong is low" in lines[0]
+    assert "road 0.0" in lines[0]
+    assert "sidewalk 0.0" in lines[0]
+    assert f"ppar-dist audit {run}" in lines[0]
 
 
 def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
