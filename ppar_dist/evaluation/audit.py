@@ -4,7 +4,7 @@
 
     <run>/audit/
       regions.json      trust by domain and class, and the regions, each with
-                        domain, key, class, judged_as, weight, pixels, box, picture
+                        domain, key, class, judged_as, trust, weight, pixels, box, picture
       000.png           a region outlined in its image and in its label map
 
 The judges are those of ``ppar.trust``: they look at the tower as it was loaded, so what the run has learned
@@ -62,14 +62,18 @@ class Region:
     key: str
     label: str
     judged_as: str  # the class that the judge finds most probable
-    weight: float  # trust in the class of the domain, times mean p_y / max p over its cells
+    trust: float  # in the class of the domain
+    weight: float  # trust times mean p_y / max p over its cells
     pixels: int  # of the stored label map, about
     box: tuple[int, int, int, int]  # left, top, right, bottom in pixels of the stored label map
 
     @property
-    def loss(self) -> float:
-        """Pixels that the weights take away: what ranks regions."""
-        return self.pixels * (1.0 - self.weight)
+    def loss(self) -> tuple[float, float]:
+        """What ranks regions: pixels that trust takes away, then those that the judge would.
+
+        A judge errs on hard cells of a right source, so a region of a class that is trusted comes last.
+        """
+        return self.pixels * (1.0 - self.trust), self.pixels * (1.0 - self.weight)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in ``regions.json``."""
@@ -148,7 +152,9 @@ def audit(
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
     judged = survey_sources(backbone, config, indexes, classes.num_classes, device)
-    found: list[tuple[float, int, _Found]] = []  # a heap: the least distrusted of those kept comes first
+    found: list[
+        tuple[tuple[float, float], int, _Found]
+    ] = []  # a heap: the least distrusted of those kept comes first
     order = count(0, -1)  # of equals the first ones stay
     looked = {}
     for number, (name, index) in enumerate(zip(names, indexes, strict=True)):
@@ -214,6 +220,7 @@ class _Judge:
                 key=sample.key,
                 label=self.classes.classes[int(truth[inside][0])],
                 judged_as=self.classes.classes[judged_as],
+                trust=float(self.trust[labels.view(grid)[inside][0]]),
                 weight=float(weights[inside].mean()),
                 pixels=round(len(rows) * scale[0] * scale[1]),
                 box=(round(left), round(top), round(right), round(bottom)),

@@ -62,7 +62,10 @@ def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
     assert found["trust"]["wrong"]["sky"] > 0.9
     assert "car" not in found["trust"]["left"]  # no source has one: not judged
     assert 1 <= len(found["regions"]) <= 12
-    losses = [region["pixels"] * (1 - region["weight"]) for region in found["regions"]]
+    losses = [
+        [region["pixels"] * (1 - region[figure]) for figure in ("trust", "weight")]
+        for region in found["regions"]
+    ]
     assert losses == sorted(losses, reverse=True)
     first = found["regions"][0]
     assert first["domain"] == "wrong"
