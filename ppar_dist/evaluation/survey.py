@@ -5,6 +5,7 @@ Letters: B images, D width of the features, (h, w) grid of cells, (H, W) pixels,
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 
 import torch
@@ -106,7 +107,8 @@ def source_cells(
         alive: called after every image, for a watchdog.
     """
     found, width = [], 1
-    for index in indexes:
+    for source in indexes:
+        index = copy.copy(source)  # its own open files: what training reads later does not depend on this
         parts = []
         for at in evenly(holdout_range(index, config.data.holdout).start, images):
             for sample in eval_samples(index, at, at + 1, config.data.size, lambda *_: None):
