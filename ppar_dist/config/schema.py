@@ -197,7 +197,7 @@ class TrustConfig(Section):
     enabled: bool = False  # false: all labels are trusted in full
     images: Count = 48  # of each source that are looked at
     tolerance: Annotated[Number, Field(gt=0, le=1)] = 0.85  # share of the others' agreement that is enough
-    gamma: NonNegative = 10.0  # steepness below it: (agreement / enough)^γ
+    gamma: NonNegative = 20.0  # steepness below it: (agreement / enough)^γ
 
 
 class ReweightingConfig(Section):
