@@ -1,4 +1,4 @@
-"""The last stage of a run: the classifier fitted anew, and prototypes for the prediction.
+"""The last stage of a run: the classifier fitted again, and prototypes for the prediction.
 
 Training sees crops at random scales and in changed colours; a prediction sees whole images as they are. The
 classifier that training leaves is not the best for those (Touvron et al., "Fixing the train-test resolution

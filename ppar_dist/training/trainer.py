@@ -118,7 +118,7 @@ class Trainer:
                 )
 
     def _refit(self) -> None:
-        """Fit the classifiers anew after the last step, before it is evaluated and saved."""
+        """Fit the classifiers again after the last step, before it is evaluated and saved."""
         segmentor, state = self.learner.engine.module, self.learner.objective.state
         assert isinstance(segmentor, Segmentor)
         if not (self.config.refit.linear or self.config.refit.prototypes):
