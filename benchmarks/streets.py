@@ -6,7 +6,7 @@ import os
 import sys
 from pathlib import Path
 
-from ppar_dist.data.prepare import prepare
+from ppar_dist.data.prepare import Options, prepare
 
 ROOT = Path(__file__).parents[1]
 MAPPINGS = Path(__file__).parent / "gain"  # of IDD-Lite
@@ -42,7 +42,7 @@ def prepare_streets(shards: Path, limit: int | None = None) -> None:
     """
     for domain, name in (("camvid_0001TP", "camvid"), ("labelmefacade_test", "labelmefacade")):
         if not (shards / domain / "domain.json").exists():
-            prepare(name, real_data() / "data" / name, shards, "roads6", limit=limit)
+            prepare(name, real_data() / "data" / name, shards, "roads6", Options(limit=limit))
     for domain in ("idd_lite_train", "idd_lite_val"):
         prepare_mapped(shards, domain, limit)
 
@@ -51,4 +51,10 @@ def prepare_mapped(shards: Path, domain: str, limit: int | None = None) -> None:
     """A domain of IDD-Lite, as its mapping file says, unless it is there."""
     if not (shards / domain / "domain.json").exists():
         mapping = MAPPINGS / f"{domain}.yaml"
-        prepare("folder", real_data() / "data" / "idd_lite", shards, "roads6", limit=limit, mapping=mapping)
+        prepare(
+            "folder",
+            real_data() / "data" / "idd_lite",
+            shards,
+            "roads6",
+            Options(limit=limit, mapping=mapping),
+        )

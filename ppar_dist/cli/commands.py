@@ -5,6 +5,7 @@ Each returns an exit code (None for 0) and imports what it needs: a wrong path i
 
 from __future__ import annotations
 
+import functools
 import gc
 import json
 import os
@@ -12,7 +13,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from cyclopts import App, Parameter
 
@@ -43,6 +44,10 @@ ConfigFile = Annotated[Path, Parameter(help="YAML file")]
 Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
 Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
+Range = Annotated[
+    tuple[float, float],
+    Parameter(name="--range", help="values that become black and white, of images with more than 8 bits"),
+]
 Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
 
 _LONGEST_SIDE = 16384  # pixels of an exported program: longer than any camera's, too long for most memories
@@ -59,6 +64,10 @@ def prepare(
     limit: int | None = None,
     mapping: Path | None = None,
     exclude: list[str] | None = None,
+    skip_bad: bool = False,
+    jpeg: int | None = None,
+    value_range: Range | None = None,
+    overwrite: bool = False,
     workers: int = 1,
 ) -> None:
     """Turn a data set as downloaded into shards with an index.
@@ -70,12 +79,16 @@ def prepare(
         limit: only so many images per domain
         mapping: for folder: YAML file of label values and names
         exclude: key of a sample to leave out; may be repeated
+        skip_bad: go on without bad pairs, which are listed
+        jpeg: quality at which images that are not JPEG become that (default: images stay as they came)
+        overwrite: replace a domain that was made with other options
         workers: threads; the result is the same
     """
-    from ppar_dist.data.prepare import prepare
+    from ppar_dist.data.prepare import Options, prepare
 
-    how: dict[str, Any] = {"limit": limit, "mapping": mapping, "exclude": exclude or (), "workers": workers}
-    for folder in prepare(dataset, root, out, classes, **how, progress=count_images):
+    options = Options(limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, workers)
+    tell = functools.partial(print, file=sys.stderr)
+    for folder in prepare(dataset, root, out, classes, options, progress=count_images, tell=tell):
         print(folder)
 
 
@@ -123,20 +136,33 @@ def text(
 
 
 @app.command
-def index(folder: Path, /, *, classes: Classes, max_bad_ratio: float = 0.0) -> None:
+def index(
+    folder: Path,
+    /,
+    *,
+    classes: Classes,
+    max_bad_ratio: float = 0.0,
+    image_ending: list[str] | None = None,
+    label_ending: list[str] | None = None,
+) -> None:
     """Make the index of existing shards.
 
     Args:
+        folder: a domain's folder of tar shards
         max_bad_ratio: leave bad samples out, up to this share of all, and list them in quarantine.jsonl
+        image_ending: how names of images end, such as png (default: jpg and others); may be repeated
+        label_ending: how names of labels end, such as seg.png (default: png and others); may be repeated
     """
     from ppar_dist.data.shards.build_index import index_folder
+    from ppar_dist.data.shards.grouping import endings_of
 
     if not 0 <= max_bad_ratio <= 1:
         raise UserError(f"--max-bad-ratio is a share from 0 to 1, got {max_bad_ratio}")
-    index, findings = index_folder(folder, classes, max_bad_ratio=max_bad_ratio)
+    endings = endings_of(image_ending or (), label_ending or ())
+    index, findings = index_folder(folder, classes, max_bad_ratio=max_bad_ratio, endings=endings)
     for line in findings.lines():
         print(f"{folder}: {line}", file=sys.stderr)
-    print(f"{folder}: {len(index)} samples in {len(index.shards)} shards")
+    print(f"{folder}: {len(index)} samples in {len(index.shards)} shards{findings.left_out()}")
 
 
 @app.command
@@ -304,18 +330,40 @@ def evaluate(
 
 @app.command
 def predict(
-    checkpoint: Trained, images: list[Path], /, *, out: Path, which: Which = "latest", overwrite: bool = False
-) -> None:
-    """Label images of your own.
+    checkpoint: Trained,
+    images: list[Path],
+    /,
+    *,
+    out: Path,
+    which: Which = "latest",
+    batch: int = 1,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Label images of your own; exit code 78 if one could not be done.
 
     Args:
+        images: files, or folders that are searched with all below
+        out: folder for labels and overlays
+        batch: images of one size that the model sees at once
         overwrite: write into a folder that holds files
     """
-    from ppar_dist.evaluation.predict import predict
+    _refuse_below_1("--batch", batch)
+    from ppar_dist.evaluation.predict import PredictedImage, predict
 
-    for files in predict(checkpoint, images, out, _device(), which, overwrite):
-        print(files)
-    print(f"legend: {out / 'legend.png'}")
+    def tell(result: object, done: int, total: int) -> None:
+        show_progress("predict", total, total)  # clears the line
+        if not isinstance(result, PredictedImage):
+            print(result, file=sys.stderr, flush=True)
+        elif not as_json:
+            print(result, flush=True)
+        show_progress("predict", done, total)
+
+    found = predict(checkpoint, images, out, _device(), which, overwrite, batch, value_range, tell)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
+    print(found, file=sys.stderr)
+    return exit_codes.CONFIG if found.failed else exit_codes.DONE
 
 
 @app.command

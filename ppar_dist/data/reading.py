@@ -50,7 +50,7 @@ def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) ->
     """
     raw = index.read(sample)
     image, label = open_image(raw.image, raw.where), open_label(raw.label, raw.where)
-    check_sizes((image.height, image.width), (label.height, label.width), raw.where)
+    check_sizes(image, label, raw.where)
     ids = label_ids(label, raw.where)
     check_label(ids, len(index.classes), raw.where)
     return Decoded(decode_rgb(raw.image, image, raw.where, min_side), ids, raw.key)

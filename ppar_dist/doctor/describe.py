@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from ppar_dist.checkpoint import MANIFEST, STATE
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
-from ppar_dist.data.shards.check import split_name
+from ppar_dist.data.shards.grouping import split_name
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.tar import members
 from ppar_dist.errors import UserError

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from ppar_dist.checkpoint import opened, read_state, write_atomically
 from ppar_dist.class_sets import ClassSet
@@ -27,6 +26,7 @@ from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import check_classes, holdout_range
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import ConfusionMatrix
+from ppar_dist.evaluation.labelling import predict_labels
 from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.evaluation.prediction_examples import ExampleFolder, spread
 from ppar_dist.run import paths
@@ -53,6 +53,7 @@ class TargetResult:
     pixel_accuracy: float | None
     iou: dict[str, float | None]
     left_out: int = 0  # samples that could not be used, and are not among the images
+    stored: str = ""  # how `prepare` encoded the images again; "" where it did not, or made another
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ class Results:
     def table(self) -> str:
         """Plain text columns for a terminal: per cent, ``-`` where a class does not occur.
 
-        How many samples were left out is a column if any were.
+        How many samples were left out is a column if any were. Images that are not as they came are told: their
+        scores are not those of the published protocol.
         """
         some = any(item.left_out for item in self.targets.values())
         head = ["target", "images", *(["left out"] if some else []), "mIoU", "pixel acc", *self.classes]
@@ -95,23 +97,8 @@ class Results:
         for first, *cells in [head, *rows]:
             figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join([first.ljust(widths[0]), *figures]))
+        lines += [f"{name}: images are {item.stored}" for name, item in self.targets.items() if item.stored]
         return "\n".join(lines)
-
-
-@torch.inference_mode()
-def predict_labels(segmentor: nn.Module, image: Tensor, size: tuple[int, int]) -> Tensor:
-    """Class ids of one whole image.
-
-    Args:
-        segmentor: returns a Prediction with ``logits`` (1, K, h', w').
-        image: (3, H, W) uint8 on the segmentor's device.
-        size: (height, width) in pixels of the wanted label map; logits are upsampled before the argmax.
-
-    Returns:
-        (height, width) int64.
-    """
-    logits = segmentor(image[None], dense=False).logits.float()  # (1, K, h', w')
-    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
 def confusion(
@@ -174,7 +161,7 @@ def evaluate(
         samples = eval_samples(index, 0, len(index), config.data.size, left_out)
         matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
         refuse_too_many([name], [left_out.count], [len(index)], most)
-        results[name] = target_result(index.name, matrix, count, classes.classes, left_out.count)
+        results[name] = target_result(index, matrix, count, left_out.count)
     if folder is not None:
         folder.close()
     return Results(config.run.name, checkpoint.name, step, classes.classes, results)
@@ -247,12 +234,13 @@ def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None
 
 
 def target_result(
-    domain: str, matrix: ConfusionMatrix, images: int, classes: Sequence[str], left_out: int = 0
+    index: DomainIndex, matrix: ConfusionMatrix, images: int, left_out: int = 0
 ) -> TargetResult:
     """Figures of a confusion matrix."""
     iou = [_figure(value) for value in matrix.iou().tolist()]
     miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
-    return TargetResult(domain, images, miou, accuracy, dict(zip(classes, iou, strict=True)), left_out)
+    by_class = dict(zip(index.classes, iou, strict=True))
+    return TargetResult(index.name, images, miou, accuracy, by_class, left_out, index.encoded_again)
 
 
 def held_out(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
@@ -9,6 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
 
 _ROW, _SWATCH, _PAD = 28, 18, 10
+_STRIP = 1 << 20  # pixels of a picture that are worked on at once
 
 
 def palette_image(labels: NDArray[np.uint8], classes: ClassSet) -> Image.Image:
@@ -21,7 +24,8 @@ def palette_image(labels: NDArray[np.uint8], classes: ClassSet) -> Image.Image:
     flat = [0] * 768
     for k, colour in enumerate(classes.palette):
         flat[3 * k : 3 * k + 3] = colour
-    picture = Image.frombytes("P", labels.shape[::-1], np.ascontiguousarray(labels, np.uint8).tobytes())
+    stored = np.ascontiguousarray(labels, np.uint8)  # the picture looks at it, and is no copy
+    picture = Image.frombuffer("P", labels.shape[::-1], stored, "raw", "P", 0, 1)
     picture.putpalette(flat)
     return picture
 
@@ -32,17 +36,33 @@ def overlay_image(
     """The photograph under the class colours; pixels to ignore stay as they are.
 
     Args:
-        image: RGB, (H, W) pixels like ``labels``.
+        image: RGB, (H, W) pixels like ``labels``. It is changed itself: a huge one has no room twice.
         labels: (H, W) class ids.
         classes: gives the palette.
         opacity: of the colours, 0 to 1.
     """
     colours = np.zeros((256, 3), np.float32)
     colours[: classes.num_classes] = np.asarray(classes.palette, np.float32)
-    photo = np.asarray(image.convert("RGB"), np.float32)
-    alpha = np.where(labels == IGNORE_INDEX, 0.0, opacity).astype(np.float32)[..., None]  # (H, W, 1)
-    blend = photo * (1.0 - alpha) + colours[labels] * alpha
-    return Image.fromarray(np.rint(blend).astype(np.uint8))
+    alphas = np.full((256, 1), opacity, np.float32)
+    alphas[IGNORE_INDEX] = 0
+    for box in strips(image.size):
+        part = labels[box[1] : box[3]]
+        alpha = alphas[part]  # (rows, W, 1)
+        blend = np.asarray(image.crop(box), np.float32) * (1 - alpha) + colours[part] * alpha
+        image.paste(Image.fromarray(np.rint(blend).astype(np.uint8)), box)
+    return image
+
+
+def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes over the whole width, from the top down, of about ``_STRIP`` pixels each.
+
+    Args:
+        size: (width, height) in pixels.
+    """
+    width, height = size
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        yield (0, top, width, min(top + rows, height))
 
 
 def legend_image(classes: ClassSet) -> Image.Image:

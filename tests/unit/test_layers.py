@@ -18,7 +18,7 @@ FLOORS = (
     ("evaluation", "monitoring"),
     ("data", "data.prepare", "ppar", "synthetic"),
     ("data.shards", "launch", "models", "run", "watchdog"),
-    ("checkpoint", "class_sets", "config", "processes", "view"),
+    ("checkpoint", "class_sets", "config", "pictures", "processes", "view"),
     ("distributed", "files"),
     ("errors", "exit_codes", "text", ""),
 )

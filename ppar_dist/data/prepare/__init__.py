@@ -7,20 +7,37 @@ from __future__ import annotations
 
 import io
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 from PIL import Image
 
 from ppar_dist.class_sets import class_set
 from ppar_dist.data.prepare import camvid, cityscapes, folder, gta5, labelmefacade, synthia, urbansyn
-from ppar_dist.data.prepare.source import Decoder, Domains, Pair, Source, open_file
+from ppar_dist.data.prepare.checking import (
+    AS_IT_CAME,
+    ENCODED,
+    BadPair,
+    PairCheck,
+    by_reason,
+    how_stored,
+    repeated_keys,
+    report,
+)
+from ppar_dist.data.prepare.options import USUAL, Options
+from ppar_dist.data.prepare.source import Decoder, Domains, Pair, Source, unusable
+from ppar_dist.data.shards.manifest import AS_THEY_CAME, Prepared, read_domain_file
+from ppar_dist.data.shards.manifest import NAME as DOMAIN_FILE
 from ppar_dist.data.shards.writer import ShardSample, safe_key, write_domain
 from ppar_dist.errors import DataError
+from ppar_dist.pictures import PictureError, Span, is_clutter, open_picture, photo_rgb
 
-__all__ = ["DATASETS", "SOURCES", "prepare"]
+__all__ = ["DATASETS", "SOURCES", "Options", "prepare"]
+
+T = TypeVar("T")
 
 SOURCES: dict[str, Source] = {
     "camvid": camvid.SOURCE,
@@ -35,39 +52,47 @@ SOURCES: dict[str, Source] = {
 DATASETS: tuple[str, ...] = (*SOURCES, "folder")
 """Every name that ``prepare`` takes."""
 
-_JPEG_QUALITY = 95  # of images that were not JPEG
-
 Progress = Callable[[str, int, int], None]  # domain, samples done, samples in all
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Turns a pair of files into a shard sample."""
+    """Turns a pair of files, checked before, into a shard sample."""
 
     dataset: str
     decode: Decoder
+    span: Span | None
+    jpeg: int | None
 
     def __call__(self, pair: Pair) -> ShardSample:
-        label = self.decode(pair.label)
-        image = open_file(pair.image)
-        if image.size != (label.shape[1], label.shape[0]):
-            raise DataError(
-                f"{self.dataset} sample {pair.key}: image is {image.width}x{image.height} but label is "
-                f"{label.shape[1]}x{label.shape[0]} (width x height); repair the pair, or leave it out by "
-                f"--exclude {pair.key}"
-            )
         packed = io.BytesIO()
-        Image.fromarray(label).save(packed, "PNG")
+        Image.fromarray(self.decode(pair.label)).save(packed, "PNG")
         metadata = {"dataset": self.dataset, "file": pair.image.name}
-        return ShardSample(safe_key(pair.key), self._jpeg(pair.image, image), packed.getvalue(), metadata)
+        return ShardSample(safe_key(pair.key), self._image(pair.image), packed.getvalue(), metadata)
 
-    def _jpeg(self, path: Path, image: Image.Image) -> bytes:
-        if image.format == "JPEG":
-            return path.read_bytes()
-        packed = io.BytesIO()
-        # Colour at full resolution: thin poles and signs keep theirs.
-        image.convert("RGB").save(packed, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
+    def _image(self, path: Path) -> bytes:
+        raw = path.read_bytes()
+        try:
+            with open_picture(raw) as image:
+                if how_stored(image, self.jpeg is not None) == AS_IT_CAME:
+                    return raw
+                rgb, packed = photo_rgb(image, self.span), io.BytesIO()
+        except PictureError as error:
+            raise unusable(path, error) from None
+        if self.jpeg is not None:
+            # Colour at full resolution: thin poles and signs keep theirs.
+            rgb.save(packed, "JPEG", quality=self.jpeg, subsampling=0)
+        else:
+            rgb.save(packed, "PNG")
         return packed.getvalue()
+
+
+class _Checked(NamedTuple):
+    """The good pairs of a domain, and the bad."""
+
+    pairs: list[Pair]
+    bad: list[BadPair]
+    encoded: int  # images of the good ones that are not stored as they came
 
 
 def prepare(
@@ -75,62 +100,68 @@ def prepare(
     root: Path | str,
     out: Path | str,
     classes: str,
-    limit: int | None = None,
+    options: Options = USUAL,
     *,
-    mapping: Path | str | None = None,
-    exclude: Collection[str] = (),
-    workers: int = 1,
     progress: Progress | None = None,
+    tell: Callable[[str], None] | None = None,
 ) -> list[Path]:
     """Write a data set as domain folders of shards with their indexes; return the folders.
 
-    JPEG images are stored byte for byte, PNG images as JPEG; labels become PNGs of train ids.
+    Images are stored byte for byte, unless they are neither JPEG nor PNG, have more than 8 bits, or
+    ``options.jpeg`` is given; labels become PNGs of train ids. All pairs are checked before the first is
+    converted. A domain that is there already is replaced when the new one is whole.
 
     Args:
         dataset: one of ``DATASETS``.
         root: the data set as unpacked.
-        out: parent of the domain folders; a domain that is there already is
-            replaced when the new one is whole.
+        out: parent of the domain folders.
         classes: name of the class set.
-        limit: at most so many samples per domain, for a try.
-        mapping: the mapping file of ``folder`` (see ``folder.py``).
-        exclude: keys or file stems to leave out.
-        workers: threads that decode and encode; the result does not depend on it.
-        progress: called after each sample.
+        options: what else is asked for.
+        progress: called after each sample, and after each check.
+        tell: gets each line about pairs that are left out.
 
     Raises:
-        DataError: unknown data set or class set, a missing folder or file, a label value that the
-            data set does not have, or image and label of different sizes.
+        DataError: unknown data set or class set, a missing folder, bad pairs (all of them are listed), or a
+            domain that is there was made with other options.
     """
-    source = _source(dataset, mapping)
-    _check_counts(limit, workers)
-    domains = _select(source, Path(root), limit, frozenset(exclude))
-    encode = _Encoder(source.name, source.decoder(class_set(classes)))
+    source = _source(dataset, options.mapping)
+    domains = _select(source, Path(root), options.limit, frozenset(options.exclude))
+    for name in domains:
+        _refuse_other_options(Path(out) / name, classes, source.name, options)
+    decode = source.decoder(class_set(classes))
+    checked = _check_all(
+        source, domains, PairCheck(decode, options.span, options.jpeg is not None), options, progress, tell
+    )
+    encode = _Encoder(source.name, decode, options.span, options.jpeg)
     folders = []
-    for name, pairs in domains.items():
-        samples = _in_order(encode, pairs, workers)
-        write_domain(Path(out) / name, classes, _counted(samples, name, len(pairs), progress))
+    for name, (pairs, bad, encoded) in checked.items():
+        images = (
+            AS_THEY_CAME if not encoded else f"{encoded} of {len(pairs)} encoded as {_form(options.jpeg)}"
+        )
+        prepared = Prepared(
+            dataset=source.name, images=images, options=options.changing(), left_out=by_reason(bad)
+        )
+        samples = _counted(_in_order(encode, pairs, options.workers), name, len(pairs), progress)
+        write_domain(Path(out) / name, classes, samples, prepared=prepared)
         folders.append(Path(out) / name)
     return folders
 
 
-def _source(dataset: str, mapping: Path | str | None) -> Source:
+def _form(jpeg: int | None) -> str:
+    return "PNG of 8 bits" if jpeg is None else f"JPEG of quality {jpeg}"
+
+
+def _source(dataset: str, mapping: Path | None) -> Source:
     if dataset not in DATASETS:
         raise DataError(f"unknown data set {dataset!r}; choose from {', '.join(DATASETS)}")
     if (dataset == "folder") != (mapping is not None):
         rule = "needs" if dataset == "folder" else "takes no"
         raise DataError(f"data set {dataset} {rule} mapping file; --mapping FILE belongs to `prepare folder`")
-    return folder.source(Path(mapping)) if mapping is not None else SOURCES[dataset]
-
-
-def _check_counts(limit: int | None, workers: int) -> None:
-    for name, value in (("limit", limit), ("workers", workers)):
-        if value is not None and value < 1:
-            raise DataError(f"{name} is at least 1, got {value}")
+    return folder.source(mapping) if mapping is not None else SOURCES[dataset]
 
 
 def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[str]) -> Domains:
-    """The domains without excluded pairs; every file is looked for before any is converted."""
+    """The domains without excluded pairs and clutter."""
     source.require(root)
     domains = source.domains(root)
     names = {name for pairs in domains.values() for pair in pairs for name in (pair.key, pair.image.stem)}
@@ -138,13 +169,11 @@ def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[st
         raise DataError(f"--exclude names samples that are not there: {sorted(exclude - names)}; drop them")
     chosen: dict[str, list[Pair]] = {}
     for name, pairs in domains.items():
-        kept = [pair for pair in pairs if not exclude & {pair.key, pair.image.stem}][:limit]
-        for path in (path for pair in kept for path in (pair.image, pair.label)):
-            if not path.is_file():
-                raise DataError(
-                    f"{source.name}: no file {path}; unpack the data set again ({source.page}), or leave the "
-                    f"sample out by --exclude"
-                )
+        kept = [
+            pair
+            for pair in pairs
+            if not exclude & {pair.key, pair.image.stem} and not is_clutter(pair.image.relative_to(root))
+        ][:limit]
         if kept:
             chosen[name] = kept
     if not chosen:
@@ -152,18 +181,66 @@ def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[st
     return chosen
 
 
-def _in_order(
-    encode: Callable[[Pair], ShardSample], pairs: Iterable[Pair], workers: int
-) -> Iterator[ShardSample]:
-    """Encode in threads, a few ahead, and yield in the order of the pairs."""
+def _refuse_other_options(folder: Path, classes: str, dataset: str, options: Options) -> None:
+    """A domain that is there is replaced without being asked for only by the same again."""
+    if options.overwrite or not (folder / DOMAIN_FILE).exists():
+        return
+    wanted = (classes, dataset, options.changing())
+    there = read_domain_file(folder)
+    made = (there.class_set, there.prepared.dataset, there.prepared.options) if there.prepared else None
+    if made != wanted:
+        how = f"with {_words(*made)}" if made else "in a way that its file does not tell"
+        raise DataError(
+            f"{folder} is there already, made {how}; this would make it with {_words(*wanted)}. "
+            "Choose another --out, or replace it by --overwrite"
+        )
+
+
+def _words(classes: str, dataset: str, options: dict[str, Any]) -> str:
+    listed = {"classes": classes, "data set": dataset} | options
+    return ", ".join(f"{name} {value}" for name, value in listed.items())
+
+
+def _check_all(
+    source: Source,
+    domains: Domains,
+    check: PairCheck,
+    options: Options,
+    progress: Progress | None,
+    tell: Callable[[str], None] | None,
+) -> dict[str, _Checked]:
+    """The good and bad pairs of each domain; raises DataError with all that are bad, unless they may be."""
+    checked, lines = {}, []
+    for name, pairs in domains.items():
+        twice = repeated_keys(pairs)
+        results = _counted(_in_order(check, pairs, options.workers), f"{name}, checked", len(pairs), progress)
+        found = [(pair, twice.get(pair.key, result)) for pair, result in zip(pairs, results, strict=True)]
+        bad = [result for _, result in found if isinstance(result, BadPair)]
+        good = [pair for pair, result in found if not isinstance(result, BadPair)]
+        checked[name] = _Checked(good, bad, sum(result == ENCODED for _, result in found))
+        lines += report(name, bad, len(pairs))
+    can_skip = all(each.pairs for each in checked.values())
+    if lines and not (options.skip_bad and can_skip):
+        total = sum(len(each.bad) for each in checked.values())
+        remedy = ", or leave them out by --skip-bad" if can_skip else ": a domain has no others"
+        head = f"{source.name}: bad pairs: {total}; nothing was converted. Repair them{remedy}"
+        raise DataError("\n".join([head, *lines]))
+    if tell is not None:
+        for line in lines:
+            tell(f"left out: {line}")
+    return checked
+
+
+def _in_order(work: Callable[[Pair], T], pairs: Iterable[Pair], workers: int) -> Iterator[T]:
+    """Work in threads, a few ahead, and yield in the order of the pairs."""
     if workers == 1:
-        yield from map(encode, pairs)
+        yield from map(work, pairs)
         return
     with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[ShardSample]] = deque()
+        ahead: deque[Future[T]] = deque()
         try:
             for pair in pairs:
-                ahead.append(pool.submit(encode, pair))
+                ahead.append(pool.submit(work, pair))
                 if len(ahead) > 2 * workers:
                     yield ahead.popleft().result()
             while ahead:
@@ -173,10 +250,8 @@ def _in_order(
                 future.cancel()
 
 
-def _counted(
-    samples: Iterable[ShardSample], domain: str, total: int, progress: Progress | None
-) -> Iterator[ShardSample]:
-    for done, sample in enumerate(samples, start=1):
-        yield sample
+def _counted(items: Iterable[T], domain: str, total: int, progress: Progress | None) -> Iterator[T]:
+    for done, item in enumerate(items, start=1):
+        yield item
         if progress is not None:
             progress(domain, done, total)

@@ -2,14 +2,22 @@
 
     name: my_city                 # the domain
     images: frames                # folder below the root (default: images)
-    labels: masks                 # default: labels; <stem>.png belongs to <stem>.jpg or .png
+    labels: masks                 # default: labels; <stem>.png belongs to <stem>.jpg, .png, .tif …
     label_suffix: _mask           # optional: <stem>_mask.png belongs to <stem>.jpg
     values:                       # label value → class name; or colours:, not both
       0: road
       1: sidewalk
       2: ignore                   # counts as no class
+      "*": ignore                 # optional: all values that are not listed
     # colours:
     #   "128,64,128": road
+
+Where names follow another rule, ``images`` and ``labels`` are patterns (see ``patterns.py``); placeholders
+in the name give a domain for each of their values::
+
+    name: "acdc_{condition}"
+    images: "rgb_anon/{condition}/train/{seq}/{frame}_rgb_anon.png"
+    labels: "gt/{condition}/train/{seq}/{frame}_gt_labelIds.png"
 
 Names are the class names and native names of the class sets in ``ppar_dist.class_sets``. The data stay
 under whatever licence they have.
@@ -17,27 +25,24 @@ under whatever licence they have.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ppar_dist.class_sets import CLASS_SETS
-from ppar_dist.data.prepare.source import (
-    Colour,
-    Domains,
-    Pair,
-    Source,
-    colour_labels,
-    images_below,
-    index_labels,
-)
+from ppar_dist.class_sets import CLASS_SETS, ClassSet
+from ppar_dist.config.yaml import read_yaml
+from ppar_dist.data.prepare.pairing import Layout
+from ppar_dist.data.prepare.patterns import PathPattern
+from ppar_dist.data.prepare.source import Colour, Decoder, Domains, Source, colour_labels, index_labels
 from ppar_dist.errors import DataError
 
 IGNORE = "ignore"
+REST: Literal["*"] = "*"
 
-Value = Annotated[int, Field(ge=0, lt=1 << 16)]
+Value = Annotated[int, Field(ge=0, lt=1 << 16)] | Literal["*"]
 
 
 class FolderMapping(BaseModel):
@@ -45,7 +50,7 @@ class FolderMapping(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9{][A-Za-z0-9_{}-]*$")]
     images: str = "images"
     labels: str = "labels"
     label_suffix: str = ""
@@ -60,7 +65,7 @@ def read_mapping(path: Path) -> FolderMapping:
         DataError: it is missing or malformed, or names a class that no class set knows.
     """
     try:
-        mapping = FolderMapping.model_validate(yaml.safe_load(path.read_text("utf-8")))
+        mapping = FolderMapping.model_validate(read_yaml(path.read_text("utf-8")))
     except OSError as error:
         raise DataError(f"cannot read mapping file {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -70,6 +75,8 @@ def read_mapping(path: Path) -> FolderMapping:
         raise DataError(f"mapping file {path}: {problems}") from None
     if (mapping.values is None) == (mapping.colours is None):
         raise DataError(f"mapping file {path} has either values: or colours:; keep exactly one")
+    if not (mapping.values or mapping.colours or {}).keys() - {REST}:
+        raise DataError(f"mapping file {path} lists no value or colour; write each with its class name")
     _check_names(path, set((mapping.values or mapping.colours or {}).values()))
     return mapping
 
@@ -77,32 +84,40 @@ def read_mapping(path: Path) -> FolderMapping:
 def source(mapping_file: Path) -> Source:
     """The data set that a mapping file describes."""
     mapping = read_mapping(mapping_file)
+    layout = _layout(mapping, mapping_file)
 
     def domains(root: Path) -> Domains:
-        images, labels = root / mapping.images, root / mapping.labels
-        described.require(images, labels)
-        pairs = []
-        for image in images_below(images):
-            relative = image.relative_to(images)
-            label = labels / relative.with_name(f"{image.stem}{mapping.label_suffix}.png")
-            pairs.append(Pair("_".join(relative.with_suffix("").parts), image, label))
-        if not pairs:
-            raise DataError(f"no .jpg or .png image below {images}; set images: in {mapping_file}")
-        return {mapping.name: pairs}
+        described.require(root / layout.images.folder, root / layout.labels.folder)
+        return layout.domains(root)
 
-    if mapping.colours is not None:
-        legend = {_colour(text, mapping_file): name for text, name in mapping.colours.items()}
-        decoder = colour_labels(legend)
-    else:
-        decoder = index_labels(mapping.values or {})
+    suffixes = ("", "") if layout.images.names else ("/<name>.jpg", f"/<name>{mapping.label_suffix}.png")
     described = Source(
         name="folder",
         page=f"your own storage, or correct images: and labels: in {mapping_file}",
-        layout=f"{mapping.images}/<name>.jpg|png and {mapping.labels}/<name>{mapping.label_suffix}.png",
+        layout=f"{mapping.images}{suffixes[0]} and {mapping.labels}{suffixes[1]}",
         domains=domains,
-        decoder=decoder,
+        decoder=_decoder(mapping, mapping_file),
     )
     return described
+
+
+def _layout(mapping: FolderMapping, path: Path) -> Layout:
+    name, images, labels = (
+        PathPattern(text, f"mapping file {path}: {key}:")
+        for key, text in (("name", mapping.name), ("images", mapping.images), ("labels", mapping.labels))
+    )
+    return Layout(path, name, images, labels, mapping.label_suffix)
+
+
+def _decoder(mapping: FolderMapping, path: Path) -> Callable[[ClassSet], Decoder]:
+    if mapping.values is not None:
+        numbers = {value: name for value, name in mapping.values.items() if isinstance(value, int)}
+        return index_labels(numbers, rest=mapping.values.get(REST))
+    colours = mapping.colours or {}
+    legend = {_colour(text, path): name for text, name in colours.items() if text != REST}
+    if len(legend) < len(colours.keys() - {REST}):
+        raise DataError(f"mapping file {path} lists a colour twice; keep one")
+    return colour_labels(legend, rest=colours.get(REST))
 
 
 def _check_names(path: Path, names: set[str]) -> None:

@@ -23,7 +23,7 @@ from ppar_dist.data.prepare.source import (
     Source,
     colour_labels,
     index_labels,
-    open_file,
+    is_coloured,
     same_name_pairs,
 )
 
@@ -51,7 +51,7 @@ def _decoder(classes: ClassSet) -> Decoder:
     by_colour: list[Decoder] = []  # made when the first RGB label turns up
 
     def decode(path: Path) -> LabelArray:
-        if open_file(path).mode != "RGB":
+        if not is_coloured(path):
             return by_index(path)
         if not by_colour:
             by_colour.append(colour_labels(COLOURS)(classes))

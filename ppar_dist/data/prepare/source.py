@@ -13,12 +13,18 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from ppar_dist.class_sets import ClassSet
+from ppar_dist.data.prepare.finding import images_below, labels_on_disk
 from ppar_dist.errors import DataError
+from ppar_dist.pictures import (
+    PictureError,
+    label_ids,
+    open_label,
+    open_picture,
+    photo_rgb,
+)
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 Colour = tuple[int, int, int]
 LabelArray = NDArray[np.uint8]
 Decoder = Callable[[Path], LabelArray]  # label file → train ids, (H, W)
@@ -59,24 +65,30 @@ class Source:
 
 
 def index_labels(
-    names: Mapping[int, str], read: Callable[[Path], NDArray[np.integer]] | None = None
+    names: Mapping[int, str],
+    read: Callable[[Path], NDArray[np.integer]] | None = None,
+    rest: str | None = None,
 ) -> Callable[[ClassSet], Decoder]:
-    """Decoders for labels that store a number per pixel; ``read`` returns it as (H, W)."""
+    """Decoders for labels that store a number per pixel.
+
+    Args:
+        names: what the numbers are called.
+        read: returns the numbers as (H, W).
+        rest: what all other numbers are called; without it they are refused.
+    """
 
     def decoder(classes: ClassSet) -> Decoder:
-        table = np.full(1 << 16, _UNKNOWN, np.int16)
+        table = np.full(1 << 16, _rest_id(classes, rest), np.int16)
         for value, name in names.items():
             table[value] = classes.train_id(name)
 
         def decode(path: Path) -> LabelArray:
             values = (read or read_index)(path)
             ids: NDArray[np.int16] = table[values]
-            if (ids == _UNKNOWN).any():
-                raise _unknown(
-                    path,
-                    f"value {int(values[ids == _UNKNOWN][0])}",
-                    f"{len(names)} values, {min(names)} to {max(names)}",
-                )
+            if (unknown := ids == _UNKNOWN).any():
+                found = int(values[unknown][0])
+                known = f"{len(names)} values, {min(names)} to {max(names)}"
+                raise _unknown(path, f"value {found}", known, values == found, unknown)
             return ids.astype(np.uint8)
 
         return decode
@@ -84,11 +96,12 @@ def index_labels(
     return decoder
 
 
-def colour_labels(names: Mapping[Colour, str]) -> Callable[[ClassSet], Decoder]:
-    """Decoders for labels that store an RGB colour per pixel."""
+def colour_labels(names: Mapping[Colour, str], rest: str | None = None) -> Callable[[ClassSet], Decoder]:
+    """Decoders for labels that store an RGB colour per pixel; ``rest`` names all other colours."""
 
     def decoder(classes: ClassSet) -> Decoder:
-        table = np.full(1 << 24, _UNKNOWN, np.int16)  # one look-up a pixel; sorting would take seconds
+        # One look-up a pixel; sorting would take seconds.
+        table = np.full(1 << 24, _rest_id(classes, rest), np.int16)
         for (red, green, blue), name in names.items():
             table[red << 16 | green << 8 | blue] = classes.train_id(name)
 
@@ -97,9 +110,10 @@ def colour_labels(names: Mapping[Colour, str]) -> Callable[[ClassSet], Decoder]:
             wide = colours.astype(np.int32)
             packed = wide[..., 0] << 16 | wide[..., 1] << 8 | wide[..., 2]
             ids: NDArray[np.int16] = table[packed]
-            if (ids == _UNKNOWN).any():
-                found = tuple(int(channel) for channel in colours[ids == _UNKNOWN][0])
-                raise _unknown(path, f"colour {found}", f"the {len(names)} colours of its legend")
+            if (unknown := ids == _UNKNOWN).any():
+                found = tuple(int(channel) for channel in colours[unknown][0])
+                known = f"the {len(names)} colours of its legend"
+                raise _unknown(path, f"colour {found}", known, packed == packed[unknown][0], unknown)
             return ids.astype(np.uint8)
 
         return decode
@@ -107,59 +121,63 @@ def colour_labels(names: Mapping[Colour, str]) -> Callable[[ClassSet], Decoder]:
     return decoder
 
 
-def open_file(path: Path) -> Image.Image:
-    """Open and decode an image or label file.
-
-    Raises:
-        DataError: it is missing, cut off, or not an image.
-    """
-    try:
-        image = Image.open(path, formats=("JPEG", "PNG"))
-        image.load()
-    except FileNotFoundError:
-        raise DataError(f"no file {path}; the data set is incomplete, unpack it again") from None
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"cannot read {path} ({error}); fetch it again, or leave it out by --exclude"
-        ) from None
-    return image
+def _rest_id(classes: ClassSet, rest: str | None) -> int:
+    return _UNKNOWN if rest is None else classes.train_id(rest)
 
 
 def read_index(path: Path) -> NDArray[np.integer]:
-    """The numbers of a grey or palette PNG, (H, W)."""
-    image = open_file(path)
-    if image.mode not in ("L", "P", "I;16", "I"):
-        raise DataError(
-            f"{path} holds one number per pixel, got an image of mode {image.mode}; use the id labels"
-        )
-    return np.asarray(image, dtype=np.int64 if image.mode == "I" else None)
+    """The numbers of a grey or palette PNG, (H, W).
+
+    Raises:
+        DataError: it is missing, cut off, or no such label.
+    """
+    try:
+        return label_ids(open_label(path))
+    except PictureError as error:
+        raise unusable(path, error) from None
 
 
 def read_colour(path: Path) -> NDArray[np.uint8]:
-    """The colours of a PNG, (H, W, 3)."""
-    image = open_file(path)
-    if image.mode not in ("RGB", "RGBA", "P"):
-        raise DataError(
-            f"{path} holds a colour per pixel, got an image of mode {image.mode}; use the colour labels"
-        )
-    return np.asarray(image.convert("RGB"))
+    """The colours of a PNG, (H, W, 3); raises DataError where it has none."""
+    try:
+        image = open_picture(path, ("PNG",))
+        if image.mode not in ("RGB", "RGBA", "P"):
+            raise PictureError("mode", f"of mode {image.mode}, not of colours; use the colour labels")
+        return np.asarray(photo_rgb(image))
+    except PictureError as error:
+        raise unusable(path, error) from None
 
 
-def images_below(folder: Path) -> list[Path]:
-    """Image files of a folder and its subfolders, sorted by path; none when there is no folder."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+def is_coloured(path: Path) -> bool:
+    """Whether a label PNG stores colours instead of numbers; raises DataError for another file."""
+    try:
+        return open_picture(path, ("PNG",)).mode in ("RGB", "RGBA")
+    except PictureError as error:
+        raise unusable(path, error) from None
+
+
+def unusable(path: Path, error: PictureError) -> DataError:
+    """The error of a file that cannot be used."""
+    return DataError(f"{path} is {error}")
 
 
 def same_name_pairs(images: Path, labels: Path) -> list[Pair]:
     """Pairs of two folders whose files have the same names (a label is a PNG)."""
+    found = images_below(images)
+    wanted = [labels / image.relative_to(images).with_suffix(".png") for image in found]
     return [
-        Pair(image.stem, image, labels / image.relative_to(images).with_suffix(".png"))
-        for image in images_below(images)
+        Pair(image.stem, image, label) for image, label in zip(found, labels_on_disk(wanted), strict=True)
     ]
 
 
-def _unknown(path: Path, found: str, known: str) -> DataError:
+def _unknown(
+    path: Path, found: str, known: str, same: NDArray[np.bool_], unknown: NDArray[np.bool_]
+) -> DataError:
+    """The error of a label value. (H, W): ``same`` marks its pixels, ``unknown`` all that are not known."""
+    others = f", {unknown.sum()} one that is not known" if unknown.sum() > same.sum() else ""
     return DataError(
-        f"{path}: {found} is not a label of this data set (known: {known}); check that it is the label file "
-        "of the right release, or describe it to `prepare folder` with a mapping file"
+        f"{path}: {found} is not a label of this data set (known: {known}); {same.sum()} of {same.size} "
+        f"pixels have it{others}. Check that it is the label file of the right release, or describe the data "
+        "set to `prepare folder` with a mapping file, "
+        """where `"*": ignore` makes all that is not listed no class"""
     )

@@ -11,7 +11,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ppar_dist.class_sets import CITYSCAPES19, IGNORE_INDEX
-from ppar_dist.data.prepare.source import Domains, Pair, Source, images_below, index_labels
+from ppar_dist.data.prepare.finding import images_below
+from ppar_dist.data.prepare.source import Domains, Pair, Source, index_labels
 
 NAMES = dict(enumerate((*CITYSCAPES19.classes, "void"))) | {IGNORE_INDEX: "void"}
 """Native names by label value."""

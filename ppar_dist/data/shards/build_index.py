@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import Counter
@@ -15,8 +16,11 @@ import numpy.typing as npt
 
 from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
+from ppar_dist.data.shards.compressed import plain_shards
+from ppar_dist.data.shards.grouping import USUAL, Endings
 from ppar_dist.data.shards.index import RECORD, DomainIndex
-from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION
+from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, Prepared, read_domain_file
+from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.errors import DataError
 from ppar_dist.files.durable import fingerprint
 from ppar_dist.text import printable
@@ -45,6 +49,8 @@ class Findings:
     broken: list[str] = field(default_factory=list)  # shards that cannot be read to their end, and why
     ignored: Counter[str] = field(default_factory=Counter)  # other members, by extension
     empty: list[str] = field(default_factory=list)  # shards without a good sample
+    unpacked: list[str] = field(default_factory=list)  # compressed shards, and what became of each
+    turned: int = 0  # images that are turned upright by their EXIF orientation
 
     def add(self, shard: str, fault: Fault) -> None:
         """Count a fault."""
@@ -63,9 +69,21 @@ class Findings:
         total = self.bad.total() + self.good
         return f"{self.bad.total()} of {total} samples of domain {self.domain} are bad: {reasons}"
 
+    def left_out(self) -> str:
+        """The end of a last line: how many samples were left out and why; "" where none was."""
+        counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
+        return f"; left out {self.bad.total()}: {counts}" if self.bad else ""
+
     def lines(self) -> list[str]:
         """What a user should know, most important first; none where all is well."""
-        lines = [f"broken shard {each}; whatever came after that is lost" for each in self.broken]
+        lines = [
+            f"unpacked {each}: in a compressed tar no sample can be read by itself" for each in self.unpacked
+        ]
+        lines += [f"broken shard {each}; whatever came after that is lost" for each in self.broken]
+        if self.turned:
+            lines.append(
+                f"{self.turned} images are turned upright by their EXIF orientation whenever they are read"
+            )
         if self.bad:
             counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
             lines.append(f"left out {self.bad.total()} bad samples ({counts}), listed in {QUARANTINE}")
@@ -74,6 +92,7 @@ class Findings:
             lines.append(f"no good sample in {', '.join(self.empty[:_NAMED])}{more}")
         if self.ignored:
             counts = ", ".join(f".{kind} {count}" for kind, count in self.ignored.most_common())
+            counts = counts.replace(".clutter", "clutter")
             pickles = any(kind.split(".")[-1] in _PICKLES for kind in self.ignored)
             lines.append(f"ignored members of other kinds: {counts}" + "; pickles are never read" * pickles)
         return lines
@@ -94,8 +113,10 @@ def index_folder(
     name: str | None = None,
     progress: Callable[[str, int], None] | None = None,
     max_bad_ratio: float = 0.0,
+    endings: Endings = USUAL,
+    prepared: Prepared | None = None,
 ) -> tuple[DomainIndex, Findings]:
-    """Index the ``*.tar`` shards of a folder, whoever wrote them.
+    """Index the tar shards of a folder, whoever wrote them; compressed ones are unpacked beside themselves.
 
     Every image and label is decoded and checked. Bad samples up to ``max_bad_ratio`` of all are left out
     and listed in ``quarantine.jsonl``; of a shard that breaks off the samples before that are kept. Shards
@@ -107,6 +128,8 @@ def index_folder(
         name: the domain's name, by default that of the folder.
         progress: called after each shard with its name and the samples found so far.
         max_bad_ratio: 0 refuses the folder for a single bad sample.
+        endings: what images and labels are called in the shards.
+        prepared: how ``prepare`` made the shards; None keeps what an earlier index says of that.
 
     Raises:
         DataError: no folder, or no samples.
@@ -122,12 +145,12 @@ def index_folder(
     draft = folder / f".{QUARANTINE}.{os.getpid()}"
     try:
         with draft.open("w", encoding="utf-8") as stream:
-            _check_all(folder, num_classes, rows, findings, stream, progress)
+            _check_all(folder, num_classes, rows, findings, stream, progress, endings)
         if findings.exceed(max_bad_ratio):
             raise BadSamples(findings, _remedy(findings))
         if not rows.keys:
             raise DataError(f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar); {REMEDY}")
-        _write(folder, class_set, rows, findings, draft)
+        _write(folder, class_set, rows, findings, draft, prepared or _prepared_before(folder))
     finally:
         draft.unlink(missing_ok=True)
     return DomainIndex.open(folder), findings
@@ -140,16 +163,19 @@ def _check_all(
     findings: Findings,
     quarantine: TextIO,
     progress: Callable[[str, int], None] | None,
+    endings: Endings,
 ) -> None:
     seen: set[bytes] = set()
-    for path in sorted(path for path in folder.glob("*.tar") if path.is_file()):
+    for path, problem in plain_shards(folder, findings.unpacked):
         before = len(rows.keys)
-        for found in _checked(path, num_classes, findings, seen):
+        checked = _checked(path, num_classes, findings, seen, endings) if problem is None else ()
+        for found in itertools.chain(_unreadable(problem, f"{findings.domain}/{path.name}"), checked):
             if isinstance(found, Fault):
                 findings.add(path.name, found)
                 quarantine.write(json.dumps(_line(findings.domain, path.name, found)) + "\n")
             else:
                 _add(rows, found)
+                findings.turned += found.turned
         if len(rows.keys) > before:
             rows.shards.append(_describe(path, len(rows.keys) - before))
         else:
@@ -159,12 +185,17 @@ def _check_all(
             progress(path.name, len(rows.keys))
 
 
+def _unreadable(problem: str | None, where: str) -> list[Fault]:
+    """The fault of a compressed shard that cannot be unpacked."""
+    return [] if problem is None else [Fault(None, SampleError(where, "damaged", problem))]
+
+
 def _checked(
-    path: Path, num_classes: int, findings: Findings, seen: set[bytes]
+    path: Path, num_classes: int, findings: Findings, seen: set[bytes], endings: Endings
 ) -> Iterator[CheckedSample | Fault]:
     """What a shard holds; a key that an earlier shard had is a fault."""
     where = f"{findings.domain}/{path.name}"
-    for found in check_shard(path, num_classes, where, findings.ignored):
+    for found in check_shard(path, num_classes, where, findings.ignored, endings):
         if isinstance(found, CheckedSample):
             key = found.key.encode("utf-8")
             if key in seen:
@@ -204,7 +235,22 @@ def _remedy(findings: Findings) -> str:
     )
 
 
-def _write(folder: Path, class_set: str, rows: _Rows, findings: Findings, quarantine: Path) -> None:
+def _prepared_before(folder: Path) -> Prepared | None:
+    """What an earlier index of the folder says of how its shards were made."""
+    try:
+        return read_domain_file(folder).prepared
+    except DataError:
+        return None
+
+
+def _write(
+    folder: Path,
+    class_set: str,
+    rows: _Rows,
+    findings: Findings,
+    quarantine: Path,
+    prepared: Prepared | None,
+) -> None:
     (folder / NAME).unlink(missing_ok=True)  # an old one must not describe the new arrays
     _save(folder / "index.npy", np.array(rows.records, dtype=RECORD))
     _save(folder / "counts.npy", np.stack(rows.counts))
@@ -215,7 +261,9 @@ def _write(folder: Path, class_set: str, rows: _Rows, findings: Findings, quaran
         (folder / QUARANTINE).unlink(missing_ok=True)
     classes = find_class_set(class_set).classes
     meta = {"version": VERSION, "name": findings.domain, "class_set": class_set, "classes": list(classes)}
-    meta |= {"num_samples": len(rows.keys), "shards": rows.shards}
+    meta |= {"num_samples": len(rows.keys), "turned": findings.turned, "shards": rows.shards}
+    if prepared is not None:
+        meta["prepared"] = prepared.model_dump()
     _replace(folder / NAME, json.dumps(meta, indent=2).encode("utf-8"))
 
 

@@ -1,22 +1,22 @@
 """Check a tar shard: where the members of each sample are, and what is wrong with bad samples.
 
 A shard may come from anywhere. Member names are compared, never opened as paths; those that would lead out
-of a folder are bad. Members other than .jpg, .png and .json are never read: pickles stay bytes.
+of a folder are bad. Members other than images, labels and .json are never read: pickles stay bytes. Dot names
+and the like are clutter, and no samples.
 """
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from ppar_dist.data.shards.grouping import USUAL, Endings, Group, Span, groups
 from ppar_dist.data.shards.sample import (
     SampleError,
     check_member,
@@ -27,16 +27,10 @@ from ppar_dist.data.shards.sample import (
     open_image,
     open_label,
 )
-from ppar_dist.data.shards.tar import Member, members
+from ppar_dist.pictures import orientation
 from ppar_dist.text import printable
 
-_KINDS = {"jpg": "image", "jpeg": "image", "png": "label", "json": "json"}
-_LONGEST_KEY = 1024  # bytes: the index has one width for all
-_SHOWN = 80  # characters of a refused name in a message
 _SCATTERED = "scattered"
-_MOST_KINDS = 20  # of ignored members that are told apart
-
-Span = tuple[int, int]  # offset and size in bytes
 
 
 class CheckedSample(NamedTuple):
@@ -51,6 +45,7 @@ class CheckedSample(NamedTuple):
     image_crc: int  # CRC-32 of the member
     label_crc: int
     counts: npt.NDArray[np.uint32]  # (K,) pixels per train id
+    turned: bool  # by its EXIF orientation when it is read
 
 
 class Fault(NamedTuple):
@@ -60,21 +55,12 @@ class Fault(NamedTuple):
     error: SampleError
 
 
-@dataclass
-class _Group:
-    """Adjacent members of one key."""
-
-    key: str
-    spans: dict[str, Span] = field(default_factory=dict)
-    fault: SampleError | None = None
-
-    @property
-    def missing(self) -> list[str]:
-        return [kind for kind in ("image", "label") if kind not in self.spans]
-
-
 def check_shard(
-    path: Path, num_classes: int, where: str, ignored: Counter[str] | None = None
+    path: Path,
+    num_classes: int,
+    where: str,
+    ignored: Counter[str] | None = None,
+    endings: Endings = USUAL,
 ) -> Iterator[CheckedSample | Fault]:
     """The samples of one shard, good and bad; every image and label is decoded and checked.
 
@@ -83,12 +69,13 @@ def check_shard(
         num_classes: K.
         where: "<domain>/<shard>", the beginning of messages.
         ignored: counts members that are not part of a sample, by their extension.
+        endings: what images and labels are called.
     """
     partial: dict[str, str] = {}  # keys without image or label so far: what is missing, or _SCATTERED
     seen: set[str] = set()
     try:
         with path.open("rb") as stream:
-            for group in _groups(path, where, Counter() if ignored is None else ignored):
+            for group in groups(path, where, endings, Counter() if ignored is None else ignored):
                 yield from _judged(group, stream, num_classes, where, seen, partial)
     except OSError as error:
         detail = f"cannot read the shard: {error.strerror}"
@@ -100,7 +87,7 @@ def check_shard(
 
 
 def _judged(
-    group: _Group,
+    group: Group,
     stream: BinaryIO,
     num_classes: int,
     where: str,
@@ -137,17 +124,21 @@ def _partial(here: str, missing: str) -> SampleError:
     if missing == _SCATTERED:
         detail = "members of other samples are between its own; pack the files sorted by name"
         return SampleError(here, "not_adjacent", detail)
-    detail = f"no {missing} member; store <key>.jpg and <key>.png side by side"
+    detail = (
+        f"no {missing} member; store <key>.jpg (or .image.png) and <key>.png side by side, or say how yours "
+        f"end: --{missing}-ending"
+    )
     return SampleError(here, "incomplete", detail)
 
 
-def _sample(group: _Group, stream: BinaryIO, num_classes: int, here: str) -> CheckedSample:
+def _sample(group: Group, stream: BinaryIO, num_classes: int, here: str) -> CheckedSample:
     raw = {kind: _read(stream, group.spans[kind], kind, here) for kind in ("image", "label")}
     image, label = open_image(raw["image"], here), open_label(raw["label"], here)
-    height, width = image.height, image.width
-    check_sizes((height, width), (label.height, label.width), here)
+    check_sizes(image, label, here)
+    width, height = label.size
     counts = class_counts(label_ids(label, here), num_classes, here)
-    decode_pixels(image, here, min_side=1)  # at an eighth: all bytes are read, few pixels made
+    turned = orientation(image) != 1
+    decode_pixels(image, here, min_side=1)  # a JPEG at an eighth: all bytes are read, few pixels made
     return CheckedSample(
         group.key,
         group.spans["image"],
@@ -158,80 +149,8 @@ def _sample(group: _Group, stream: BinaryIO, num_classes: int, here: str) -> Che
         zlib.crc32(raw["image"]),
         zlib.crc32(raw["label"]),
         counts,
+        turned,
     )
-
-
-def _groups(path: Path, where: str, ignored: Counter[str]) -> Iterator[_Group]:
-    """Adjacent members of one key, as WebDataset groups them."""
-    group: _Group | None = None
-    try:
-        for member in members(path, where):
-            kind = _kind(member, ignored)
-            if kind is None:
-                continue
-            key = split_name(member.name)[0]
-            if group is None or key != group.key:
-                if group is not None:
-                    yield group
-                group = _Group(key)
-            _add(group, kind, member, where)
-    except SampleError:
-        if group is not None and not group.missing:
-            yield group  # what is incomplete was cut off: the error names the place
-        raise
-    if group is not None:
-        yield group
-
-
-def _add(group: _Group, kind: str, member: Member, where: str) -> None:
-    here = f"{where} sample {printable(group.key)}"
-    problem = _name_problem(member.name)
-    fault = None
-    if problem is not None:
-        shown = ascii(member.name)[:_SHOWN]
-        fault = SampleError(where, "name", f"the member name {shown} {problem}; rename it")
-    elif not member.plain:
-        fault = SampleError(where, "member", f"{member.name!r} is not a regular file; store regular files")
-    elif kind in group.spans:
-        fault = SampleError(here, "repeated", f"two {kind} members; keep one")
-    group.fault = group.fault or fault
-    group.spans[kind] = (member.offset, member.size)
-
-
-def _kind(member: Member, ignored: Counter[str]) -> str | None:
-    """image, label or json; None, and counted, for what is not a member of a sample."""
-    if member.folder:
-        return None
-    extension = split_name(member.name)[1].lower()
-    kind = _KINDS.get(extension)
-    if kind is None:
-        shown = printable(extension)[:16] or "none"
-        ignored[shown if shown in ignored or len(ignored) < _MOST_KINDS else "others"] += 1
-    return kind
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and extension of a member, cut at the first dot of its last part, as WebDataset does."""
-    folder, base = os.path.split(name)
-    stem, _, extension = base.partition(".")
-    return os.path.join(folder, stem), extension
-
-
-def _name_problem(name: str) -> str | None:
-    """Why a member name is refused. It would never be opened here, but keys end up in lists of others."""
-    try:
-        length = len(split_name(name)[0].encode("utf-8"))
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    if os.path.basename(name).startswith("."):
-        return "has no key before its extension"
-    if length > _LONGEST_KEY:
-        return f"is longer than {_LONGEST_KEY} bytes"
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in name):
-        return "has control characters"
-    if name.startswith("/") or ".." in name.split("/"):
-        return "leads out of its folder"
-    return None
 
 
 def _read(stream: BinaryIO, span: Span, kind: str, here: str) -> bytes:

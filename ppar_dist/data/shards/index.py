@@ -66,6 +66,7 @@ class DomainIndex:
     keys: npt.NDArray[np.bytes_]  # (N,)
     fingerprint: str  # changes whenever shards, their order or the class set change
     reader: ShardReader = field(repr=False, compare=False)
+    encoded_again: str = ""  # how `prepare` changed the images; "" where they are as they came, or unknown
 
     @classmethod
     def open(cls, path: Path | str, max_missing_ratio: float | None = None) -> DomainIndex:
@@ -110,6 +111,7 @@ class DomainIndex:
             keys=arrays["keys"],
             fingerprint=meta.fingerprint(),
             reader=ShardReader(path, meta.shards),
+            encoded_again=meta.encoded_again(),
         )
 
     def __len__(self) -> int:

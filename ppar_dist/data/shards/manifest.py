@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from ppar_dist.errors import DataError, UserError
 
 VERSION = 2
+AS_THEY_CAME = "as they came"
 NAME = "domain.json"
 REMEDY = "run `ppar-dist prepare` for a known data set, or `ppar-dist index` for shards of your own"
 _LARGEST = 256 << 20  # bytes of the file: shards by the million
@@ -34,6 +35,15 @@ class Shard(_Strict):
     sha256: str
 
 
+class Prepared(_Strict):
+    """How ``prepare`` made a domain. What it does not say of a field is its default."""
+
+    dataset: _Text
+    images: _Text = AS_THEY_CAME  # or how they were encoded again
+    options: dict[str, Any] = {}  # those that change what a domain holds
+    left_out: dict[str, list[str]] = {}  # reason → keys of pairs that were left out
+
+
 class DomainFile(_Strict):
     """The content of ``domain.json``."""
 
@@ -42,7 +52,13 @@ class DomainFile(_Strict):
     class_set: _Text
     classes: Annotated[list[str], Field(min_length=1)]
     num_samples: Annotated[_Number, Field(ge=1)]
+    turned: _Number = 0  # images that are turned upright when they are read
+    prepared: Prepared | None = None  # of shards that `prepare` wrote
     shards: list[Shard]
+
+    def encoded_again(self) -> str:
+        """How ``prepare`` encoded images again; "" where it did not."""
+        return "" if self.prepared is None or self.prepared.images == AS_THEY_CAME else self.prepared.images
 
     def fingerprint(self) -> str:
         """Changes whenever the shards, their order, the classes or the form of the index change."""

@@ -1,24 +1,22 @@
 """One sample: its raw bytes, how they are decoded, and what makes it a bad one.
 
-Nothing in a shard is trusted: images are opened as JPEG or PNG only, a label is an 8-bit
-single-channel PNG of train ids below the number of classes, or 255, and sizes are bounded before anything
-is read or decoded.
+Nothing in a shard is trusted: images are opened as JPEG or PNG only, a label is a PNG of one channel with
+train ids below the number of classes, or 255, and sizes are bounded before anything is read or decoded.
 """
 
 from __future__ import annotations
 
-import io
-import struct
-import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from ppar_dist import pictures
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.errors import DataError
+from ppar_dist.pictures import PictureError
 from ppar_dist.text import one_line, printable
 
 if TYPE_CHECKING:
@@ -42,8 +40,9 @@ REASONS = (
     "empty",  # a member of zero bytes
     "too_large",  # a member or picture beyond all bounds
     "image_unreadable",
+    "image_depth",  # more than 8 bits a channel
     "label_unreadable",
-    "label_mode",  # not 8 bits, one channel
+    "label_mode",  # not one channel
     "label_id",  # neither a train id nor 255
     "size_mismatch",  # of image and label
     "json",  # the .json member is not a JSON object
@@ -53,13 +52,16 @@ REASONS = (
 LabelArray = npt.NDArray[np.uint8]
 
 MAX_MEMBER = 256 << 20  # bytes of a member; larger ones are never read
-MAX_PIXELS = 89_478_485  # of a picture; more are never decoded (Pillow's bound, up to which it is silent)
 
-# What Pillow's parsers raise for bytes that are not an image of the format, cut off, or malicious.
-_UNREADABLE = (
-    *(OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, KeyError, OverflowError),
-    *(struct.error, zlib.error, RuntimeError),
-)
+_IMAGES = ("JPEG", "PNG")
+# Reason of a PictureError → of the sample.
+_REASONS = {
+    "unreadable": "{}_unreadable",
+    "too_large": "too_large",
+    "pages": "{}_unreadable",
+    "depth": "image_depth",
+    "mode": "label_mode",
+}
 _LONGEST = 300  # characters of either half of a message: decoders may quote what they read
 
 
@@ -86,7 +88,7 @@ class RawSample:
 
     where: str  # "<domain>/<shard> sample <key>", for messages
     key: str
-    image: bytes  # JPEG
+    image: bytes  # JPEG or PNG
     label: bytes  # PNG
 
 
@@ -103,79 +105,78 @@ def check_member(kind: str, size: int, where: str) -> None:
 
 
 def open_image(raw: bytes, where: str) -> Image.Image:
-    """The JPEG with its header read and its pixels not yet decoded."""
-    return _open(raw, "image", "JPEG", where)
+    """The JPEG or PNG with its header read and its pixels not yet decoded."""
+    check_member("image", len(raw), where)
+    try:
+        image = pictures.open_picture(raw, _IMAGES)
+    except PictureError as error:
+        raise _bad("image", error, where) from None
+    if pictures.is_deep(image):
+        detail = "an image has 8 bits a channel, got more; `ppar-dist prepare` scales them (--range)"
+        raise SampleError(where, "image_depth", detail)
+    return image
 
 
 def open_label(raw: bytes, where: str) -> Image.Image:
     """The label PNG with its header read and its pixels not yet decoded."""
-    image = _open(raw, "label", "PNG", where)
-    if image.mode not in ("L", "P"):
-        raise SampleError(
-            where,
-            "label_mode",
-            f"a label is an 8-bit single-channel PNG, got mode {image.mode}; convert it",
-        )
-    return image
-
-
-def _open(raw: bytes, kind: str, form: str, where: str) -> Image.Image:
-    check_member(kind, len(raw), where)
+    check_member("label", len(raw), where)
     try:
-        image = Image.open(io.BytesIO(raw), formats=(form,))
-    except Image.DecompressionBombError as error:
-        raise _too_many_pixels(kind, _said(error), where) from None
-    except _UNREADABLE as error:
-        raise SampleError(
-            where, f"{kind}_unreadable", f"the {kind} is not a readable {form} ({_said(error)}); replace it"
-        ) from None
-    if image.width * image.height > MAX_PIXELS:
-        raise _too_many_pixels(kind, f"{image.width}x{image.height}", where)
-    return image
+        return pictures.open_label(raw)
+    except PictureError as error:
+        raise _bad("label", error, where) from None
 
 
 def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -> Image.Image:
-    """Decode an opened JPEG to an RGB picture.
+    """Decode an opened image to an upright RGB picture.
 
-    With ``min_side`` the decoder may scale by 1/2, 1/4 or 1/8 in the DCT domain, as long as neither
+    With ``min_side`` the decoder of a JPEG may scale by 1/2, 1/4 or 1/8 in the DCT domain, as long as neither
     side falls below it. The factor depends on the image size alone, hence the same pixels each time.
     """
+    if min_side is not None:
+        image.draft(None, (min_side, min_side))
     try:
-        if min_side is not None:
-            image.draft(None, (min_side, min_side))
-        return image.convert("RGB")
-    except _UNREADABLE as error:
-        raise _corrupt(where, error) from None
+        return pictures.photo_rgb(image)
+    except PictureError as error:
+        raise _bad("image", error, where) from None
 
 
 def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None = None) -> Tensor:
-    """Decode a JPEG to uint8 (3, H, W): the pixels of ``decode_pixels``, at full size without its copies
+    """Decode an image to uint8 (3, H, W): the pixels of ``decode_pixels``, at full size without its copies
     and like it channels last in memory.
 
     ``image`` is ``raw`` opened by ``open_image``.
     """
     import torch  # late, with torchvision: who indexes or inspects shards makes no tensors
-    from torchvision.io import ImageReadMode, decode_jpeg
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-    scaled = min_side is not None and min(image.size) >= 2 * min_side
-    if scaled or image.mode != "RGB":
+    is_png = image.format == "PNG"
+    scaled = min_side is not None and not is_png and min(image.size) >= 2 * min_side
+    if scaled or image.mode != "RGB" or pictures.orientation(image) != 1:
         pixels = np.array(decode_pixels(image, where, min_side))
         return torch.from_numpy(pixels).permute(2, 0, 1)
     try:
-        jpeg = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
-        decoded: Tensor = decode_jpeg(jpeg, mode=ImageReadMode.RGB)
+        buffer = torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+        decode = decode_png if is_png else decode_jpeg
+        decoded: Tensor = decode(buffer, mode=ImageReadMode.RGB)
         return decoded
     except RuntimeError as error:
-        raise _corrupt(where, error) from None
+        detail = f"the image is cut off or corrupt ({one_line(error)}); replace it"
+        raise SampleError(where, "image_unreadable", detail) from None
 
 
 def label_ids(image: Image.Image, where: str) -> LabelArray:
-    """Decode a label opened by ``open_label`` to train ids, (H, W) uint8. The ids are not checked here."""
+    """Decode a label opened by ``open_label`` to train ids, (H, W) uint8. They are not checked here.
+
+    Raises:
+        SampleError: it is cut off, or holds an id above 255.
+    """
     try:
-        return np.asarray(image, dtype=np.uint8)
-    except _UNREADABLE as error:
-        detail = f"the label is not a readable PNG ({_said(error)}); replace it"
-        raise SampleError(where, "label_unreadable", detail) from None
+        ids = pictures.label_ids(image)
+    except PictureError as error:
+        raise _bad("label", error, where) from None
+    if (most := int(ids.max(initial=0)) if ids.dtype != np.uint8 else 0) > IGNORE_INDEX:
+        raise SampleError(where, "label_id", f"label id {most} of a 16-bit PNG is above {IGNORE_INDEX}")
+    return ids.astype(np.uint8, copy=False)
 
 
 def decode_label(raw: bytes, where: str) -> LabelArray:
@@ -203,13 +204,15 @@ def check_label(label: LabelArray, num_classes: int, where: str) -> None:
         _refuse_id(int(label[shifted > num_classes].min()), num_classes, where)
 
 
-def check_sizes(image: tuple[int, int], label: tuple[int, int], where: str) -> None:
-    """Raises SampleError when image and label (height, width) differ."""
-    if image != label:
+def check_sizes(image: Image.Image, label: Image.Image, where: str) -> None:
+    """Raises SampleError when an opened image, upright, and its label differ in size."""
+    width, height = pictures.photo_size(image)
+    if (width, height) != label.size:
+        turned = " upright" * (pictures.orientation(image) != 1)
         raise SampleError(
             where,
             "size_mismatch",
-            f"image is {image[1]}x{image[0]} but label is {label[1]}x{label[0]} (width x height); "
+            f"image is{turned} {width}x{height} but label is {label.width}x{label.height} (width x height); "
             "prepare the pair at one size",
         )
 
@@ -223,16 +226,7 @@ def _refuse_id(found: int, num_classes: int, where: str) -> None:
     )
 
 
-def _said(error: Exception) -> str:
-    """What a decoder said; Pillow names the buffer it could not identify, which tells a user nothing."""
-    return "unknown format" if isinstance(error, UnidentifiedImageError) else one_line(error)
-
-
-def _corrupt(where: str, error: Exception) -> SampleError:
-    detail = f"the image is cut off or corrupt ({one_line(error)}); replace it"
-    return SampleError(where, "image_unreadable", detail)
-
-
-def _too_many_pixels(kind: str, found: str, where: str) -> SampleError:
-    detail = f"the {kind} is too large ({found}), at most {MAX_PIXELS} pixels are decoded; shrink it"
-    return SampleError(where, "too_large", detail)
+def _bad(kind: str, error: PictureError, where: str) -> SampleError:
+    """The sample's error for an error of its image or label."""
+    reason = _REASONS[error.reason]
+    return SampleError(where, reason.format(kind), f"the {kind} is {error}")

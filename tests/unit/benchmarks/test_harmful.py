@@ -24,7 +24,7 @@ from benchmarks.judge import HELD_OUT
 from benchmarks.runs import Run
 from benchmarks.streets import MAPPINGS, TARGETS, TRACKS
 from ppar_dist.config.load import load_config
-from ppar_dist.data.prepare import prepare
+from ppar_dist.data.prepare import Options, prepare
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import decode_label
 from ppar_dist.training.plan import make_plan
@@ -37,9 +37,11 @@ ROAD, SIDEWALK, BUILDING, VEGETATION, SKY, CAR, IGNORED = 0, 1, 2, 3, 4, 5, 255
 def shards(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three real images of each domain that is spoiled."""
     out, data = tmp_path_factory.mktemp("shards"), real_data / "data"
-    prepare("camvid", data / "camvid", out, "roads6", limit=3)
-    prepare("labelmefacade", data / "labelmefacade", out, "roads6", limit=3)
-    prepare("folder", data / "idd_lite", out, "roads6", limit=3, mapping=MAPPINGS / "idd_lite_train.yaml")
+    prepare("camvid", data / "camvid", out, "roads6", Options(limit=3))
+    prepare("labelmefacade", data / "labelmefacade", out, "roads6", Options(limit=3))
+    prepare(
+        "folder", data / "idd_lite", out, "roads6", Options(limit=3, mapping=MAPPINGS / "idd_lite_train.yaml")
+    )
     return out
 
 

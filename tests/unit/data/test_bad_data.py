@@ -15,8 +15,9 @@ import pytest
 
 from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.shards.sample import MAX_PIXELS, SampleError
+from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import open_sources
+from ppar_dist.pictures import MAX_PIXELS
 from tests.ranks import encode
 from tests.unit.street_shards import (
     LENIENT,
@@ -104,6 +105,7 @@ def record(**fields: int) -> Callable[[DomainIndex], None]:
 
 IMAGE, LABEL = scene(BAD)
 RGB = encode(np.zeros((36, 48, 3), np.uint8), "PNG")
+DEEP = encode(np.full((36, 48), 65535, np.uint16), "PNG")
 FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
     "missing": ("shard_missing", no_file, "cannot read the shard: No such file"),
     "folder": ("shard_unreadable", a_folder, "not a regular file"),
@@ -122,10 +124,10 @@ FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
     "image bomb": ("too_large", member("image", claim_size(IMAGE, 30_000, 30_000)), "the image is too large"),
     "label bomb": ("too_large", member("label", claim_size(LABEL, 10_000, 10_000)), "the label is too large"),
     "no jpeg": ("image_unreadable", member("image", b"not a jpeg"), "not a readable JPEG"),
-    "png for jpeg": ("image_unreadable", member("image", LABEL), "not a readable JPEG"),
+    "16 bits": ("image_depth", member("image", DEEP), "an image has 8 bits a channel, got more"),
     "cut jpeg": ("image_unreadable", member("image", IMAGE[:-60]), "cut off or corrupt"),
     "cut png": ("label_unreadable", member("label", LABEL[: len(LABEL) // 2]), "not a readable PNG"),
-    "rgb": ("label_mode", member("label", RGB), "single-channel PNG, got mode RGB"),
+    "rgb": ("label_mode", member("label", RGB), "a PNG of one channel"),
     "id": ("label_id", member("label", encode(np.full((36, 48), 9, np.uint8), "PNG")), "label id 9 is out"),
     "sizes": ("size_mismatch", member("label", scene(0, 24, 24)[1]), "image is 48x36 but label is 24x24"),
 }

@@ -9,10 +9,12 @@ import torch
 from PIL import Image
 
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation import palette_images
 from ppar_dist.evaluation.export import export
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image
-from ppar_dist.evaluation.predict import image_files, open_image, predict
+from ppar_dist.evaluation.photos import read
+from ppar_dist.evaluation.predict import predict
 from tests.unit.tiny_run import CLASSES, make_run
 
 
@@ -32,7 +34,7 @@ def photo(path: Path, size: tuple[int, int] = (50, 38), seed: int = 0) -> Path:
 
 def test_labels_overlay_and_legend(run: Path, tmp_path: Path) -> None:
     image = photo(tmp_path / "street.png")
-    (written,) = predict(run, [image], tmp_path / "out")
+    (written,) = predict(run, [image], tmp_path / "out").done
     with Image.open(written.labels) as labels:
         assert (labels.mode, labels.size) == ("P", (50, 38))
         ids = np.asarray(labels)
@@ -51,7 +53,7 @@ def test_labels_overlay_and_legend(run: Path, tmp_path: Path) -> None:
 
 def test_every_picture_of_one_name_is_kept(run: Path, tmp_path: Path) -> None:
     images = [photo(tmp_path / folder / name) for folder in "ab" for name in ("x.png", "legend.png")]
-    written = predict(run, [tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    written = predict(run, [tmp_path / "a", tmp_path / "b"], tmp_path / "out").done
     assert sorted(item.image for item in written) == sorted(images)
     assert len({item.labels for item in written} | {tmp_path / "out" / "legend.png"}) == 5
 
@@ -61,8 +63,8 @@ def test_a_rotated_phone_picture_is_upright(run: Path, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown after a quarter turn
     Image.new("RGB", (40, 20), "red").save(path, exif=exif)
-    assert open_image(path).size == (20, 40)
-    (written,) = predict(run, [path], tmp_path / "out")
+    assert read(path, None).size == (20, 40)
+    (written,) = predict(run, [path], tmp_path / "out").done
     with Image.open(written.labels) as labels:
         assert labels.size == (20, 40)
 
@@ -71,30 +73,20 @@ def test_a_rotated_phone_picture_is_upright(run: Path, tmp_path: Path) -> None:
 def test_any_colour_mode_becomes_rgb(tmp_path: Path, mode: str) -> None:
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     Image.new("RGB", (9, 7), "white").convert(mode).save(path)
-    picture = open_image(path)
+    picture = read(path, None)
     assert (picture.mode, picture.size) == ("RGB", (9, 7))
 
 
-def test_wrong_files_are_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
+def test_a_wrong_path_is_refused_before_anything_is_written(run: Path, tmp_path: Path) -> None:
     good = photo(tmp_path / "good.png")
-    text = tmp_path / "notes.jpg"
-    text.write_text("not an image")
-    cut = tmp_path / "cut.png"
-    cut.write_bytes(good.read_bytes()[:2000])
     (tmp_path / "empty").mkdir()
-    cases = {
-        text: r"notes\.jpg is not an image",
-        cut: r"cannot read image .*cut\.png",
-        tmp_path / "gone.png": r"no image at .*gone\.png",
-        tmp_path / "empty": "holds no images",
-    }
+    cases = {tmp_path / "gone.png": r"no image at .*gone\.png", tmp_path / "empty": "holds no images"}
     for path, message in cases.items():
-        with pytest.raises(UserError, match=message) as caught:
+        with pytest.raises(UserError, match=message):
             predict(run, [good, path], tmp_path / "out")
-        assert "\n" not in str(caught.value)
         assert not (tmp_path / "out").exists()
     with pytest.raises(UserError, match="no images given"):
-        image_files([])
+        predict(run, [], tmp_path / "out")
 
 
 def test_an_out_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
@@ -105,6 +97,9 @@ def test_an_out_folder_in_use_is_refused(run: Path, tmp_path: Path) -> None:
     (tmp_path / "out" / "mine.txt").write_text("keep")
     with pytest.raises(UserError, match="not empty"):
         predict(run, [image], tmp_path / "out")
+    with pytest.raises(UserError, match="no run or checkpoint"):
+        predict(tmp_path / "nowhere", [image], tmp_path / "new")
+    assert not (tmp_path / "new").exists()
     predict(run, [image], tmp_path / "out", overwrite=True)
     assert (tmp_path / "out" / "mine.txt").read_text() == "keep"
 
@@ -117,6 +112,16 @@ def test_ignored_pixels_stay_as_they_are() -> None:
     assert blend[0, 0].tolist() == [10, 20, 31]
     assert np.abs(blend[0, 1] - mixed).max() <= 0.5
     assert palette_image(labels, CLASSES).convert("RGB").getpixel((0, 0)) == (0, 0, 0)
+
+
+def test_an_overlay_in_strips_is_that_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (23, 31, 3), dtype=np.uint8)
+    labels = rng.choice(np.array([0, 3, 5, 255], np.uint8), (23, 31))
+    whole = np.asarray(overlay_image(Image.fromarray(pixels), labels, CLASSES, 0.3))
+    for strip in (1, 31 * 4, 31 * 22):
+        monkeypatch.setattr(palette_images, "_STRIP", strip)
+        assert np.array_equal(overlay_image(Image.fromarray(pixels), labels, CLASSES, 0.3), whole)
 
 
 def test_the_legend_shows_every_colour() -> None:

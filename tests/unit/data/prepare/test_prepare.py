@@ -16,6 +16,7 @@ from ppar_dist.class_sets import CLASS_SETS, IGNORE_INDEX
 from ppar_dist.data.prepare import (
     DATASETS,
     SOURCES,
+    Options,
     camvid,
     cityscapes,
     gta5,
@@ -24,6 +25,7 @@ from ppar_dist.data.prepare import (
     synthia,
 )
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.manifest import read_domain_file
 from ppar_dist.data.shards.sample import decode_label
 from ppar_dist.errors import UserError
 
@@ -137,7 +139,7 @@ def test_labelmefacade_follows_its_lists_and_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(labels_of(test)["a__2"], train_ids("roads6", labelmefacade.NAMES, native))
 
 
-def test_cityscapes_splits_are_domains_and_png_becomes_jpeg(tmp_path: Path) -> None:
+def test_cityscapes_splits_are_domains_and_png_stays_as_it_came(tmp_path: Path) -> None:
     native = np.arange(H * W).reshape(H, W) % 34
     for split, city in (("train", "aachen"), ("val", "munster")):
         save_image(tmp_path / f"leftImg8bit/{split}/{city}/{city}_000000_000019_leftImg8bit.png")
@@ -149,8 +151,13 @@ def test_cityscapes_splits_are_domains_and_png_becomes_jpeg(tmp_path: Path) -> N
     official = {7: 0, 8: 1, 11: 2, 12: 3, 13: 4, 17: 5, 19: 6, 20: 7, 21: 8, 22: 9, 23: 10, 24: 11, 25: 12}
     official |= {26: 13, 27: 14, 28: 15, 31: 16, 32: 17, 33: 18}
     assert [official.get(int(v), 255) for v in native.ravel()] == found.ravel().tolist()
-    jpeg = Image.open(io.BytesIO(DomainIndex.open(folders[0]).read(0).image))
+    image = tmp_path / "leftImg8bit/train/aachen/aachen_000000_000019_leftImg8bit.png"
+    assert DomainIndex.open(folders[0]).read(0).image == image.read_bytes()
+    packed = prepare("cityscapes", tmp_path, tmp_path / "packed", "cityscapes19", Options(jpeg=90))
+    jpeg = Image.open(io.BytesIO(DomainIndex.open(packed[0]).read(0).image))
     assert (jpeg.format, jpeg.size) == ("JPEG", (W, H))
+    assert read_domain_file(packed[0]).prepared.images == "1 of 1 encoded as JPEG of quality 90"
+    assert read_domain_file(folders[0]).prepared.images == "as they came"
 
 
 @pytest.mark.parametrize("form", ["palette", "grey", "colour"])
@@ -209,7 +216,7 @@ def town(root: Path, mapping: str = VALUES) -> Path:
 
 
 def test_folder_with_a_mapping_of_values(tmp_path: Path) -> None:
-    (folder,) = prepare("folder", tmp_path, tmp_path / "out", "roads6", mapping=town(tmp_path))
+    (folder,) = prepare("folder", tmp_path, tmp_path / "out", "roads6", Options(mapping=town(tmp_path)))
     assert folder.name == "town"
     assert labels_of(folder)["north_1"][0].tolist() == [0, 0, 1, 1, 255, 255, 0, 0]
 
@@ -219,7 +226,9 @@ def test_folder_with_a_mapping_of_colours(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "labels/1.png")
     (tmp_path / "map.yaml").write_text('name: town\ncolours: {"1, 2,3": sky}\n')
-    (folder,) = prepare("folder", tmp_path, tmp_path / "out", "roads6", mapping=tmp_path / "map.yaml")
+    (folder,) = prepare(
+        "folder", tmp_path, tmp_path / "out", "roads6", Options(mapping=tmp_path / "map.yaml")
+    )
     assert (labels_of(folder)["1"] == 4).all()
 
 
@@ -236,7 +245,7 @@ def test_folder_with_a_mapping_of_colours(tmp_path: Path) -> None:
 )
 def test_a_wrong_mapping_file_is_refused(tmp_path: Path, mapping: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        prepare("folder", tmp_path, tmp_path / "out", "roads6", mapping=town(tmp_path, mapping))
+        prepare("folder", tmp_path, tmp_path / "out", "roads6", Options(mapping=town(tmp_path, mapping)))
 
 
 # --- bad input ---
@@ -260,17 +269,17 @@ def test_unknown_colour_names_it(tmp_path: Path) -> None:
         prepare("gta5", tmp_path, tmp_path / "out", "cityscapes19")
 
 
-def test_sizes_that_differ_are_refused_and_exclude_is_the_remedy(tmp_path: Path) -> None:
+def test_sizes_that_differ_are_refused(tmp_path: Path) -> None:
     camvid_root(tmp_path)
     save_image(tmp_path / "images/0016E5_00001.jpg", (H, W + 2))
     with pytest.raises(
-        UserError, match=r"0016E5_00001: image is 10x6 but label is 8x6.*--exclude 0016E5_00001"
+        UserError, match=r"(?s)leave them out by --skip-bad.*0016E5_00001: image is 10x6 but label is 8x6"
     ):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
-    folders = prepare("camvid", tmp_path, tmp_path / "out", "roads6", exclude=["0016E5_00001"])
+    folders = prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(exclude=["0016E5_00001"]))
     assert list(labels_of(folders[1])) == ["0016E5_00002"]
     with pytest.raises(UserError, match=r"--exclude names samples that are not there: \['nobody'\]"):
-        prepare("camvid", tmp_path, tmp_path / "out", "roads6", exclude=["nobody"])
+        prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(exclude=["nobody"]))
 
 
 @pytest.mark.parametrize("dataset", SOURCES)
@@ -286,12 +295,15 @@ def test_a_missing_root_says_the_layout_and_where_to_get_it(tmp_path: Path, data
 def test_a_missing_label_and_a_corrupt_image_are_named(tmp_path: Path) -> None:
     camvid_root(tmp_path)
     (tmp_path / "labels/0001TP_000003.png").rename(tmp_path / "kept.png")
-    with pytest.raises(UserError, match=r"no file .*labels/0001TP_000003.png; unpack the data set again"):
+    with pytest.raises(
+        UserError,
+        match=r"(?s)1 of 1 images have no label: 0001TP_000003 \(no file .*labels/0001TP_000003.png\)",
+    ):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
     (tmp_path / "kept.png").rename(tmp_path / "labels/0001TP_000003.png")
     image = tmp_path / "images/0001TP_000003.jpg"
     image.write_bytes(image.read_bytes()[:-40])
-    with pytest.raises(UserError, match=r"cannot read .*0001TP_000003.jpg .*--exclude"):
+    with pytest.raises(UserError, match=r"(?s)bad pairs: 1; .*0001TP_000003.jpg is cut off or corrupt"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads6")
 
 
@@ -301,7 +313,7 @@ def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="folder needs mapping file"):
         prepare("folder", tmp_path, tmp_path, "roads6")
     with pytest.raises(UserError, match="limit is at least 1, got 0"):
-        prepare("camvid", tmp_path, tmp_path, "roads6", limit=0)
+        prepare("camvid", tmp_path, tmp_path, "roads6", Options(limit=0))
     camvid_root(tmp_path)
     with pytest.raises(UserError, match="unknown class set 'roads7'"):
         prepare("camvid", tmp_path, tmp_path / "out", "roads7")
@@ -312,11 +324,12 @@ def test_threads_limit_and_progress_leave_the_bytes_alone(tmp_path: Path) -> Non
     camvid_root(tmp_path)
     seen: list[tuple[str, int, int]] = []
     one = prepare("camvid", tmp_path, tmp_path / "one", "roads6", progress=lambda *step: seen.append(step))
-    many = prepare("camvid", tmp_path, tmp_path / "many", "roads6", workers=3)
+    many = prepare("camvid", tmp_path, tmp_path / "many", "roads6", Options(workers=3))
     for a, b in zip(one, many, strict=True):
         assert DomainIndex.open(a).fingerprint == DomainIndex.open(b).fingerprint
-    assert seen == [("camvid_0001TP", 1, 1), ("camvid_0016E5", 1, 2), ("camvid_0016E5", 2, 2)]
-    limited = prepare("camvid", tmp_path, tmp_path / "few", "roads6", limit=1)
+    steps = [("camvid_0001TP", 1, 1), ("camvid_0016E5", 1, 2), ("camvid_0016E5", 2, 2)]
+    assert seen == [(f"{name}, checked", done, total) for name, done, total in steps] + steps
+    limited = prepare("camvid", tmp_path, tmp_path / "few", "roads6", Options(limit=1))
     assert [len(DomainIndex.open(folder)) for folder in limited] == [1, 1]
 
 
@@ -342,7 +355,7 @@ def test_real_camvid_has_the_sequences_in_full() -> None:
 )
 def test_real_labels_survive_the_round_trip(tmp_path: Path, dataset: str, classes: str, sizes: dict) -> None:
     root = real_data() / dataset
-    folders = prepare(dataset, root, tmp_path, classes, limit=2)
+    folders = prepare(dataset, root, tmp_path, classes, Options(limit=2))
     assert {folder.name: len(DomainIndex.open(folder)) for folder in folders} == sizes
     names = {
         "camvid": dict(enumerate(camvid.NAMES)),
@@ -362,3 +375,84 @@ def test_real_labelmefacade_lists_in_full() -> None:
         "labelmefacade_train": 100,
         "labelmefacade_test": 150,
     }
+
+
+def test_all_bad_pairs_are_listed_before_the_work_and_can_be_skipped(tmp_path: Path) -> None:
+    camvid_root(tmp_path / "root")
+    more = ["0016E5_00003", "0016E5_00004", "0016E5_00005", "0016E5_00006"]
+    for stem in more:
+        save_image(tmp_path / f"root/images/{stem}.jpg")
+        save_index(tmp_path / f"root/labels/{stem}.png", np.full((H, W), 3))
+    save_image(tmp_path / "root/images/0016E5_00003.jpg", (H, W + 2))
+    save_index(tmp_path / "root/labels/0016E5_00004.png", np.full((H, W), 77))
+    (tmp_path / "root/labels/0016E5_00005.png").unlink()
+    image = tmp_path / "root/images/0016E5_00006.jpg"
+    image.write_bytes(image.read_bytes()[:-40])
+    with pytest.raises(UserError) as error:
+        prepare("camvid", tmp_path / "root", tmp_path / "out", "roads6")
+    text = str(error.value)
+    assert "bad pairs: 4; nothing was converted" in text
+    for part in (
+        "00003: image is 10x6 but label is 8x6",
+        "00004.png: value 77 is not a label",
+        "1 of 6 images have no label: 0016E5_00005",
+        "00006.jpg is cut off or corrupt",
+    ):
+        assert part in text
+    assert not (tmp_path / "out").exists()
+    told: list[str] = []
+    skipping = Options(skip_bad=True)
+    folders = prepare("camvid", tmp_path / "root", tmp_path / "out", "roads6", skipping, tell=told.append)
+    assert [len(DomainIndex.open(folder)) for folder in folders] == [1, 2]
+    assert len(told) == 4
+    assert all(line.startswith("left out: camvid_0016E5: ") for line in told)
+    left_out = read_domain_file(folders[1]).prepared.left_out
+    assert sorted(key for keys in left_out.values() for key in keys) == more
+    assert left_out["size_mismatch"] == ["0016E5_00003"]
+
+
+def test_a_domain_without_a_good_pair_is_refused_all_the_same(tmp_path: Path) -> None:
+    camvid_root(tmp_path)
+    (tmp_path / "labels/0001TP_000003.png").unlink()
+    with pytest.raises(UserError, match="a domain has no others"):
+        prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(skip_bad=True))
+
+
+def test_other_options_do_not_replace_a_domain_unasked(tmp_path: Path) -> None:
+    camvid_root(tmp_path)
+    (first, *_) = prepare("camvid", tmp_path, tmp_path / "out", "roads6")
+    before = (first / "domain.json").stat().st_mtime_ns
+    with pytest.raises(
+        UserError,
+        match=r"is there already, made with classes roads6, data set camvid; .*limit 1.*--overwrite",
+    ):
+        prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(limit=1))
+    with pytest.raises(UserError, match="classes camvid11"):
+        prepare("camvid", tmp_path, tmp_path / "out", "camvid11")
+    assert (first / "domain.json").stat().st_mtime_ns == before
+    prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(workers=2))
+    folders = prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(limit=1, overwrite=True))
+    assert [len(DomainIndex.open(folder)) for folder in folders] == [1, 1]
+
+
+def test_deep_images_become_eight_bits_by_their_range(tmp_path: Path) -> None:
+    camvid_root(tmp_path)
+    values = np.linspace(0, 4095, H * W).reshape(H, W).astype(np.uint16)
+    (tmp_path / "images/0001TP_000003.jpg").unlink()
+    Image.fromarray(values).save(tmp_path / "images/0001TP_000003.png")
+    with pytest.raises(UserError, match=r"0001TP_000003.png is of 16-bit values that end at 4095"):
+        prepare("camvid", tmp_path, tmp_path / "out", "roads6")
+    folders = prepare("camvid", tmp_path, tmp_path / "out", "roads6", Options(span=(0, 4095)))
+    stored = Image.open(io.BytesIO(DomainIndex.open(folders[0]).read(0).image))
+    assert (stored.format, stored.mode) == ("PNG", "RGB")
+    np.testing.assert_array_equal(np.asarray(stored)[..., 0], np.rint(values * (255 / 4095)))
+    assert read_domain_file(folders[0]).prepared.images == "1 of 1 encoded as PNG of 8 bits"
+    assert read_domain_file(folders[0]).prepared.options == {"range": [0, 4095]}
+
+
+def test_clutter_is_never_a_sample_of_any_data_set(tmp_path: Path) -> None:
+    for split, name in (("train", "a"), ("train", "._a")):
+        save_image(tmp_path / f"leftImg8bit/{split}/x/{name}_leftImg8bit.png")
+        save_index(tmp_path / f"gtFine/{split}/x/{name}_gtFine_labelIds.png", np.zeros((H, W)))
+    (folder,) = prepare("cityscapes", tmp_path, tmp_path / "out", "cityscapes19")
+    assert list(labels_of(folder)) == ["a"]

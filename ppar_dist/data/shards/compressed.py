@@ -1,0 +1,96 @@
+"""The shards of a folder as plain tars: compressed ones are unpacked, for samples are read at offsets."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.errors import DataError
+from ppar_dist.pictures import is_clutter
+
+UNPACKED = ".unpacked.tar"
+_ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_ZSTD = b"\x28\xb5\x2f\xfd"
+# First bytes of a file → its opener.
+_OPENERS: dict[bytes, Callable[..., Any]] = {
+    b"\x1f\x8b": gzip.open,
+    b"BZh": bz2.open,
+    b"\xfd7zXZ\0": lzma.open,
+}
+
+
+def plain_shards(folder: Path, unpacked: list[str]) -> Iterator[tuple[Path, str | None]]:
+    """The shards of a folder in the order of their names, and why one cannot be used, if so.
+
+    A compressed shard, whatever its ending, is unpacked to ``<name>.unpacked.tar`` beside itself, unless
+    that is there already and newer; a note of that goes to ``unpacked``.
+
+    Raises:
+        DataError: there is no room or no right to unpack.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and _ending(path) is not None)
+    made = {path: _unpacked_name(path) for path in files if not _is_plain(path)}
+    for path in files:
+        if path not in made:
+            if path not in made.values():
+                yield path, None
+        elif _magic(path).startswith(_ZSTD):
+            yield path, "it is compressed by zstd; unpack it (zstd -d) and index again"
+        else:
+            problem = _unpack(path, made[path], unpacked)
+            yield path if problem else made[path], problem
+
+
+def _ending(path: Path) -> str | None:
+    name = path.name.lower()
+    if is_clutter(name):
+        return None
+    return max((ending for ending in _ENDINGS if name.endswith(ending)), key=len, default=None)
+
+
+def _unpacked_name(path: Path) -> Path:
+    return path.with_name(path.name[: -len(_ending(path) or "")] + UNPACKED)
+
+
+def _is_plain(path: Path) -> bool:
+    magic = _magic(path)
+    return not magic.startswith((*_OPENERS, _ZSTD))
+
+
+def _magic(path: Path) -> bytes:
+    try:
+        with path.open("rb") as stream:
+            return stream.read(6)
+    except OSError:
+        return b""  # whoever reads it next says why
+
+
+def _unpack(path: Path, plain: Path, unpacked: list[str]) -> str | None:
+    """Unpack a shard, as far as it can be; returns what is wrong with it."""
+    if plain.exists() and plain.stat().st_mtime_ns >= path.stat().st_mtime_ns:
+        return None
+    draft = plain.with_name(f".{plain.name}.{os.getpid()}")
+    opener = next(found for magic, found in _OPENERS.items() if _magic(path).startswith(magic))
+    try:
+        with draft.open("wb") as target, opener(path) as source:
+            shutil.copyfileobj(source, target, 1 << 20)
+        os.replace(draft, plain)
+    except (EOFError, zlib.error, lzma.LZMAError, gzip.BadGzipFile) as error:
+        return f"it is compressed and damaged ({error}); copy it again"
+    except OSError as error:
+        if "data stream" in str(error):  # what bz2 raises for damaged bytes
+            return f"it is compressed and damaged ({error}); copy it again"
+        raise DataError(
+            f"cannot unpack {path} to {plain.name} ({error.strerror}); make room, or unpack it"
+        ) from None
+    finally:
+        draft.unlink(missing_ok=True)
+    unpacked.append(f"{path.name} to {plain.name}")
+    return None

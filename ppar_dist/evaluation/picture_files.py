@@ -1,0 +1,122 @@
+"""Which pictures a list of files and folders means, and under which names their results are kept."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+
+from ppar_dist.errors import UserError
+from ppar_dist.pictures import SUFFIXES, is_clutter
+from ppar_dist.text import visible
+
+LEGEND = "legend.png"
+_ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture, or a folder of them, that could not be done."""
+
+    image: Path
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{visible(str(self.image))}: {visible(self.reason)}"
+
+
+@dataclass(frozen=True)
+class PictureFile:
+    """A picture to be done."""
+
+    path: Path
+    name: PurePath  # of its results: relative to their folder, without an ending
+
+
+def picture_files(paths: Sequence[Path], out: Path) -> tuple[list[PictureFile], list[Failure]]:
+    """The pictures meant by files and folders, in order, and what in the folders cannot be read.
+
+    A folder is searched with all below it but ``out``; what file managers and notebooks leave there is not a
+    picture. The names keep the folders below a given one, and no two are the same, nor that of the legend.
+
+    Raises:
+        UserError: a path does not exist, or nothing is left.
+    """
+    if not paths:
+        raise UserError("no images given; name at least one file or folder")
+    found: list[tuple[Path, PurePath]] = []
+    failed: list[Failure] = []
+    for path in map(Path, paths):
+        inside = _searched(path, out.resolve()) if path.is_dir() else [_given(path)]
+        failed += [item for item in inside if isinstance(item, Failure)]
+        top = path if path.is_dir() else path.parent
+        found += [(item, item.relative_to(top)) for item in inside if isinstance(item, Path)]
+    names = _names([name for _, name in found])
+    return [PictureFile(path, name) for (path, _), name in zip(found, names, strict=True)], failed
+
+
+def _given(path: Path) -> Path:
+    if not path.exists():
+        raise UserError(f"no image at {path}; check the path")
+    return path
+
+
+def _searched(folder: Path, out: Path) -> list[Path | Failure]:
+    if folder.resolve() == out:
+        raise UserError(
+            f"--out {folder} is the folder of the images, and results must not lie among them; give another"
+        )
+    inside = list(_below(folder, out, ()))
+    if not inside:
+        raise UserError(f"folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}); give another")
+    return inside
+
+
+def _below(folder: Path, out: Path, above: tuple[Path, ...]) -> Iterator[Path | Failure]:
+    """Pictures in a folder and those below; links are followed, but not in a circle."""
+    real = folder.resolve()
+    if real == out:
+        return
+    if real in above:
+        yield Failure(folder, "a link to a folder above it, left out; remove the link")
+        return
+    try:
+        items = sorted(folder.iterdir())
+    except OSError as error:
+        yield Failure(folder, f"cannot read the folder: {error.strerror}; make it readable")
+        return
+    for item in items:
+        if is_clutter(item.name):
+            continue
+        if os.path.isdir(item):
+            yield from _below(item, out, (*above, real))
+        elif item.suffix.lower() in SUFFIXES:
+            yield item
+
+
+def _names(files: Sequence[PurePath]) -> list[PurePath]:
+    """Paths without endings, told apart by a number where two results, or a result and a folder, clash.
+
+    Capitals do not tell names apart: not every file system keeps them.
+    """
+    taken = {_key(folder) for file in files for folder in file.parents} | {LEGEND}
+    names = []
+    for file in files:
+        stem, number = file.with_suffix(""), 1
+        name = stem
+        while taken & (results := {_key(item) for item in possible_results(name)}):
+            number += 1
+            name = stem.with_name(f"{stem.name}-{number}")
+        taken |= results
+        names.append(name)
+    return names
+
+
+def possible_results(name: PurePath) -> list[PurePath]:
+    """The files that may be written for a picture's name: labels, the overlay as JPEG, or as PNG."""
+    return [name.with_name(name.name + ending) for ending in _ENDINGS]
+
+
+def _key(path: PurePath) -> str:
+    return str(path).casefold()
