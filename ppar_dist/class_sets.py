@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ppar_dist.errors import UserError
+from ppar_dist.text import guess
 
 IGNORE_INDEX = 255
 
@@ -143,4 +144,5 @@ def class_set(name: str) -> ClassSet:
         return CLASS_SETS[name]
     except KeyError:
         known = ", ".join(sorted(CLASS_SETS))
-        raise UserError(f"unknown class set {name!r}; known class sets: {known}") from None
+        hint = guess(name, CLASS_SETS)
+        raise UserError(f"unknown class set {name!r}{hint}; known class sets: {known}") from None

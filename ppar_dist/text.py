@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 _LONGEST = 403  # characters of one value
@@ -70,12 +72,21 @@ def clock(seconds: float) -> str:
     return f"{days} d {text}" if days else text
 
 
-def problem(item: Any) -> str:
-    """An error of a pydantic model as one line: the key, the rule and the value."""
+def guess(word: str, known: Iterable[str]) -> str:
+    """``; did you mean …?`` where one of the known words is close; "" where none is."""
+    close = difflib.get_close_matches(word, list(known), 1, 0.75)
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+def problem(item: Any, known: Iterable[str] = ()) -> str:
+    """An error of a pydantic model as one line: the key, the rule and the value.
+
+    ``known``: keys that there are, for a guess.
+    """
     key = printable(".".join(str(part) for part in item["loc"]))
     message = printable(str(item["msg"]).removeprefix("Value error, "))
     if item["type"] == "extra_forbidden":
-        return f"unknown key {key}; see docs/configuration.md for the keys there are"
+        return f"unknown key {key}{guess(key, known)}; see docs/configuration.md for the keys there are"
     if item["type"] == "missing":
         return f"{key} is required; add it"
     value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"

@@ -187,9 +187,12 @@ def train(
         launcher: what starts the ranks
         accept_changes: resume with a changed configuration
     """
+    from ppar_dist.launch.environment import settle
     from ppar_dist.launch.rank import is_rank, note_exit, note_start
     from ppar_dist.processes.signals import Preemption, leave_on_signals
 
+    _refuse_below_1("--nproc", nproc)
+    told = settle(os.environ, nproc, nodes, master)
     preemption, parent = Preemption(note_exit), None
     if is_rank():  # before anything slow: a signal may arrive at any time
         preemption.watch()
@@ -201,12 +204,15 @@ def train(
     if not is_rank():
         from ppar_dist.launch.front import default_ranks, launch
         from ppar_dist.launch.nodes import nodes_of
+        from ppar_dist.run.facts import finished
         from ppar_dist.training.plan import make_plan
 
         ranks = default_ranks() if nproc is None else nproc
-        _refuse_below_1("--nproc", ranks)
-        machines = nodes_of(nodes, node_rank, master)
-        make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
+        machines = told or nodes_of(nodes, node_rank, master)
+        plan = make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
+        if last := finished(settings, plan.facts()):
+            print(f"already finished: {settings.run.dir} has all {settings.train.steps} steps ({last})")
+            return None
         if ranks * machines.count > 1:
             # Without the options of the launch: torchrun would read --nproc as its own.
             accept = ["--accept-changes"] if accept_changes else []
@@ -300,8 +306,10 @@ def demo(
         nproc: ranks (default: one per GPU, else 2)
     """
     from ppar_dist.cli.demo import demo
+    from ppar_dist.launch.environment import settle
 
     _refuse_below_1("--nproc", nproc)
+    settle(os.environ, nproc or 2)
     return demo(out, config, nproc)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -42,8 +43,10 @@ def _main(arguments: list[str]) -> int:
         code: int | None = app(arguments)
         return exit_codes.DONE if code is None else code
     except CycloptsError as error:
+        if len(arguments) == 1 and not arguments[0].startswith("-") and error.command_chain:
+            app([*error.command_chain, "--help"])
         command = " ".join(["ppar-dist", *(error.command_chain or ())])
-        last_words(f"ppar-dist: {one_line(error).removesuffix('.')}; see {command} --help")
+        last_words(f"ppar-dist: {one_line(error).removesuffix('.')}{_hint(arguments)}; see {command} --help")
         return exit_codes.CONFIG
     except UserError as error:
         last_words(f"ppar-dist: {visible_lines(str(error))}")
@@ -57,6 +60,12 @@ def _main(arguments: list[str]) -> int:
         logging.getLogger(__name__).exception("internal error")
         last_words(f"ppar-dist: internal error: {type(error).__name__}: {visible_lines(str(error))}")
         return exit_codes.INTERNAL
+
+
+def _hint(arguments: list[str]) -> str:
+    """How a key of the configuration that was written as an option is written."""
+    options = (each for each in arguments if re.fullmatch(r"--[a-z_]+(\.[a-z_]+)+(=.*)?", each))
+    return next((f"; write {each[2:] if '=' in each else f'{each[2:]}=VALUE'}" for each in options), "")
 
 
 class _LogLine(logging.Formatter):

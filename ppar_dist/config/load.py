@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ppar_dist.config.fields import (
     url_keys,
@@ -53,7 +53,7 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
         config = Config.model_validate(tree)
     except ValidationError as error:
         items = error.errors(include_url=False)
-        problems = [problem(item) for item in items[:_PROBLEMS]]
+        problems = [problem(item, all_keys()) for item in items[:_PROBLEMS]]
         if len(items) > _PROBLEMS:
             problems.append(f"and {len(items) - _PROBLEMS} more problems")
         raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
@@ -82,6 +82,17 @@ def value_of(config: Config, key: str) -> Any:
             raise UserError(f"{key}: there is no such key; ppar-dist config CONFIG shows all")
         value = value[part]
     return value
+
+
+def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
+    """Every key there is, with dots."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(prefix + name)
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            keys += all_keys(section, f"{prefix}{name}.")
+    return keys
 
 
 def _reads_back(config: Config) -> bool:

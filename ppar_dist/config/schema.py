@@ -294,7 +294,9 @@ class MonitoringConfig(Section):
 
     enabled: bool = True  # serve metrics
     address: str = "127.0.0.1"  # the endpoint listens here
-    port: Annotated[Whole, Field(ge=0, le=65535)] = 9400  # + local rank; 0: any free port
+    port: Annotated[Whole, Field(ge=0, le=65535)] | None = (
+        None  # + local rank; 0: any free port; null: 18400, or any free port where that is in use
+    )
     targets_file: PathField | None = None  # JSON of all ranks' endpoints for Prometheus, while the job runs
     text_file: PathField | None = None  # .prom file of rank 0's metrics for a node exporter, every 15 seconds
     linger_s: Annotated[NonNegative, Field(le=86400)] = (

@@ -4,28 +4,46 @@ from __future__ import annotations
 
 import functools
 import multiprocessing
+import multiprocessing.queues
 import os
 import re
 import signal
+import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Generator, Iterator
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
+from ppar_dist.errors import UserError
 from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.signals import SAME_REQUEST_S
 
+# A worker hands its tensors over through a UNIX socket <temporary folder>/pymp-xxxxxxxx/listener-xxxxxxxx.
+_SOCKET_PATH = 107  # bytes, the kernel's limit
+_SOCKET_NAME = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
 PREFETCH = 2  # micro-batches that each worker holds ready
 DYING_S = 5.0  # a killed process closes its sockets, frees its memory, and only then ends
 
 
 class WorkerDied(RuntimeError):
     """A loader worker was killed or left; the message names worker, pid, signal and rank."""
+
+
+def check_temporary_folder() -> None:
+    """Raises UserError when the temporary folder's path is too long for the sockets of loader workers."""
+    folder, longest = tempfile.gettempdir(), _SOCKET_PATH - _SOCKET_NAME
+    if len(os.fsencode(folder)) > longest:
+        raise UserError(
+            f"the temporary folder of loader workers has a path of at most {longest} bytes, got "
+            f"{len(os.fsencode(folder))}: {folder}; set TMPDIR to a shorter one, or data.workers=0"
+        )
 
 
 class LoaderWorkers:
@@ -49,7 +67,10 @@ class LoaderWorkers:
 
         Raises:
             WorkerDied: instead of the next item, when the worker that owes it has died.
+            UserError: workers cannot hand over what they make, and could not the next time.
         """
+        if self.count:
+            check_temporary_folder()
         items = self._start(dataset)
         death = None
         while death is None:
@@ -129,9 +150,19 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
+def _end_worker(error: BaseException, _: object) -> NoReturn:
+    """A batch could not be handed over: if this worker lived on, the trainer would wait for it forever."""
+    traceback.print_exception(error)
+    sys.stderr.flush()
+    os._exit(1)
+
+
 def _init_worker(trainer: int, _: int) -> None:
     """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
     die_with_parent(signal.SIGKILL, trainer)
+    # What the queue's helper thread calls with an error, which it would otherwise only print.
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
+    threading.excepthook = lambda failed: _end_worker(failed.exc_value or failed.exc_type(), None)
     torch.set_num_threads(1)
     signal.set_wakeup_fd(-1)  # the trainer's, through which this process's signals would look like its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)

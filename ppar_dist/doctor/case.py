@@ -21,7 +21,9 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import check_classes, holdout_range
 from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.errors import UserError
+from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
+from ppar_dist.models.weight_file import LoadReport
 from ppar_dist.run.facts import CheckpointFacts, read_checkpoint
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
@@ -121,6 +123,12 @@ class ConfigCase:
             # Libraries raise many kinds of errors when they cannot build without memory; then with it.
             except Exception:
                 return build_segmentor(self.config, self.classes, load_weights=False)[0]
+
+    @cached_property
+    def loaded(self) -> LoadReport | None:
+        """What loading the backbone's file gave; None where a library reads it; raises UserError."""
+        with _quiet():
+            return build_backbone(self.config.model.backbone).report
 
     @cached_property
     def passed_over(self) -> list[CheckpointFacts]:

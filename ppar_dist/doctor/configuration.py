@@ -11,7 +11,7 @@ from open_clip.pretrained import get_pretrained_cfg
 
 from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
-from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, warning
+from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning
 from ppar_dist.errors import UserError
 from ppar_dist.models.text import text_prototypes
 
@@ -53,13 +53,13 @@ def model(case: ConfigCase) -> Finding:
 
 
 def weights(case: ConfigCase) -> Finding | None:
-    """Where the backbone's weights come from, and whether they are on this machine already."""
+    """The file of the backbone's weights can be loaded; a tag's weights are on this machine already."""
     backbone = case.config.model.backbone
     if backbone.pretrained is None:
         return ok("model.backbone.pretrained is not set: trained from random initialisation")
     file = Path(backbone.pretrained)
     if file.is_file():
-        return ok(f"{file}, {file.stat().st_size / 2**20:,.0f} MiB", file=str(file))
+        return _loaded(case, file)
     if weights_file(backbone.pretrained) is not None:
         return failure(
             f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
@@ -91,7 +91,7 @@ def text(case: ConfigCase) -> Finding | None:
         return None
     file = config.text.file
     if file is None:
-        return ok(f"from the text tower of {config.model.backbone.name}, when training starts")
+        return _text_tower(case)
     try:
         vectors = text_prototypes(config.text, case.classes, None)  # (K, D)
     except UserError as error:
@@ -106,6 +106,44 @@ def text(case: ConfigCase) -> Finding | None:
             **facts,
         )
     return ok(f"{file}: {len(vectors)} classes, {found} wide, as the model", **facts)
+
+
+def _loaded(case: ConfigCase, file: Path) -> Finding:
+    """What loading a file of weights gave."""
+    try:
+        report = case.loaded
+    except UserError as error:
+        return failure(str(error), "correct it as the message says: training refuses this", file=str(file))
+    facts: dict[str, Any] = {"file": str(file)}
+    text = f"{file}, {size(file.stat().st_size)}"
+    if report is None:  # the library read it by itself
+        return ok(f"{text}, loaded", **facts)
+    facts |= {"form": report.form, "tensors": report.tensors, "used": report.used, "zeros": [*report.zeros]}
+    facts |= {"missing": [*report.missing], "left_over": [*report.left_over]}
+    text += f"; {report.text()}"
+    if report.zeros:
+        return warning(
+            f"{text}; 0 throughout: {listing(report.zeros)}",
+            "give a whole file, unless that is intended",
+            **facts,
+        )
+    return ok(text, **facts)
+
+
+def _text_tower(case: ConfigCase) -> Finding | None:
+    """The text embeddings come from the tower, which must then have its weights."""
+    name, pretrained = case.config.model.backbone.name, case.config.model.backbone.pretrained
+    try:
+        report = case.loaded if Path(pretrained or "").is_file() else None
+    except UserError:
+        return None  # the check of the weights says why
+    if report is not None and not report.has_text:
+        return failure(
+            f"{report.path} holds no text tower, and text.file is not set",
+            "set text.file to embeddings of the same CLIP model (`ppar-dist text` writes such a file), or "
+            "give weights of the whole model",
+        )
+    return ok(f"from the text tower of {name}, when training starts")
 
 
 def _embed_dim(case: ConfigCase) -> int | None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import resource
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
 
 from ppar_dist.data.shards.reader import OPEN_SHARDS
-from ppar_dist.data.workers import PREFETCH
+from ppar_dist.data.workers import PREFETCH, check_temporary_folder
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
 from ppar_dist.errors import UserError
+from ppar_dist.launch.environment import described, settle
+from ppar_dist.training.precision import slow_bf16
 
 _TENSORS = 5  # of a micro-batch, each a descriptor on its way from worker to rank
 _OWN_FILES = 128  # descriptors of the interpreter, its libraries, logs and sockets
@@ -52,19 +55,37 @@ def devices(case: ConfigCase) -> Finding:
     return ok(text, **facts)
 
 
+def environment(case: ConfigCase) -> Finding:
+    """What the environment says of ranks, and whether a start would believe it."""
+    said = described(os.environ)
+    try:
+        settle(dict(os.environ), case.ranks, case.nodes)
+    except UserError as error:
+        return failure(str(error), "correct the environment", environment=said)
+    return ok(f"the environment says {said}", environment=said)
+
+
+def temporary_folder(case: ConfigCase) -> Finding | None:
+    """The path of the temporary folder leaves room for the sockets of loader workers."""
+    if not case.config.data.workers:
+        return None
+    try:
+        check_temporary_folder()
+    except UserError as error:
+        return failure(str(error), "set TMPDIR to a shorter path")
+    return ok(f"temporary files go to {tempfile.gettempdir()}")
+
+
 def precision(case: ConfigCase) -> Finding | None:
     """bf16 in hardware, where the configuration asks for it."""
     if case.config.engine.precision != "bf16":
         return None
-    if torch.cuda.is_available():
-        where, has = "the GPU", torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        where, has = "the CPU", _cpu_has_bf16()
-    if has:
-        return ok(f"{where} has bf16 instructions", supported=True)
+    where = slow_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    if where is None:
+        return ok("bf16 has instructions of its own here", supported=True)
     return warning(
-        f"engine.precision=bf16, but {where} has no such instructions: it computes, slowly",
-        "set engine.precision=fp32",
+        f"engine.precision=bf16, but {where} has no such instructions: it computes the same, much slower",
+        "run on a machine that has them, or begin a new run with engine.precision=fp32",
         supported=False,
     )
 
@@ -182,20 +203,6 @@ def _loader_bytes(case: ConfigCase) -> int:
     return case.ranks * data.workers * PREFETCH * micro * 4 * data.crop[0] * data.crop[1]
 
 
-def _cpu_has_bf16() -> bool:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return False
-    flags = {
-        word
-        for line in text.splitlines()
-        if line.lower().startswith(("flags", "features"))
-        for word in line.partition(":")[2].split()
-    }
-    return bool(flags & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
 def _first_line(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").partition("\n")[0]
@@ -204,6 +211,8 @@ def _first_line(path: Path) -> str:
 
 
 CHECKS = (
+    Check("environment", environment),
+    Check("temporary folder", temporary_folder),
     Check("devices", devices),
     Check("precision", precision),
     Check("cores", cores),

@@ -10,6 +10,7 @@ import urllib.request
 
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
+from ppar_dist.monitoring.health import DEFAULT_PORT
 
 _PORTS = 65536
 
@@ -19,9 +20,10 @@ def metrics_ports(case: ConfigCase) -> Finding | None:
     monitoring = case.config.monitoring
     if not monitoring.enabled:
         return None
-    if not monitoring.port:
+    if monitoring.port == 0:
         return ok(f"monitoring.port=0: any free port of {monitoring.address}")
-    ports = range(_PORTS + 1)[monitoring.port :][: case.ranks]  # at most one beyond the last port there is
+    first = DEFAULT_PORT if monitoring.port is None else monitoring.port
+    ports = range(_PORTS + 1)[first:][: case.ranks]  # at most one beyond the last port there is
     taken = {port: problem for port in ports if (problem := _bind_problem(monitoring.address, port))}
     facts = {"ports": list(ports), "taken": {str(port): problem for port, problem in taken.items()}}
     if not taken:
@@ -35,6 +37,8 @@ def metrics_ports(case: ConfigCase) -> Finding | None:
     if run is not None and run == (case.config.run.name or case.config.run.dir.name):
         return warning(f"{text}: this run is being trained here already", "wait until it has ended", **facts)
     text += f": run {run} is served there" if run else ""
+    if monitoring.port is None:
+        return ok(f"{text}; other free ports are taken", **facts)
     return failure(f"cannot serve metrics on {text}", remedy, **facts)
 
 

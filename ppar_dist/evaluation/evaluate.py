@@ -81,8 +81,8 @@ class Results:
     def table(self) -> str:
         """Plain text columns for a terminal: per cent, ``-`` where a class does not occur.
 
-        How many samples were left out is a column if any were. Images that are not as they came are told: their
-        scores are not those of the published protocol.
+        How many samples were left out is a column if any were. Images that are not as they came are told:
+        their scores are not those of the published protocol.
         """
         some = any(item.left_out for item in self.targets.values())
         head = ["target", "images", *(["left out"] if some else []), "mIoU", "pixel acc", *self.classes]
@@ -97,6 +97,7 @@ class Results:
         for first, *cells in [head, *rows]:
             figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join([first.ljust(widths[0]), *figures]))
+        lines.append(f"{self.run}: {self.checkpoint}, step {self.step}")
         lines += [f"{name}: images are {item.stored}" for name, item in self.targets.items() if item.stored]
         return "\n".join(lines)
 
@@ -151,6 +152,7 @@ def evaluate(
     with opened(Path(path), which) as checkpoint:
         segmentor, config, classes = read_segmentor(checkpoint, device)
         step = int(read_state(checkpoint).get("step", 0))
+        log.info("scoring %s of %s, step %d", checkpoint.name, config.run.name or config.run.dir, step)
     most = config.data.max_bad_ratio
     indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
     folder = ExampleFolder(examples, classes) if examples is not None else None
@@ -178,8 +180,34 @@ def score(
     keep = which == "latest" and paths.config_file(path).exists()
     results = evaluate(path, targets, device, which, paths.predictions(path) if keep else None, progress)
     if keep:
-        results.write(path / paths.RESULTS)
+        keep_results(path / paths.RESULTS, results)
     return results
+
+
+def keep_results(file: Path, results: Results) -> None:
+    """Add a table to a run's file of results, which loses none.
+
+    A target is replaced only by the same name and checkpoint; tables of other checkpoints move to "earlier",
+    newest first.
+    """
+    new, before = results.to_dict(), _read_results(file)
+    earlier = before.pop("earlier", [])
+    if (before.get("checkpoint"), before.get("step")) == (new["checkpoint"], new["step"]):
+        new["targets"] = before.get("targets", {}) | new["targets"]
+    elif before:
+        earlier = [before, *earlier]
+    if earlier:
+        new["earlier"] = earlier
+    write_atomically(file, json.dumps(new, indent=1) + "\n")
+
+
+def _read_results(file: Path) -> dict[str, Any]:
+    """What a file of results holds; {} where there is none, or another thing."""
+    try:
+        found = json.loads(file.read_text("utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 class LeftOut:

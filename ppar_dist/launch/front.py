@@ -21,10 +21,10 @@ from ppar_dist import exit_codes
 from ppar_dist.errors import UserError
 from ppar_dist.launch.launchers import COMMANDS, Launcher
 from ppar_dist.launch.nodes import Nodes, one_node
-from ppar_dist.launch.rank import FRONT_VARIABLE, NOTES_VARIABLE
+from ppar_dist.launch.rank import FRONT_VARIABLE, NOHUP_VARIABLE, NOTES_VARIABLE
 from ppar_dist.processes import proc
 from ppar_dist.processes.proc import Process
-from ppar_dist.processes.signals import SIGNALS, exit_code
+from ppar_dist.processes.signals import exit_code, requests
 from ppar_dist.view import terminal
 
 _MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
@@ -50,10 +50,11 @@ def launch(
     In a job of several machines this handles one of them: each gets the exit code of its own ranks. These
     codes are equal, except where ranks were killed.
 
-    SIGTERM, SIGUSR1 and SIGINT ask all ranks at once to save and end. Launchers would pass them on one rank
-    after the other, kill ranks that have not ended 30 s later, or die of them. So this process passes them on
-    to the ranks itself, as SIGUSR1. The launcher ignores SIGTERM and SIGUSR1, also where a scheduler sends
-    them to every process of a job: only this process and the ranks act on them.
+    SIGTERM, SIGUSR1, SIGINT and SIGHUP (unless it is ignored) ask all ranks at once to save and end.
+    Launchers would pass them on one rank after the other, kill ranks that have not ended 30 s later, or
+    die of them. So this process passes them on to the ranks itself, as SIGUSR1. The launcher ignores
+    SIGTERM and SIGUSR1, also where a scheduler sends them to every process of a job: only this process
+    and the ranks act on them.
 
     Args:
         arguments: of ``ppar-dist``.
@@ -79,6 +80,8 @@ def launch(
     with tempfile.TemporaryDirectory(prefix="ppar-dist-") as notes:
         environment[NOTES_VARIABLE] = notes
         environment[FRONT_VARIABLE] = str(os.getpid())
+        if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+            environment[NOHUP_VARIABLE] = "1"
         try:
             return _LauncherGroup(Path(notes), numbers, grace_s).run(command, environment)
         finally:
@@ -117,7 +120,7 @@ class _LauncherGroup:
 
     def run(self, command: Sequence[str], environment: Mapping[str, str]) -> int:
         """Run ``command`` until all of its group has ended; returns the job's exit code."""
-        before = {number: signal.signal(number, self._receive) for number in SIGNALS}
+        before = {number: signal.signal(number, self._receive) for number in requests()}
         try:
             self._launcher = subprocess.Popen(
                 command, env=environment, start_new_session=True, preexec_fn=_block_signals

@@ -15,6 +15,7 @@ from ppar_dist.processes.proc import Process
 from ppar_dist.view import terminal
 
 NOTES_VARIABLE = "PPAR_EXIT_NOTES"
+NOHUP_VARIABLE = "PPAR_NOHUP"  # set where that command ignores SIGHUP
 FRONT_VARIABLE = "PPAR_FRONT"  # process id of the command that started the launcher
 _LAUNCHER_NAMES = ("deepspeed", "torchrun", "torch.distributed.run", "ppar_dist", "ppar-dist")
 _LOOK_S = 1.0
@@ -28,7 +29,8 @@ def is_rank() -> bool:
 def note_start() -> int:
     """Called by a rank once it listens to signals; returns the process id of its launcher."""
     if NOTES_VARIABLE in os.environ:  # undoes front._block_signals
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if NOHUP_VARIABLE in os.environ:
+            signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
     _note("started", f"{os.getpid()} {proc.born(os.getpid())}")
     return os.getppid()

@@ -21,10 +21,15 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.features import Features, FeatureShape
+from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.text import TextEncoder
+from ppar_dist.models.weight_file import LoadReport
+from ppar_dist.text import one_line
 
 # kind of BackboneConfig → module of this package with build(cfg, load_weights); imported when asked for
 BUILDERS = {"open_clip": "clip", "timm": "timm_trunk"}
+
+_USABLE = "use a ResNet, ViT, EVA02, SigLIP or ConvNeXt"
 
 
 def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
@@ -36,12 +41,13 @@ def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
             reading or downloading weights, for a checkpoint that brings them.
 
     Raises:
-        UserError: unknown kind, model name, option or weights.
+        UserError: unknown kind, model name, option or weights; a tower that cannot give dense features.
     """
     if cfg.kind not in BUILDERS:
         raise UserError(f"unknown model.backbone.kind={cfg.kind}; known are {', '.join(BUILDERS)}")
     module = importlib.import_module(f"{__package__}.{BUILDERS[cfg.kind]}")
     backbone: Backbone = module.build(cfg, load_weights)
+    _check_features(backbone, cfg)
     return backbone
 
 
@@ -73,6 +79,7 @@ class Backbone(nn.Module):
         self.tower = tower if self.batch_norm_frozen else _synchronised(tower)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
+        self.report: LoadReport | None = None  # of the file of weights that was loaded
         self._text: list[TextEncoder] = []  # a list, so that it is not a submodule: never trained nor saved
         for module in self._fixed_modules():
             module.requires_grad_(False)
@@ -159,6 +166,32 @@ class Backbone(nn.Module):
 
     def _padded(self, size: int) -> int:
         return math.ceil(4 * math.ceil(size / 4) / self.multiple) * self.multiple
+
+
+def _check_features(backbone: Backbone, cfg: BackboneConfig) -> None:
+    """Refuse a tower whose features are not as declared, on a small image; parameters stay what they are."""
+    coarsest = max(backbone.multiple, math.ceil(max(backbone.strides)))
+    height, width = 2 * coarsest, 3 * coarsest
+    training = backbone.training
+    try:
+        with torch.no_grad():
+            found = backbone.eval()(backbone.mean.new_zeros(1, 3, height, width))
+    except UNREADABLE as error:
+        raise UserError(
+            f"model.backbone.name={cfg.name}: its tower takes no image of {height}x{width} pixels, as dense "
+            f"features need ({one_line(error)}); {_USABLE}"
+        ) from None
+    backbone.train(training)
+    assert found.dense is not None
+    shapes = [tuple(level.shape[1:]) for level in (*found.pyramid, found.dense)]
+    channels = (*backbone.channels, backbone.embed_dim)
+    strides = (*backbone.strides, backbone.dense_stride)
+    expected = [(c, round(height / s), round(width / s)) for c, s in zip(channels, strides, strict=True)]
+    if shapes != expected:
+        raise UserError(
+            f"model.backbone.name={cfg.name}: its features are no maps of channels, rows and columns "
+            f"({shapes} instead of {expected}); {_USABLE}"
+        )
 
 
 def _synchronised(tower: nn.Module) -> nn.Module:

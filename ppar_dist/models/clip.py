@@ -1,15 +1,18 @@
 """open_clip models: creation, weights, activation and statistics; one Backbone class per kind of image tower.
 
-Weights are loaded in fp32 whatever the file holds. The activation follows the weights: a name that ends
-in ``-quickgelu`` or a tag trained with QuickGELU (``openai``) gives QuickGELU; of a file nothing is known,
-so the name decides. Mean and standard deviation are those of the tag, else those all tags of the model
-share, else CLIP's own; ``options: {force_preprocess_cfg: {mean: …, std: …}}`` overrides them.
+Weights are loaded in fp32 whatever the file holds. The activation follows the configuration: a name that
+ends in ``-quickgelu`` or a tag trained with QuickGELU (``openai``) gives QuickGELU; a file that is known to
+want the other one is refused (``clip_weights``). Mean and standard deviation are those of the tag, else those
+all tags of the model share, else CLIP's own; ``options: {force_preprocess_cfg: {mean: …, std: …}}`` overrides
+them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,15 +33,18 @@ from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.clip_resnet import ClipResNet
 from ppar_dist.models.clip_timm import ClipTimm
 from ppar_dist.models.clip_vit import ClipViT
+from ppar_dist.models.clip_weights import load_clip
 from ppar_dist.models.load_errors import UNREADABLE
+from ppar_dist.models.weight_file import LoadReport
 from ppar_dist.text import one_line
 
+_NOT_LOADED = ("No pretrained weights loaded", "No potential checkpoint path found")  # of open_clip's log
 _SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
 
 
 def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     """Build the image tower of an open_clip model and attach its text tower; see ``build_backbone``."""
-    model = _create(cfg, load_weights)
+    model, report = _create(cfg, load_weights)
     visual = model.visual
     statistics = visual.preprocess_cfg["mean"], visual.preprocess_cfg["std"]
     backbone: Backbone
@@ -52,8 +58,10 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
         raise UserError(
             f"model.backbone.name={cfg.name}: no dense features for {type(visual).__name__}; use another"
         )
-    model.visual = nn.Identity()  # the text tower does not keep the image tower alive
-    backbone.attach_text_tower(ClipText(model.eval().requires_grad_(False), cfg.name))
+    backbone.report = report
+    if report is None or report.has_text:
+        model.visual = nn.Identity()  # the text tower does not keep the image tower alive
+        backbone.attach_text_tower(ClipText(model.eval().requires_grad_(False), cfg.name))
     return backbone
 
 
@@ -83,28 +91,46 @@ class ClipText:
         return embeddings
 
 
-def _create(cfg: BackboneConfig, load_weights: bool) -> Any:
+def _create(cfg: BackboneConfig, load_weights: bool) -> tuple[Any, LoadReport | None]:
     schema = cfg.name.startswith(_SCHEMAS)
     tag = _check_names(cfg, load_weights) if not schema else None
+    file = Path(cfg.pretrained) if cfg.pretrained and load_weights and not schema and not tag else None
     settings: dict[str, Any] = {} if schema else _settings_of_tags(cfg.name, tag)
     settings |= cfg.options
     try:
-        model = open_clip.create_model(
-            cfg.name,
-            pretrained=cfg.pretrained if load_weights and not schema else None,
-            load_weights=load_weights,
-            precision="fp32",
-            pretrained_text=False,
-            **settings,
-        )
+        with _unless_random(cfg.pretrained is None and load_weights):
+            model = open_clip.create_model(
+                cfg.name,
+                pretrained=cfg.pretrained if load_weights and tag else None,
+                load_weights=load_weights,
+                precision="fp32",
+                pretrained_text=False,
+                **settings,
+            )
     except UNREADABLE as error:
         raise UserError(
             f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {one_line(error)}; "
-            "give weights of this very model as a state dict (.pt, .safetensors) and options that it takes; "
-            "without a network, download them elsewhere and set pretrained to the file"
+            "give options that it takes and weights of this very model; without a network, download them "
+            "elsewhere and set pretrained to the file"
         ) from None
+    report = load_clip(model, cfg, file) if file is not None else None
     _check_finite(model, cfg)
-    return model
+    return model, report
+
+
+@contextlib.contextmanager
+def _unless_random(random: bool) -> Iterator[None]:
+    """Hide open_clip's warning of random weights, but where they stay random: it loads no file here."""
+    root = logging.getLogger()
+
+    def shows(record: logging.LogRecord) -> bool:
+        return random or not str(record.msg).startswith(_NOT_LOADED)
+
+    root.addFilter(shows)
+    try:
+        yield
+    finally:
+        root.removeFilter(shows)
 
 
 def _check_names(cfg: BackboneConfig, load_weights: bool) -> dict[str, Any] | None:

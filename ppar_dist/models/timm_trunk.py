@@ -26,6 +26,7 @@ from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.pyramid import SimplePyramid, pyramid_strides
 from ppar_dist.models.resize import resize_bilinear
+from ppar_dist.models.weight_file import LoadReport, check_values, form_of
 from ppar_dist.text import one_line
 
 
@@ -92,14 +93,18 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1), **cfg.options}
     if facts is not None and facts.fixed_input_size:
         options.setdefault("dynamic_img_size", True)
+    report: LoadReport | None = None
     if cfg.pretrained is not None and load_weights:
         trunk = _with_weights(known, cfg, options)
+        report = _report(Path(cfg.pretrained))
     else:
         trunk = _create(known, cfg, options)
     mean, std = (
         (facts.mean, facts.std) if facts is not None else ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     )
-    return TimmTrunk(trunk, cfg, cfg.embed_dim, mean, std)
+    backbone = TimmTrunk(trunk, cfg, cfg.embed_dim, mean, std)
+    backbone.report = report
+    return backbone
 
 
 def _known_name(name: str) -> str:
@@ -161,14 +166,32 @@ def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]
         ) from None
 
 
+def _report(file: Path) -> LoadReport | None:
+    """What a file holds, its values checked; None for a tag, and for NumPy's files, which models read."""
+    if not file.is_file() or file.suffix in (".npz", ".npy"):
+        return None
+    tensors = {
+        name: value
+        for name, value in timm.models.load_state_dict(str(file), weights_only=True).items()
+        if isinstance(value, Tensor)
+    }
+    return LoadReport(
+        file, f"{form_of(file)} with timm's names", len(tensors), zeros=check_values(file, tensors)
+    )
+
+
 def _padding_multiple(trunk: nn.Module, strides: tuple[int, ...]) -> int:
     """The finest stride if all levels round the image size up; the coarsest if any drops the rest."""
     size = 2 * strides[-1] + strides[0]
     was_training = trunk.training
     trunk.eval()
-    with torch.no_grad():
-        levels = trunk(torch.zeros(1, 3, size, size))
-    trunk.train(was_training)
+    try:
+        with torch.no_grad():
+            levels = trunk(torch.zeros(1, 3, size, size))
+    except UNREADABLE:  # it takes no such size at all; whether it takes multiples is checked when it is built
+        return strides[-1]
+    finally:
+        trunk.train(was_training)
     rounds_up = all(
         level.shape[-1] == -(-size // stride) for level, stride in zip(levels, strides, strict=True)
     )

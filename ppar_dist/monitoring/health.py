@@ -18,7 +18,7 @@ from ppar_dist import exit_codes
 from ppar_dist.text import printable
 
 UNHEALTHY = 1  # what Docker and Kubernetes expect
-_PORT, _PORT_VARIABLE = 9400, "PPAR_METRICS_PORT"
+DEFAULT_PORT, _PORT_VARIABLE = 18400, "PPAR_METRICS_PORT"
 _LONGEST_S = 3600  # to wait for an answer
 _ANSWER = 1 << 16  # bytes, more than any answer of ours
 
@@ -36,7 +36,7 @@ def check(url: str, timeout_s: float = 5.0) -> tuple[bool, str]:
     parts = urlsplit(url)
     if parts.scheme != "http" or not parts.hostname:
         raise ValueError(f"a URL is http://HOST:PORT, got {url!r}")
-    connection = http.client.HTTPConnection(parts.hostname, parts.port or _PORT, timeout=timeout_s)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port or DEFAULT_PORT, timeout=timeout_s)
     try:
         connection.request("GET", "/healthz")
         answer = connection.getresponse()
@@ -54,7 +54,10 @@ def main(arguments: Sequence[str]) -> int:
     """Ask each rank; 0 if all advance, 1 if one does not, 78 if a URL or the port cannot be one."""
     parser = _Parser(prog="ppar-dist health", description="Ask the ranks here whether they advance.")
     parser.add_argument(
-        "urls", nargs="*", metavar="URL", help=f"http://127.0.0.1:PORT, with ${_PORT_VARIABLE} or {_PORT}"
+        "urls",
+        nargs="*",
+        metavar="URL",
+        help=f"http://127.0.0.1:PORT, with ${_PORT_VARIABLE} or {DEFAULT_PORT}",
     )
     parser.add_argument("--nproc", type=int, default=1, help="ranks here, at the ports from PORT on")
     parser.add_argument("--timeout", type=float, default=5.0, metavar="S", help="seconds for an answer")
@@ -79,7 +82,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _default_urls(ranks: int) -> list[str]:
-    text = os.environ.get(_PORT_VARIABLE) or str(_PORT)
+    text = os.environ.get(_PORT_VARIABLE) or str(DEFAULT_PORT)
     if not text.isdigit() or not 0 < int(text) <= 65536 - ranks:
         raise ValueError(f"{_PORT_VARIABLE} is the port of a rank, got {text!r}")
     return [f"http://127.0.0.1:{int(text) + rank}" for rank in range(ranks)]

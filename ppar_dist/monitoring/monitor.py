@@ -15,6 +15,7 @@ from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.monitoring import endpoint
 from ppar_dist.monitoring.endpoint import Endpoint, Health
+from ppar_dist.monitoring.health import DEFAULT_PORT
 from ppar_dist.monitoring.metrics import RunMetrics, run_name
 from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
@@ -70,15 +71,28 @@ class Monitor:
     def _serve(self, report: Callable[[], Heartbeat]) -> Target | str:
         """Start the endpoint; returns where others reach it, or why it cannot be."""
         monitoring, world, host = self._config.monitoring, self._world, socket.gethostname()
-        port = monitoring.port and monitoring.port + world.local_rank
         stall_s = self._config.faults.stall_s
         try:
-            self._endpoint = endpoint.start(
-                monitoring.address, port, self._registry, lambda: health(report(), stall_s)
-            )
+            self._endpoint = self._start(lambda: health(report(), stall_s))
         except UserError as error:
             return f"rank {world.rank} on {host} {error}"
         return Target(world.rank, host, reachable_address(monitoring.address, world), self._endpoint.port)
+
+    def _start(self, healthy: Callable[[], Health]) -> Endpoint:
+        """An endpoint on the configured port; the usual one gives way to another that is free."""
+        monitoring, local_rank = self._config.monitoring, self._world.local_rank
+        asked = DEFAULT_PORT if monitoring.port is None else monitoring.port
+        port = asked and asked + local_rank
+        try:
+            return endpoint.start(monitoring.address, port, self._registry, healthy)
+        except UserError:
+            if monitoring.port is not None:
+                raise
+            started = endpoint.start(monitoring.address, 0, self._registry, healthy)
+            log.warning(
+                "metrics port %d is in use: rank %d serves at %s", port, self._world.rank, started.url
+            )
+            return started
 
     def _write_files(self, targets: Sequence[Target]) -> None:
         """Write the file of targets and begin to write the text file, each if it is configured.

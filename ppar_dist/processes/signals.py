@@ -1,10 +1,10 @@
 """Signals that ask a rank to stop: recorded, and obeyed by all ranks together at the next step boundary.
 
-SIGTERM, SIGUSR1 (schedulers) and SIGINT (a user) set a flag, which the trainer adds to the buffer that a
-step sums over the ranks: so all ranks see it after the same step, save a checkpoint and end. A later signal,
-or the end of the grace time, ends the process at once; the newest published checkpoint is then what a
-restart finds. A signal before the ranks have met leaves them a few seconds to meet: one of them may have
-been killed, and the others would wait for it.
+SIGTERM, SIGUSR1 (schedulers), SIGINT (a user) and SIGHUP (a closed terminal, unless nohup) set a flag,
+which the trainer adds to the buffer that a step sums over the ranks: so all ranks see it after the same
+step, save a checkpoint and end. A later signal, or the end of the grace time, ends the process at once; the
+newest published checkpoint is then what a restart finds. A signal before the ranks have met leaves them a
+few seconds to meet: one of them may have been killed, and the others would wait for it.
 
 Launchers send one signal more than once: to the whole process group, and again to each rank. Signals
 within two seconds of the first are the same request. So is the first with another number, within 30 seconds:
@@ -31,6 +31,12 @@ _PASSED_ON_S = 30.0
 _MEET_S = 15.0  # launchers kill ranks 30 s after they have signalled them
 
 
+def requests() -> tuple[signal.Signals, ...]:
+    """Signals that ask to stop: ``SIGNALS``, and SIGHUP unless it is ignored, as by nohup."""
+    ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    return SIGNALS if ignored else (*SIGNALS, signal.SIGHUP)
+
+
 class Preempted(Exception):  # not an error: the run ends on request
     """All ranks stopped after the same step; ``code`` is the exit code."""
 
@@ -49,7 +55,7 @@ def leave_on_signals() -> None:
 
     Process 1 of a container would not end otherwise: the kernel drops signals that it has no handler for.
     """
-    for number in SIGNALS:
+    for number in requests():
         signal.signal(number, lambda received, _: os._exit(exit_code([signal.Signals(received)])))
 
 
@@ -83,9 +89,10 @@ class Preemption:
         read, write = os.pipe()
         os.set_blocking(write, False)
         signal.set_wakeup_fd(write, warn_on_full_buffer=False)
-        for number in SIGNALS:
+        numbers = requests()
+        for number in numbers:
             signal.signal(number, lambda *_: None)
-        threading.Thread(target=self._listen, args=(read,), name="signals", daemon=True).start()
+        threading.Thread(target=self._listen, args=(read, numbers), name="signals", daemon=True).start()
         return self
 
     def limit(self, grace_s: float) -> None:
@@ -100,10 +107,10 @@ class Preemption:
         if self._timer is not None:
             self._timer.cancel()
 
-    def _listen(self, pipe: int) -> None:
+    def _listen(self, pipe: int, numbers: Sequence[signal.Signals]) -> None:
         while True:
             for number in os.read(pipe, 64):
-                if number in SIGNALS:
+                if number in numbers:
                     self._receive(signal.Signals(number))
 
     def _receive(self, number: signal.Signals) -> None:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ppar_dist.checkpoint import LATEST, MANIFEST, STATE, checkpoints_dir, list_checkpoints, verify
+from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
 from ppar_dist.files.jsonl import Line, read
+from ppar_dist.run import paths
 
 _LEFTOVERS = (".writing-", ".deleting-")
 _SHOWN = ("step", "samples_seen", "stage", "loss/total")
@@ -100,6 +105,26 @@ def read_latest(run: Path) -> str | None:
         return None
 
 
+def finished(config: Config, facts: Mapping[str, Any]) -> str | None:
+    """The name of the last checkpoint of a run that has all its steps, table and report; None for another.
+
+    Args:
+        config: what is asked for.
+        facts: what determines its result: hashes of configuration, text and sources.
+    """
+    run, last = config.run.dir, read_latest(config.run.dir) or ""
+    try:
+        stored = load_config(paths.config_file(run))
+        manifest = json.loads((checkpoints_dir(run) / last / MANIFEST).read_text("utf-8"))
+        step = int(last.rpartition("-")[2])
+    except (UserError, OSError, ValueError):
+        return None
+    same = all(manifest.get(name) == value for name, value in facts.items() if name != "config")
+    files = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
+    made = all((run / name).is_file() for name in files)
+    return last if same and made and stored.targets == config.targets and step >= config.train.steps else None
+
+
 def leftovers(run: Path) -> dict[str, int]:
     """Folders that a save or a deletion left unfinished, with their bytes."""
     folder = checkpoints_dir(run)
@@ -137,6 +162,12 @@ def read_log(path: Path, count: Counter[str] | None = None, key: str = "kind") -
     except OSError as error:
         facts.problem = error.strerror or str(error)
     return facts
+
+
+def read_records(path: Path) -> Iterator[dict[str, Any]]:
+    """The records of a file of JSON lines that can be read, and none where storage fails."""
+    with contextlib.suppress(OSError):
+        yield from (line.record for line in read(path) if line.record is not None and not line.is_cut)
 
 
 def last_logged(log: LogFacts | None) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ interface for it, so that a state fits any number of ranks and any ZeRO stage.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -18,6 +19,9 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching
 from ppar_dist.distributed.world import World
 from ppar_dist.training.learning_rate import learning_rate_factor
+from ppar_dist.training.precision import slow_bf16
+
+log = logging.getLogger(__name__)
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
@@ -30,6 +34,7 @@ class Engine:
         self.config = config
         self.world = world
         self.batching = batching(config, world.world_size)
+        _warn_of_slow_precision(config, world)
         self._deepspeed = _import_deepspeed(world)
         trained = [group for group in groups if any(p.requires_grad for p in group["params"])]
         self._trained_ids = {id(p) for group in trained for p in group["params"]}
@@ -226,6 +231,21 @@ class Engine:
             # Parameters and optimiser stay fp32; matrix products and convolutions run in bf16.
             settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
         return settings
+
+
+def _warn_of_slow_precision(config: Config, world: World) -> None:
+    """Say, once per machine, that bf16 will be slow on it."""
+    where = slow_bf16(world.device) if config.engine.precision == "bf16" and not world.local_rank else None
+    # Neither refused nor replaced by fp32: without instructions the library multiplies the same bf16 values,
+    # sums in float32 and rounds once, as the instructions do. So a run that is resumed on such a machine goes
+    # on as the run it was, where a fallback would change its arithmetic and a refusal would end it.
+    if where is not None:
+        log.warning(
+            "engine.precision=bf16, but %s of this machine has no such instructions: the run computes the "
+            "same, but MUCH slower than fp32; stop it and resume on a machine that has them (x86 "
+            "with avx512_bf16 or amx_bf16, GPUs from Ampere on), or begin a run with engine.precision=fp32",
+            where,
+        )
 
 
 def _import_deepspeed(world: World) -> Any:

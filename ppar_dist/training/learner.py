@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +12,15 @@ from ppar_dist.data.shards import sample
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.models.segmentor import build_segmentor
+from ppar_dist.models.weight_file import LoadReport, named
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.teacher import Teacher, build_teacher
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -34,6 +38,8 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
     config, classes = plan.config, class_set(plan.config.data.classes)
     torch.manual_seed(config.seed)
     segmentor, text = build_segmentor(config, classes)
+    if world.is_main and segmentor.backbone.report is not None:
+        _log_weights(segmentor.backbone.report)
     if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
         raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
     engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
@@ -52,3 +58,11 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
     return Learner(engine, objective, teacher, TrainState())
+
+
+def _log_weights(report: LoadReport) -> None:
+    log.info("weights of %s: %s", report.path, report.text())
+    if report.zeros:
+        log.warning(
+            "weights of %s are 0 throughout in %s; is the file whole?", report.path, named(report.zeros)
+        )

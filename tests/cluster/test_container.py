@@ -93,7 +93,7 @@ def test_compose_names_what_there_is(tmp_path: Path) -> None:
     (config,) = [REPOSITORY / "configs" / Path(each).name for each in arguments if each.endswith(".yaml")]
     settings = load_config(config, [each for each in arguments if "=" in each and not each.startswith("-")])
     assert command == "train"
-    assert (settings.monitoring.address, settings.monitoring.port) == ("0.0.0.0", 9400)
+    assert (settings.monitoring.address, settings.monitoring.port) == ("0.0.0.0", 18400)
     assert settings.monitoring.targets_file == Path("/targets/watched.json")
     assert f"--out={settings.data.root.parent}" in services["demo"]["command"]
     (patience,) = re.findall(r"^(\d+)m$", services["trainer"]["stop_grace_period"])

@@ -70,7 +70,7 @@ def test_every_manifest_is_valid_without_a_field_too_many(folder: Path) -> None:
         ("JobSet", ("spec", "failurePolicy", "maxRestart"), 3),
         ("JobSet", ("spec", "replicatedJobs", 0, "template", "spec", "completion"), 3),
         ("PodMonitor", ("spec", "podMetricsEndpoints", 0, "relabelings", 0, "source_labels"), ["a"]),
-        ("NetworkPolicy", ("spec", "ingress", 1, "ports", 0, "end"), 9415),
+        ("NetworkPolicy", ("spec", "ingress", 1, "ports", 0, "end"), 18415),
     ],
 )
 def test_a_slip_of_the_pen_is_refused(kind: str, path: tuple[Any, ...], value: Any) -> None:
@@ -262,7 +262,7 @@ def test_only_prometheus_reaches_the_metrics_and_only_the_job_the_ranks(name: st
     ports = {port["name"]: port["containerPort"] for port in container(job)["ports"]}
     metrics = [number for port, number in ports.items() if re.fullmatch(rule["regex"], port)]
     gpus = container(job)["resources"]["limits"].get("nvidia.com/gpu", 1)
-    assert sorted(metrics) == [9400 + rank for rank in range(gpus)]
+    assert sorted(metrics) == [18400 + rank for rank in range(gpus)]
     prometheus = {"app.kubernetes.io/name": "prometheus"}
     for port in metrics:
         assert admitted(policy, prometheus, "monitoring", port)

@@ -132,8 +132,8 @@ def a_pod_is_evicted(cluster: Cluster, jobset: Manifest, hosts: list[Host]) -> N
         pods.until(lambda: cluster.newest() != before, "a further checkpoint", WAIT_S, *both)
         assert f"resumed from {pods_data.RUN}/checkpoints/{before.name}" in both[0].output
         for index in (0, 1):
-            assert fetch(hosts[1 - index], f"http://{cluster.address(index)}:9400/metrics")
-            facts = fetch(hosts[1 - index], f"http://{cluster.address(index)}:9400/healthz")
+            assert fetch(hosts[1 - index], f"http://{cluster.address(index)}:18400/metrics")
+            facts = fetch(hosts[1 - index], f"http://{cluster.address(index)}:18400/healthz")
             assert json.loads(facts), facts
         began = time.monotonic()
         both[1].send(signal.SIGTERM)

@@ -6,6 +6,8 @@ import signal
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
+
 from tests.faults.jobs import Job, all_gone, job, ours, sabotaged, tiny_run
 from tests.ranks import free_port, read_lines
 from tests.sabotage.pace import Pace
@@ -57,4 +59,38 @@ def test_two_machines_stop_and_go_on_together_and_compute_what_one_does(blocks: 
         parts = start(stack, config, tmp_path / "second", "torchrun")
         assert [part.wait() for part in parts] == [0, 0], [part.output for part in parts]
     assert "resumed from" in parts[0].output
+    assert losses(run) == losses(alone)
+
+
+def pod(number: int, pods: int, port: int) -> dict[str, str]:
+    """What a PyTorchJob sets in a pod."""
+    return {
+        **{
+            "RANK": str(number),
+            "WORLD_SIZE": str(pods),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+        },
+        **{"PET_NNODES": str(pods), "PET_NODE_RANK": str(number)},
+    }
+
+
+@pytest.mark.parametrize("options", [(), ("--nproc", "1")], ids=["a rank each", "a machine each"])
+def test_two_pods_of_a_pytorchjob_compute_what_one_machine_does(
+    blocks: Path, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    sections = SECTIONS | {"train": {"steps": 6, "global_batch": 4, "log_every": 1}}
+    alone, config = tiny_run(blocks, tmp_path / "one", **sections)
+    lonely = pod(0, 1, free_port())
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "one.log", **lonely) as whole:
+        assert whole.wait() == 0, whole.output
+    assert "batch: global 4 = 2 ranks x 1 micro-batches x 2" in whole.output
+    run, config = tiny_run(blocks, tmp_path / "two", **sections)
+    port = free_port()
+    with ExitStack() as stack:
+        command = ours("train", config, *options)
+        parts = [
+            stack.enter_context(job(command, tmp_path / f"pod-{n}.log", **pod(n, 2, port))) for n in range(2)
+        ]
+        assert [part.wait() for part in parts] == [0, 0], [part.output for part in parts]
     assert losses(run) == losses(alone)

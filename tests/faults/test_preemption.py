@@ -61,6 +61,7 @@ def assert_stopped_whole(started: Job, run: Path, pids: list[int]) -> None:
         ("deepspeed", signal.SIGTERM, 75),
         ("deepspeed", signal.SIGUSR1, 75),
         ("deepspeed", signal.SIGINT, 130),
+        ("deepspeed", signal.SIGHUP, 75),
         ("torchrun", signal.SIGUSR1, 75),
         ("torchrun", signal.SIGINT, 130),
     ],
@@ -242,3 +243,21 @@ def test_the_exit_is_forced(blocks: Path, tmp_path: Path, second: bool) -> None:
     expected = "a second signal, SIGTERM" if second else "faults.grace_s=3"
     assert expected in started.output
     assert checkpoint.find_checkpoint(run) is None  # it hung in its first step
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["a terminal", "nohup"])
+def test_a_hangup_of_one_rank_is_a_request_unless_it_is_ignored(
+    blocks: Path, tmp_path: Path, ignored: bool
+) -> None:
+    run, config = tiny_run(blocks, tmp_path, **LONG)
+    command = [*(["nohup"] if ignored else []), *ours("train", config, "--nproc", "2")]
+    with job(command, tmp_path / "log") as started:
+        started.wait_for_step(run, 3)
+        pids = [process.pid for process in started.family()]
+        started.ranks()[1].send_signal(signal.SIGHUP)
+        if ignored:
+            step = last_step(run)
+            started.wait_for_step(run, step + 3)
+            started.ranks()[1].send_signal(signal.SIGTERM)
+        assert started.wait() == 75, started.output
+        assert_stopped_whole(started, run, pids)

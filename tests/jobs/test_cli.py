@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import shutil
 import signal
 import socket
@@ -248,6 +249,17 @@ def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
     names = np.load(moved)["names"]
     np.savez(moved, names=names, embeddings=np.random.default_rng(6).normal(size=(6, 16)))
     assert "moved.npz does not hold what" in refused(["train", config, f"text.file={moved}"])
+
+
+def test_a_finished_run_is_not_started_again(finished: Path) -> None:
+    config = finished.parent / "config.yaml"
+    before = (finished / "report.html").stat().st_mtime_ns
+    before_s = os.times().children_user
+    done = run_command(["train", str(config), "--nproc", "2"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"already finished: {finished} has all 8 steps (step-00000008)\n"
+    assert (finished / "report.html").stat().st_mtime_ns == before
+    assert os.times().children_user - before_s < 3, "it loads no torch, and starts no ranks"
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -54,7 +54,9 @@ def test_roads6_prompts_are_names_of_the_embedding_file() -> None:
 
 
 def test_unknown_class_set_names_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown class set 'roads7'; known class sets: camvid11, city"):
+    with pytest.raises(
+        UserError, match=r"unknown class set 'roads7'; did you mean roads6.; known class sets: camvid11, city"
+    ):
         class_set("roads7")
 
 

@@ -52,7 +52,7 @@ class Options:
         """Those that change what a domain holds, for its file."""
         digest = hashlib.sha256(self.mapping.read_bytes()).hexdigest()[:16] if self.mapping else None
         span = list(self.span) if self.span else None
-        values = {"limit": self.limit, "mapping": digest, "jpeg": self.jpeg, "range": span}
+        values: dict[str, Any] = {"limit": self.limit, "mapping": digest, "jpeg": self.jpeg, "range": span}
         values |= {"exclude": sorted(self.exclude) or None, "skip_bad": self.skip_bad or None}
         return {name: value for name, value in values.items() if value is not None}
 

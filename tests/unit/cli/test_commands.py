@@ -99,3 +99,27 @@ def test_a_text_file_is_looked_up_in_the_folder_of_weights(
     monkeypatch.setenv("PPAR_WEIGHTS", str(tmp_path / "weights"))
     parser.main(arguments)
     assert f"{tmp_path}/weights/text.npz" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train roads.yaml --train.steps=3", "; write train.steps=3; see ppar-dist train --help"),
+        ("train roads.yaml --train.steps 3", "; write train.steps=VALUE; see ppar-dist train --help"),
+        ("config CONFIG train.step=3", "unknown key train.step; did you mean train.steps?"),
+        ("config CONFIG ppar.reweigthing.enabled=false", "did you mean ppar.reweighting?"),
+        ("index nowhere --classes roads7", "unknown class set 'roads7'; did you mean roads6?"),
+    ],
+)
+def test_a_near_miss_gets_a_guess(
+    config: Path, capsys: pytest.CaptureFixture[str], line: str, message: str
+) -> None:
+    assert parser.main(line.replace("CONFIG", str(config)).split()) == 78
+    assert message in capsys.readouterr().err
+
+
+def test_a_command_without_what_it_needs_shows_its_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert parser.main(["train"]) == 78
+    shown = capsys.readouterr()
+    assert "--accept-changes" in shown.out
+    assert "CONFIG requires an argument; see ppar-dist train --help" in shown.err

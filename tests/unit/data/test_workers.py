@@ -6,6 +6,7 @@ import errno
 import math
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from torch.utils.data import IterableDataset
 
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.sources import open_sources
-from ppar_dist.data.workers import LoaderWorkers, WorkerDied
+from ppar_dist.data.workers import LoaderWorkers, WorkerDied, check_temporary_folder
+from ppar_dist.errors import UserError
 from tests.unit.street_shards import config, write_domains
 
 pytestmark = pytest.mark.process
@@ -169,3 +171,48 @@ def test_an_impossible_signal_is_an_error() -> None:
 
     with pytest.raises(OSError, match=r"prctl\(PR_SET_PDEATHSIG, 9999\): Invalid argument"):
         die_with_parent(9999)
+
+
+@pytest.mark.parametrize("length", [75, 76])
+def test_a_temporary_folder_too_long_for_sockets_is_refused_before_it_hangs(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+) -> None:
+    folder = Path("/tmp/" + "t" * (length - len("/tmp/")))
+    folder.mkdir()
+    try:
+        monkeypatch.setattr("tempfile.tempdir", str(folder))
+        # The folder of an earlier test may be remembered.
+        monkeypatch.delitem(multiprocessing.current_process()._config, "tempdir", raising=False)
+        cfg = config(root, {"workers": 1})
+        loader = train_loader(cfg, open_sources(cfg), 0, 1, 0, 60)
+        if length == 75:
+            assert len(next(loader)) > 0, "the longest that is allowed works"
+            check_temporary_folder()
+        else:
+            with pytest.raises(
+                UserError, match=r"a path of at most 75 bytes, got 76: .*set TMPDIR to a shorter"
+            ):
+                next(loader)
+        loader.close()
+    finally:
+        multiprocessing.current_process()._config.pop("tempdir", None)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Unsendable:
+    def __reduce__(self) -> object:
+        raise OSError("no way to hand this over")
+
+
+class _UnsendableItems(IterableDataset):
+    def __iter__(self) -> Iterator[object]:
+        yield 1
+        yield _Unsendable()
+
+
+def test_an_error_of_a_workers_helper_thread_ends_the_wait(capfd: pytest.CaptureFixture[str]) -> None:
+    items = LoaderWorkers(1, 0).iterate(_UnsendableItems())
+    assert next(items) == 1
+    with pytest.raises(WorkerDied, match=r"loader worker 0 .* exited with code 1"):
+        next(items)
+    assert "no way to hand this over" in capfd.readouterr().err

@@ -84,4 +84,5 @@ def test_weights_that_must_be_downloaded_are_a_warning(
     assert examine(file).status == "failure"
     assert "neither a file nor a tag of RN50" in examine(file).found
     file.write_bytes(b"weights")
-    assert examine(file).status == "ok"
+    assert examine(file).status == "failure"
+    assert "it begins with b'weights'; accepted are" in examine(file).found

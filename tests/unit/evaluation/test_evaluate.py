@@ -14,9 +14,18 @@ from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.data.reading import eval_samples, read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.evaluate import confusion, evaluate, held_out, predict_labels
+from ppar_dist.evaluation.evaluate import (
+    Results,
+    TargetResult,
+    confusion,
+    evaluate,
+    held_out,
+    keep_results,
+    predict_labels,
+)
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.prediction_examples import spread
+from ppar_dist.report.cleaning import results_table
 from tests.unit.tiny_run import CLASSES, make_config, make_domain, make_run
 
 
@@ -128,7 +137,8 @@ def test_evaluate_reports_the_figures_of_its_own_predictions(domains: Path, tmp_
 def test_table_and_json_carry_the_same_figures(domains: Path, tmp_path: Path) -> None:
     make_run(domains, tmp_path / "run")
     results = evaluate(tmp_path / "run", {"dark": domains / "night", "other": domains / "a"})
-    head, first, second = results.table().splitlines()
+    head, first, second, source = results.table().splitlines()
+    assert source == f"{results.run}: {results.checkpoint}, step {results.step}"
     assert head.split()[:3] == ["target", "images", "mIoU"]
     assert first.split()[0] == "dark"
     assert second.split()[:2] == ["other", "5"]
@@ -200,3 +210,30 @@ def test_weights_of_another_model_are_refused(domains: Path, tmp_path: Path) -> 
 )
 def test_examples_are_spread_evenly(total: int, expected: set[int]) -> None:
     assert spread(total) == expected
+
+
+def test_a_runs_file_of_results_loses_no_table(tmp_path: Path) -> None:
+    file = tmp_path / "results.json"
+
+    def keep(checkpoint: str, step: int, **miou: float) -> dict:
+        targets = {name: TargetResult(name, 1, value, value, {}) for name, value in miou.items()}
+        keep_results(file, Results("r", checkpoint, step, (), targets))
+        return json.loads(file.read_text())
+
+    keep("step-00000004", 4, dusk=0.1, fog=0.2)
+    found = keep("step-00000004", 4, dusk=0.3, rain=0.4)
+    assert {name: item["miou"] for name, item in found["targets"].items()} == {
+        "dusk": 0.3,
+        "fog": 0.2,
+        "rain": 0.4,
+    }
+    assert "earlier" not in found
+    found = keep("step-00000008", 8, dusk=0.5)
+    assert {name: item["miou"] for name, item in found["targets"].items()} == {"dusk": 0.5}
+    assert [table["step"] for table in found["earlier"]] == [4]
+    assert set(found["earlier"][0]["targets"]) == {"dusk", "fog", "rain"}
+    found = keep("step-00000012", 12, dusk=0.6)
+    assert [table["step"] for table in found["earlier"]] == [8, 4]
+    assert results_table(found)["checkpoint"] == "step-00000012", "the report reads it"
+    file.write_text("[")
+    assert keep("step-00000012", 12, dusk=0.7)["targets"]["dusk"]["miou"] == 0.7

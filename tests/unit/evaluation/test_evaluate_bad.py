@@ -48,7 +48,7 @@ def test_the_figures_are_those_of_the_good_samples(tmp_path: Path, caplog: pytes
     assert dark.miou == pytest.approx(float(matrix.miou()))
     said = "left out of the evaluation of dark (checksum): night/shard-000000.tar sample s002: the image is"
     assert said in caplog.text
-    head, first, second = results.table().splitlines()
+    head, first, second, _ = results.table().splitlines()
     assert head.split()[:4] == ["target", "images", "left", "out"]
     assert (first.split()[:3], second.split()[:3]) == (["dark", "5", "1"], ["clean", "5", "0"])
     assert json.loads(results.to_json())["targets"]["dark"]["left_out"] == 1

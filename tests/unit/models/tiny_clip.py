@@ -14,6 +14,10 @@ TEXT = {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "lay
 VIT = {"image_size": 64, "patch_size": 16, "width": 32, "head_width": 16, "layers": 3}
 CONFIGS: dict[str, dict[str, Any]] = {
     "tiny-rn": {"vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8}},
+    "tiny-rn-quickgelu": {
+        "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8},
+        "quick_gelu": True,
+    },
     "tiny-rn-cell": {"vision_cfg": {"image_size": 32, "layers": [1, 1, 1, 1], "width": 8}},
     "tiny-vit": {"vision_cfg": VIT},
     "tiny-vit-quickgelu": {"vision_cfg": VIT, "quick_gelu": True},

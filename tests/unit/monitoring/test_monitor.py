@@ -54,6 +54,28 @@ def fetch(monitor: Monitor) -> str:
     return text
 
 
+def test_the_usual_port_gives_way_where_it_is_in_use(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("ppar_dist.monitoring.monitor.DEFAULT_PORT", port)
+        targets = tmp_path / "targets.json"
+        with opened(tmp_path, port=None, targets_file=str(targets)) as monitor:
+            assert "ppar_run_info" in fetch(monitor)
+            served = int(str(monitor.url).rpartition(":")[2].partition("/")[0])
+            assert served != port
+            assert f"metrics port {port} is in use: rank 0 serves at {monitor.url}" in caplog.text
+            assert json.loads(targets.read_text())[0]["targets"][0].endswith(f":{served}")
+        with pytest.raises(UserError, match="cannot serve metrics"), opened(tmp_path, port=port):
+            pass
+    monkeypatch.setattr("ppar_dist.monitoring.monitor.DEFAULT_PORT", port)
+    with opened(tmp_path, port=None) as monitor:
+        assert f":{port}/" in str(monitor.url), "where it is free, it is taken"
+
+
 def progress(monitor: Monitor) -> float:
     (line,) = re.findall(r"^ppar_last_progress_timestamp_seconds (\S+)$", fetch(monitor), re.MULTILINE)
     return float(line)

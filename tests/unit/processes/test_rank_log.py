@@ -19,6 +19,7 @@ REFUSAL = "ppar-dist: cannot read config nowhere.yaml: No such file or directory
 def refused(rank: int, folder: Path) -> str:
     """The lines in the job's log of a rank that is given a wrong path."""
     ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", FOLDER: str(folder)}
+    ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     done = subprocess.run(
         [sys.executable, "-m", "ppar_dist", "train", "nowhere.yaml"],
         env=rank_environment() | ranks,

@@ -1,0 +1,128 @@
+"""What the environment says of ranks is believed as a whole, or not at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from ppar_dist.errors import UserError
+from ppar_dist.launch.environment import described, settle
+from ppar_dist.launch.nodes import Nodes
+
+SET = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29511"}
+TORCHRUN = SET | {
+    "RANK": "3",
+    "WORLD_SIZE": "4",
+    "LOCAL_RANK": "1",
+    "LOCAL_WORLD_SIZE": "2",
+    "TORCHELASTIC_RUN_ID": "x",
+}
+POD = SET | {"RANK": "1", "WORLD_SIZE": "2"}
+PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2", "PET_MASTER_ADDR": "10.0.0.1"}
+
+
+def test_nothing_is_a_command_that_starts_ranks() -> None:
+    variables = {"HOME": "/x", "MASTER_ADDR": "10.0.0.1"}
+    assert settle(variables, 2) is None
+    assert variables == {"HOME": "/x", "MASTER_ADDR": "10.0.0.1"}
+
+
+def test_a_launchers_rank_is_believed_and_sees_no_mpi() -> None:
+    variables = TORCHRUN | {"OMPI_COMM_WORLD_SIZE": "4", "PMIX_RANK": "3"}
+    assert settle(variables) is None
+    assert variables == TORCHRUN
+    assert settle(dict(TORCHRUN), nproc=2) is None, "the option says what torchrun did"
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        (
+            {"WORLD_SIZE": "2"},
+            "here is WORLD_SIZE=2 without RANK, MASTER_ADDR, MASTER_PORT; unset WORLD_SIZE, or",
+        ),
+        ({"RANK": "0"}, "here is RANK=0 without WORLD_SIZE, MASTER_ADDR, MASTER_PORT; unset RANK, or"),
+        ({"LOCAL_RANK": "0"}, "here is LOCAL_RANK=0 without RANK, .*; unset LOCAL_RANK, or"),
+        ({k: v for k, v in SET.items() if k != "MASTER_PORT"}, "without MASTER_PORT; unset RANK WORLD_SIZE"),
+        (SET | {"MASTER_ADDR": ""}, "without MASTER_ADDR"),
+        (SET | {"RANK": "one"}, "RANK is a number from 0 to WORLD_SIZE - 1, got RANK=one, WORLD_SIZE=1"),
+        (SET | {"RANK": "1"}, "got RANK=1, WORLD_SIZE=1; unset RANK WORLD_SIZE"),
+        (SET | {"RANK": "-1"}, "got RANK=-1"),
+        (SET | {"WORLD_SIZE": "0"}, "WORLD_SIZE is a number from 1 to"),
+        (SET | {"MASTER_PORT": "70000"}, "MASTER_PORT is a number from 1 to 65535, got .70000."),
+        (SET | {"LOCAL_RANK": "1"}, "LOCAL_RANK is a number from 0"),
+        (
+            {"OMPI_COMM_WORLD_SIZE": "2"},
+            "OMPI_COMM_WORLD_SIZE=2 says that 2 copies of this command were started",
+        ),
+        (
+            {"PMI_SIZE": "4", "PMI_RANK": "1"},
+            "PMI_SIZE=4 .*--nproc, --nodes, --node-rank and --master, or unset PMI_SIZE",
+        ),
+        ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS=2"),
+        (
+            SET | PET | {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2, PET_NPROC_PER_NODE=2 asks for 2 ranks on this machine",
+        ),
+    ],
+)
+def test_what_contradicts_itself_is_refused_in_one_line(variables: dict[str, str], message: str) -> None:
+    with pytest.raises(UserError, match=message) as error:
+        settle(dict(variables))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("options", [{"nproc": 4}, {"nodes": 2}, {"master": "a:1"}])
+def test_a_rank_starts_no_ranks(options: dict) -> None:
+    with pytest.raises(
+        UserError, match=r"starts ranks, but RANK=3, .*LOCAL_WORLD_SIZE=2 says that this is one"
+    ):
+        settle(dict(TORCHRUN), **options)
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"},
+        {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "old", "GROUP_RANK": "0"},
+        {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"},
+    ],
+)
+def test_remains_of_others_are_forgotten(variables: dict[str, str]) -> None:
+    settle(variables, 2)
+    assert variables == {}
+
+
+def test_slurm_is_left_alone_but_for_copies() -> None:
+    allocation = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
+    step = allocation | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
+    for variables, nodes in ((allocation, 1), (step, 2)):
+        kept = dict(variables)
+        assert settle(kept, 1, nodes) is None
+        assert kept == variables
+
+
+def test_a_pod_is_one_rank_by_itself() -> None:
+    variables = dict(POD)
+    assert settle(variables) is None
+    assert variables == POD | {"LOCAL_RANK": "0"}
+
+
+@pytest.mark.parametrize("pet", [{}, PET])
+def test_a_pod_with_nproc_is_a_machine(pet: dict[str, str]) -> None:
+    variables = POD | pet | {"WORLD_SIZE": "4" if pet else "2"}
+    assert settle(variables, nproc=2) == Nodes(2, 1, "10.0.0.1", 29511)
+    assert variables == {}, "its launcher must not read them"
+
+
+def test_the_command_line_wins_over_a_lonely_pod() -> None:
+    variables = dict(SET)
+    machines = settle(variables, nproc=2)
+    assert machines is not None
+    assert (machines.count, machines.rank, machines.host) == (1, 0, "127.0.0.1")
+    assert variables == {}
+    assert settle(dict(POD), 2, nodes=3, master="b:1") is None, "the machines are those of the command line"
+
+
+def test_description() -> None:
+    assert described({"HOME": "x"}) == "nothing of ranks"
+    assert described(POD | {"HOME": "x"}).startswith("RANK=1, WORLD_SIZE=2, MASTER_ADDR=10.0.0.1")
