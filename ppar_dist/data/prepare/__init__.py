@@ -126,9 +126,9 @@ def prepare(
     """
     source = _source(dataset, options.mapping)
     domains = _select(source, Path(root), options.limit, frozenset(options.exclude))
+    decode = source.decoder(class_set(classes))
     for name in domains:
         _refuse_other_options(Path(out) / name, classes, source.name, options)
-    decode = source.decoder(class_set(classes))
     checked = _check_all(
         source, domains, PairCheck(decode, options.span, options.jpeg is not None), options, progress, tell
     )

@@ -44,7 +44,7 @@ class Options:
             ("jpeg", self.jpeg, 100),
         ):
             if value is not None and not 1 <= value <= (most or value):
-                raise DataError(f"{name} is {f'from 1 to {most}' if most else 'at least 1'}, got {value}")
+                raise DataError(f"--{name} is {f'from 1 to {most}' if most else 'at least 1'}, got {value}")
         if self.span is not None:
             check_span(self.span)
 
