@@ -73,8 +73,10 @@ def clock(seconds: float) -> str:
 
 
 def guess(word: str, known: Iterable[str]) -> str:
-    """``; did you mean …?`` where one of the known words is close; "" where none is."""
-    close = difflib.get_close_matches(word, list(known), 1, 0.75)
+    """``; did you mean …?`` where a known word is close, or a key with this last part; "" where none is."""
+    words, last = [each for each in known if not word.startswith(f"{each}.")], word.rpartition(".")[2]
+    close = difflib.get_close_matches(word, words, 1, 0.75)
+    close = close or [each for each in words if each.endswith(f".{last}")]
     return f"; did you mean {close[0]}?" if close else ""
 
 
@@ -90,4 +92,6 @@ def problem(item: Any, known: Iterable[str] = ()) -> str:
     if item["type"] == "missing":
         return f"{key} is required; add it"
     value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
-    return f"{key}: {message}{value}" if key else message
+    is_choice = item["type"] == "literal_error" and isinstance(item["input"], str)
+    hint = guess(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"])) if is_choice else ""
+    return f"{key}: {message}{value}{hint}" if key else message

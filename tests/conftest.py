@@ -94,6 +94,16 @@ def _unit_tests_start_no_process(request: pytest.FixtureRequest) -> Iterator[Non
     _no_processes.is_on = False
 
 
+@pytest.fixture(autouse=True)
+def _the_environment_stays() -> Iterator[None]:
+    """What a test's code sets, such as LOCAL_RANK by DeepSpeed, is no message to the next test."""
+    before = dict(os.environ)
+    yield
+    for name in set(os.environ) - set(before) - {"PYTEST_CURRENT_TEST"}:
+        del os.environ[name]
+    os.environ.update({name: value for name, value in before.items() if os.environ.get(name) != value})
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder that holds ``data`` and ``weights``; tests that need it skip without it."""

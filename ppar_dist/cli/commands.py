@@ -40,7 +40,7 @@ app.register_install_completion_command()
 
 Trained = Annotated[Path, Parameter(help="a run or one of its checkpoints")]
 Classes = Annotated[str, Parameter(help="class set: roads6, cityscapes19, camvid11")]
-ConfigFile = Annotated[Path, Parameter(help="YAML file")]
+ConfigFile = Annotated[Path, Parameter(help="YAML file, or a name that `ppar-dist config list` shows")]
 Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
 Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
@@ -97,7 +97,9 @@ def synth(*, out: Path, samples: int = 120, size: Size = (180, 240), seed: int =
     """Render synthetic street scenes with exact labels.
 
     Args:
+        out: folder for the domains
         samples: per domain
+        seed: of all that is drawn
     """
     from ppar_dist.synthetic import synth
 
@@ -117,6 +119,7 @@ def text(
     """Write a CLIP text tower's class embeddings to a file.
 
     Args:
+        out: the .npz file to write
         model: open_clip model name
         pretrained: open_clip tag or a checkpoint file
         template: such as 'a photo of a {}.'; may be repeated
@@ -171,7 +174,7 @@ def train(
     /,
     *overrides: Override,
     nproc: int | None = None,
-    nodes: int = 1,
+    nodes: int | None = None,
     node_rank: int | None = None,
     master: str | None = None,
     launcher: Launcher = "deepspeed",
@@ -181,7 +184,7 @@ def train(
 
     Args:
         nproc: ranks on this machine (default: one per GPU, else 1)
-        nodes: machines; run the same command on each
+        nodes: machines; run the same command on each (default: a PyTorchJob's pods, else 1)
         node_rank: number of this machine, from 0
         master: HOST[:PORT] of machine 0, where the ranks meet
         launcher: what starts the ranks
@@ -192,7 +195,7 @@ def train(
     from ppar_dist.processes.signals import Preemption, leave_on_signals
 
     _refuse_below_1("--nproc", nproc)
-    told = settle(os.environ, nproc, nodes, master)
+    told = settle(os.environ, nproc, nodes, node_rank, master)
     preemption, parent = Preemption(note_exit), None
     if is_rank():  # before anything slow: a signal may arrive at any time
         preemption.watch()
@@ -207,12 +210,12 @@ def train(
         from ppar_dist.run.facts import finished
         from ppar_dist.training.plan import make_plan
 
-        ranks = default_ranks() if nproc is None else nproc
-        machines = told or nodes_of(nodes, node_rank, master)
-        plan = make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
-        if last := finished(settings, plan.facts()):
+        if last := finished(settings, lambda: make_plan(settings, 1).facts()):  # torch is not loaded
             print(f"already finished: {settings.run.dir} has all {settings.train.steps} steps ({last})")
             return None
+        ranks = default_ranks() if nproc is None else nproc
+        machines = told or nodes_of(1 if nodes is None else nodes, node_rank, master)
+        make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
         if ranks * machines.count > 1:
             # Without the options of the launch: torchrun would read --nproc as its own.
             accept = ["--accept-changes"] if accept_changes else []
@@ -229,13 +232,17 @@ def train(
 
 @app.command
 def config(config: ConfigFile, /, *overrides: Override, get: list[str] | None = None) -> None:
-    """Print the whole configuration as it would be used.
+    """Print the whole configuration as it would be used; with ``list``, those of the package.
 
     Args:
         get: print only this key, as KEY=VALUE; may be repeated
     """
-    from ppar_dist.config.load import dump_config, load_config, value_of
+    from ppar_dist.config.load import dump_config, load_config, packaged_configs, value_of
 
+    if str(config) == "list" and not config.is_file():
+        width = max(map(len, packaged_configs()))
+        print(*(f"{name:{width}}  {line}" for name, line in packaged_configs().items()), sep="\n")
+        return
     resolved = load_config(config, overrides)
     if not get:
         print(dump_config(resolved), end="")
@@ -265,7 +272,7 @@ def doctor(
 
     _refuse_below_1("--nproc", nproc)
     _refuse_below_1("--nodes", nodes)
-    if path.is_dir():
+    if path.is_dir() and not _is_packaged(path):
         from ppar_dist.doctor.runs import examine_run
 
         if overrides:
@@ -282,6 +289,14 @@ def doctor(
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
 
 
+def _is_packaged(folder: Path) -> bool:
+    """Whether a folder that is no run has the name of a packaged configuration, as the demo's has."""
+    from ppar_dist.config.load import find_config
+    from ppar_dist.run import paths
+
+    return not paths.config_file(folder).is_file() and find_config(folder) != folder
+
+
 def _load(path: Path, overrides: Sequence[str]) -> Config:
     """The configuration, its files of weights looked up in $PPAR_WEIGHTS too."""
     from ppar_dist.config.load import load_config
@@ -291,18 +306,17 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
 
 
 @app.command(help_flags=(), version_flags=())
-def health(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True)]) -> int:
+def health(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True, help="see its own help")]) -> int:
     """Ask the ranks on this machine whether they advance."""
     return health_check.main(arguments)
 
 
 @app.command
-def demo(
-    *, out: Path = Path("demo"), config: ConfigFile = Path("configs/demo.yaml"), nproc: int | None = None
-) -> int:
+def demo(*, out: Path = Path("demo"), config: ConfigFile = Path("demo"), nproc: int | None = None) -> int:
     """Render data, train on it, evaluate and report.
 
     Args:
+        out: folder for the data and the run
         nproc: ranks (default: one per GPU, else 2)
     """
     from ppar_dist.cli.demo import demo
@@ -379,6 +393,7 @@ def audit(run: Path, /, *, images: int = 200, regions: int = 50, as_json: Json =
     """Let a run's sources judge each other's labels, and draw the most distrusted regions.
 
     Args:
+        run: a run's folder
         images: of each source, spread evenly; 0: all
         regions: how many to draw, the most distrusted first
     """
@@ -396,7 +411,15 @@ def audit(run: Path, /, *, images: int = 200, regions: int = 50, as_json: Json =
 
 
 @app.command
-def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which: Which = "latest") -> None:
+def export(
+    checkpoint: Trained,
+    /,
+    *,
+    out: Path,
+    size: Size | None = None,
+    which: Which = "latest",
+    as_json: Json = False,
+) -> None:
     """Write the model as a torch.export program.
 
     Args:
@@ -407,12 +430,17 @@ def export(checkpoint: Trained, /, *, out: Path, size: Size | None = None, which
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
     from ppar_dist.evaluation.export import export
 
-    print(export(checkpoint, out, size, which))
+    done = export(checkpoint, out, size, which)
+    print(json.dumps(done.to_dict(), indent=1) if as_json else done)
 
 
 @app.command
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
-    """Show the contents of a checkpoint, run, shard or index."""
+    """Show the contents of a checkpoint, run, shard or index.
+
+    Args:
+        path: a folder, or a file in it
+    """
     from ppar_dist.doctor.describe import describe, inspect
 
     facts = inspect(path)
@@ -421,7 +449,11 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 @app.command
 def report(run: Path, /) -> None:
-    """Write report.html of a run."""
+    """Write report.html of a run.
+
+    Args:
+        run: its folder
+    """
     from ppar_dist.report import write_report
 
     print(write_report(run))
@@ -429,7 +461,11 @@ def report(run: Path, /) -> None:
 
 @app.command
 def ledger(run: Path, /, *, as_json: Json = False) -> int:
-    """Prove from a run's ledger that every sample was used once; exit code 78 if not."""
+    """Prove from a run's ledger that every sample was used once; exit code 78 if not.
+
+    Args:
+        run: its folder
+    """
     from ppar_dist.run.audit import audit
 
     found = audit(run)

@@ -10,10 +10,14 @@ import torch
 from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import load_config
+from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching
+from ppar_dist.errors import UserError
 from ppar_dist.launch.front import launch
 from ppar_dist.run import paths
+from ppar_dist.run.facts import finished
 from ppar_dist.synthetic import CLASS_SET, TARGET_DOMAIN, synth
+from ppar_dist.training.plan import make_plan
 
 _SAMPLES = 96  # scenes per domain
 
@@ -31,6 +35,10 @@ def demo(out: Path, config: Path, ranks: int | None) -> int:
     width = settings.model.backbone.embed_dim
     ranks = ranks or _even_ranks(torch.cuda.device_count() or 2, settings.train.global_batch)
     batching(settings, ranks)  # refuse before the scenes are rendered
+    if last := _finished(settings):
+        print(f"already finished: {run} has all {settings.train.steps} steps ({last})")
+        print(f"report {run / paths.REPORT}")
+        return 0
     print(f"rendering {_SAMPLES} scenes per domain into {shards}", flush=True)
     synth(shards, samples_per_domain=_SAMPLES)
     _write_text(text, width or 512)
@@ -38,6 +46,14 @@ def demo(out: Path, config: Path, ranks: int | None) -> int:
     if code == 0:
         print(f"table {run / paths.RESULTS}\ncheckpoint {checkpoint.resolve(run)}")
     return code
+
+
+def _finished(settings: Config) -> str | None:
+    """The last checkpoint of a demo that was run before."""
+    try:
+        return finished(settings, lambda: make_plan(settings, 1).facts())
+    except UserError:  # nothing is rendered yet
+        return None
 
 
 def _even_ranks(available: int, global_batch: int) -> int:

@@ -15,23 +15,26 @@ from ppar_dist.config.fields import (
 from ppar_dist.config.schema import Config
 from ppar_dist.config.yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from ppar_dist.errors import ConfigError, UserError
-from ppar_dist.text import one_line, printable, problem, shown
+from ppar_dist.text import guess, one_line, printable, problem, shown
 
+_PACKAGED = Path(__file__).parents[1] / "configs"  # those of configs/, which come with the package
 _PROBLEMS = 20  # listed in one message; the rest are counted
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     """Read a YAML file, apply ``key.sub=value`` overrides (values are YAML) and validate.
 
+    ``path`` may be the bare name of a file that comes with the package, as ``find_config`` says.
+
     Raises:
         ConfigError: the file is missing or not a mapping, an override is malformed, or any key
             or value is wrong; the message lists every problem.
     """
     try:
-        with Path(path).open(encoding="utf-8") as file:
+        with find_config(path).open(encoding="utf-8") as file:
             tree = read_yaml(file.read(MAX_CHARACTERS + 1))  # one more shows that it is too long
     except OSError as error:
-        raise ConfigError(f"cannot read config {path}: {error.strerror}; check the path") from None
+        raise ConfigError(f"cannot read config {path}: {error.strerror}; {_remedy(Path(path))}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"config {path} is not valid YAML: {one_line(error)}") from None
     if not isinstance(tree, dict):
@@ -39,6 +42,19 @@ def load_config(path: Path, overrides: Sequence[str] = ()) -> Config:
     for override in overrides:
         _apply_override(tree, override)
     return parse_config(tree, origin=str(path))
+
+
+def find_config(path: Path) -> Path:
+    """The file that ``path`` means: a bare name without suffix, where no file has it, is a packaged one's."""
+    packaged = _PACKAGED / f"{path}.yaml"
+    is_name = Path(path).name == str(path) and not Path(path).suffix
+    return packaged if is_name and packaged.is_file() and not Path(path).is_file() else Path(path)
+
+
+def packaged_configs() -> dict[str, str]:
+    """Names of the files that come with the package, and the line that each begins with."""
+    files = sorted(_PACKAGED.glob("*.yaml"))
+    return {file.stem: file.read_text("utf-8").partition("\n")[0].lstrip("# ") for file in files}
 
 
 def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
@@ -79,7 +95,8 @@ def value_of(config: Config, key: str) -> Any:
     value: Any = config.model_dump(mode="json")
     for part in key.split("."):
         if not isinstance(value, dict) or part not in value:
-            raise UserError(f"{key}: there is no such key; ppar-dist config CONFIG shows all")
+            hint = guess(key, all_keys())
+            raise UserError(f"{key}: there is no such key{hint}; ppar-dist config CONFIG shows all")
         value = value[part]
     return value
 
@@ -93,6 +110,14 @@ def all_keys(model: type[BaseModel] = Config, prefix: str = "") -> list[str]:
         if isinstance(section, type) and issubclass(section, BaseModel):
             keys += all_keys(section, f"{prefix}{name}.")
     return keys
+
+
+def _remedy(path: Path) -> str:
+    known = packaged_configs()
+    if path.suffix and path.stem in known:
+        return f"check the path, or write {path.stem}, the configuration of that name in the package"
+    hint = guess(path.name, known)
+    return "check the path" + (f"{hint} `ppar-dist config list` names what is there" if hint else "")
 
 
 def _reads_back(config: Config) -> bool:

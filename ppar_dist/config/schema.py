@@ -60,7 +60,9 @@ class DataConfig(Section):
     block: Count = 16  # consecutive samples that stay together (sequential reads)
     window: Count = 8  # blocks among which samples are permuted
     workers: Annotated[Whole, Field(ge=0)] = 1  # loader processes per rank
-    max_bad_ratio: Ratio = 0.01  # of a domain's positions; more bad samples than that end the job
+    max_bad_ratio: Ratio = (
+        0.01  # of a domain's samples; more bad ones than that, each counted once, end the job
+    )
 
     @field_validator("sources", mode="before")
     @classmethod

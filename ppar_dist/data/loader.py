@@ -81,13 +81,18 @@ def train_loader(
     shares = training_shares(cfg, indexes)
     batching(cfg, world_size, sum(share.size for share in shares))  # refuses what the ranks cannot share
     reader = SampleReader(
-        order=Order(shares, cfg.seed, cfg.data.block, cfg.data.window),
+        order=order_of(cfg, indexes),
         indexes=indexes,
         transform=TrainTransform(cfg.augment, cfg.data, cfg.seed),
     )
     positions = _MicroBatches(cfg, start_position, stop_position, rank, world_size)
     pipeline = webdataset.DataPipeline(positions, functools.partial(_batches, reader))
     return _received(LoaderWorkers(cfg.data.workers, rank).iterate(pipeline))
+
+
+def order_of(cfg: Config, indexes: Sequence[DomainIndex]) -> Order:
+    """Which sample a configuration trains on at each position."""
+    return Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
 
 
 class _MicroBatches(IterableDataset[range]):

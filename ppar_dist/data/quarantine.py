@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ppar_dist.data.order import Order, SampleAddress
 from ppar_dist.files.jsonl import JsonLines
 
 FEW_SAMPLES = 100  # a domain counts as at least so many: its first bad sample is not a ratio yet
@@ -40,17 +41,19 @@ class QuarantineLog:
         self.path = Path(path)
         self._domains = tuple(domains)
         self._file = JsonLines(self.path)
-        self._seen: Counter[tuple[str, str]] = Counter()
+        self._seen: defaultdict[tuple[str, str], set[int]] = defaultdict(set)
 
     def write(self, bad: BadSample) -> None:
-        """Append a bad sample.
+        """Append a bad sample, also one that was met before.
 
-        The first of each domain and reason is logged as a warning, then the 10th, 100th, … One that cannot be
-        written (storage full) is a warning too: the run goes on.
+        The first of each domain and reason is logged as a warning, then the 10th, 100th, … other one.
+        One that cannot be written (storage full) is a warning too: the run goes on.
         """
         domain = self._domains[bad.domain]
-        self._seen[domain, bad.reason] += 1
-        if _is_power_of_ten(self._seen[domain, bad.reason]):
+        seen = self._seen[domain, bad.reason]
+        is_new = bad.sample not in seen
+        seen.add(bad.sample)
+        if is_new and _is_power_of_ten(len(seen)):
             self._warn(domain, bad)
         record = bad._asdict() | {"domain": domain}
         if not self._file.write(record):
@@ -61,11 +64,25 @@ class QuarantineLog:
         self._file.close()
 
     def _warn(self, domain: str, bad: BadSample) -> None:
-        count = self._seen[domain, bad.reason]
+        count = len(self._seen[domain, bad.reason])
         log.warning(
             "bad sample no. %d of domain %s, reason %s: %s sample %s: %s; replaced (all are listed in %s)",
             *(count, domain, bad.reason, bad.shard, bad.key, bad.detail, self.path),
         )
+
+
+def bad_samples(order: Order, first: int, attempts: Sequence[int]) -> list[SampleAddress]:
+    """The samples that a global batch found bad, from how many were tried in vain at each of its positions.
+
+    Every rank knows those of all, without being told: what is tried at a position is a function of it.
+
+    Args:
+        order: of the run.
+        first: position of the batch.
+        attempts: by place in the batch, bad samples that the one trained on stands for.
+    """
+    tried = [(first + place, number) for place, vain in enumerate(attempts) for number in range(vain)]
+    return [order.locate(position, number) for position, number in tried]
 
 
 def excess(
@@ -77,8 +94,8 @@ def excess(
     sample is one too many.
 
     Args:
-        bad: bad samples met per domain, over all ranks and from the run's beginning.
-        samples: samples consumed per domain, likewise.
+        bad: bad samples met per domain, over all ranks and from the run's beginning, each once.
+        samples: samples met per domain, likewise.
         names: of the domains.
         max_bad_ratio: ``data.max_bad_ratio``.
 

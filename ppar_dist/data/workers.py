@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import multiprocessing
 import multiprocessing.queues
+import multiprocessing.util
 import os
 import re
 import signal
@@ -14,9 +16,10 @@ import threading
 import time
 import traceback
 from collections.abc import Generator, Iterator
+from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import FrameType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
@@ -28,6 +31,8 @@ from ppar_dist.processes.signals import SAME_REQUEST_S
 # A worker hands its tensors over through a UNIX socket <temporary folder>/pymp-xxxxxxxx/listener-xxxxxxxx.
 _SOCKET_PATH = 107  # bytes, the kernel's limit
 _SOCKET_NAME = len("/pymp-xxxxxxxx/listener-xxxxxxxx")
+# Errors of sockets and of their folder that a new start would meet again.
+_HOPELESS = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EOPNOTSUPP, errno.EAFNOSUPPORT)
 PREFETCH = 2  # micro-batches that each worker holds ready
 DYING_S = 5.0  # a killed process closes its sockets, frees its memory, and only then ends
 
@@ -46,6 +51,14 @@ def check_temporary_folder() -> None:
         )
 
 
+class _Failed(NamedTuple):
+    """The last words of a worker of which a helper thread failed."""
+
+    pid: int
+    error: str
+    hopeless: bool
+
+
 class LoaderWorkers:
     """The worker processes of one rank's loader; they end with the process that started them.
 
@@ -58,6 +71,7 @@ class LoaderWorkers:
     def __init__(self, count: int, rank: int, dying_s: float = DYING_S) -> None:
         self.count, self.rank, self.dying_s = count, rank, dying_s
         self._children: list[BaseProcess] = []  # by worker number
+        self._last_words, self._last_word = multiprocessing.Pipe(duplex=False)  # of workers; for one of them
 
     def iterate(self, dataset: IterableDataset[Any]) -> Generator[Any, None, None]:
         """What the workers make of ``dataset``, in turn; to be called by the main thread.
@@ -89,7 +103,7 @@ class LoaderWorkers:
         for child in self._children:
             child.kill()  # the others may never get a lock that died with this one
         del items  # torch's iterator, which joins them; no traceback may keep it alive
-        raise WorkerDied(death)
+        raise death
 
     def _start(self, dataset: IterableDataset[Any]) -> Iterator[Any]:
         loader = DataLoader(
@@ -98,7 +112,7 @@ class LoaderWorkers:
             num_workers=self.count,
             prefetch_factor=PREFETCH if self.count else None,
             pin_memory=torch.cuda.is_available(),
-            worker_init_fn=functools.partial(_init_worker, os.getpid()),
+            worker_init_fn=functools.partial(_init_worker, os.getpid(), self._last_word),
             generator=torch.Generator(),  # or the loader would draw its base seed from the global state
         )
         before = set(multiprocessing.active_children())
@@ -120,21 +134,35 @@ class LoaderWorkers:
         is being fetched from it fails with a reset connection while the worker still counts as alive.
         """
         end = time.monotonic() + self.dying_s
-        while self._children and self._death() is None and time.monotonic() < end:
+        while self._children and not self._dead() and time.monotonic() < end:
             time.sleep(0.01)
 
-    def _death(self) -> str | None:
-        """What a user should know of the workers that have died; None when all live."""
+    def _dead(self) -> list[tuple[int, BaseProcess]]:
+        """Workers that have died, with their numbers."""
         workers = enumerate(self._children)
-        dead = [(number, child) for number, child in workers if not child.is_alive() and child.exitcode != 0]
+        return [(number, child) for number, child in workers if not child.is_alive() and child.exitcode != 0]
+
+    def _death(self) -> UserError | WorkerDied | None:
+        """What a user should know of the workers that have died; None when all live."""
+        dead = self._dead()
         if not dead:
             return None
-        who = ", ".join(_described(number, child) for number, child in dead)
-        return (
-            f"rank {self.rank}: {who}. The usual causes: the memory of the machine or the job was exhausted, "
+        who = f"rank {self.rank}: {', '.join(_described(number, child) for number, child in dead)}"
+        if self._last_words.poll():
+            return _explained(who, self._last_words.recv())
+        return WorkerDied(
+            f"{who}. The usual causes: the memory of the machine or the job was exhausted, "
             "or /dev/shm was full (docker --shm-size sets it); lower "
             f"data.workers={self.count} or give the job more"
         )
+
+
+def _explained(who: str, failed: _Failed) -> UserError | WorkerDied:
+    text = f"{who}; pid {failed.pid} could not hand over what it had made: {failed.error}"
+    if failed.hopeless:
+        folder = f"the sockets of loader workers are in the temporary folder, {tempfile.gettempdir()}"
+        return UserError(f"{text}; {folder}: set TMPDIR to a short path on a local disk, or data.workers=0")
+    return WorkerDied(text)
 
 
 def _described(number: int, child: BaseProcess) -> str:
@@ -150,24 +178,39 @@ def _name(number: int) -> str:
         return f"signal {number}"
 
 
-def _end_worker(error: BaseException, _: object) -> NoReturn:
-    """A batch could not be handed over: if this worker lived on, the trainer would wait for it forever."""
-    traceback.print_exception(error)
-    sys.stderr.flush()
-    os._exit(1)
-
-
-def _init_worker(trainer: int, _: int) -> None:
+def _init_worker(trainer: int, last_word: Connection, _: int) -> None:
     """Workers leave signals to the trainer, which gets the same ones and ends them when it is done."""
     die_with_parent(signal.SIGKILL, trainer)
-    # What the queue's helper thread calls with an error, which it would otherwise only print.
-    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_worker)  # type: ignore[attr-defined]
-    threading.excepthook = lambda failed: _end_worker(failed.exc_value or failed.exc_type(), None)
+    _end_with_helper_threads(last_word)
     torch.set_num_threads(1)
     signal.set_wakeup_fd(-1)  # the trainer's, through which this process's signals would look like its own
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _IgnoreFirst())
+
+
+def _end_with_helper_threads(last_word: Connection) -> None:
+    """An error in a helper thread ends this worker: if it lived on, the trainer might wait for it forever.
+
+    Such threads pickle what a worker makes and hand over its memory. They only print their errors: the
+    queue's thread by a method, that of the sockets by ``sys.excepthook``, others by ``threading.excepthook``.
+    """
+
+    def end(error: BaseException) -> None:
+        if multiprocessing.util.is_exiting():
+            return
+        hopeless = isinstance(error, OSError) and (error.errno in _HOPELESS or "path too long" in str(error))
+        if not hopeless:
+            traceback.print_exception(error)
+            sys.stderr.flush()
+        # Less than the kernel writes at once: workers share the pipe.
+        last_word.send(_Failed(os.getpid(), f"{type(error).__name__}: {error}"[:1000], hopeless))
+        os._exit(1)
+
+    queue = multiprocessing.queues.Queue
+    queue._on_queue_feeder_error = staticmethod(lambda error, _: end(error))  # type: ignore[attr-defined]
+    sys.excepthook = lambda _, error, __: end(error)
+    threading.excepthook = lambda failed: end(failed.exc_value or failed.exc_type())
 
 
 class _IgnoreFirst:

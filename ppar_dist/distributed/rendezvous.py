@@ -17,6 +17,7 @@ from ppar_dist.distributed.board import Board, open_board
 from ppar_dist.distributed.environment import LOCAL_RANK, RANK, WORLD_SIZE, is_hosted_by_agent, store_address
 from ppar_dist.distributed.failures import is_peer_failure
 from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
 
 _INTERFACE = "GLOO_SOCKET_IFNAME"
 _LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")
@@ -61,6 +62,9 @@ def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0)
     """Join the ranks that the launcher described in the environment; alone where it did not.
 
     Backend: nccl where there are GPUs, else gloo.
+
+    Raises:
+        UserError: ranks would share a GPU.
     """
     variables = os.environ if environment is None else environment
     rank = int(variables.get(RANK, "0"))
@@ -68,6 +72,7 @@ def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0)
     local_rank = int(variables.get(LOCAL_RANK, "0"))
     device = torch.device("cpu")
     if torch.cuda.is_available():
+        _refuse_shared_gpus(variables, world_size, local_rank, torch.cuda.device_count())
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     if not dist.is_initialized():
@@ -85,6 +90,20 @@ def leave() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def _refuse_shared_gpus(variables: Mapping[str, str], ranks: int, local_rank: int, gpus: int) -> None:
+    """Each rank of a machine needs a GPU of its own, which LOCAL_RANK names."""
+    if local_rank >= gpus:
+        raise UserError(
+            f"LOCAL_RANK is the number of this rank's GPU, got {local_rank} on a machine that shows {gpus}; "
+            "start as many ranks as GPUs, or correct CUDA_VISIBLE_DEVICES"
+        )
+    if ranks > 1 and LOCAL_RANK not in variables and variables["MASTER_ADDR"] in (*_LOOPBACK, "localhost"):
+        raise UserError(
+            f"{ranks} ranks of one machine (MASTER_ADDR={variables['MASTER_ADDR']}) need LOCAL_RANK, or all "
+            "would take the first GPU; set it, or start the ranks by --nproc"
+        )
 
 
 def _address_towards(host: str, port: int) -> str:

@@ -123,7 +123,8 @@ def _checkpoint_facts(path: Path) -> dict[str, Any]:
     }
     if found.manifest:
         facts["bytes"] = found.bytes
-        facts["manifest"] = {key: value for key, value in found.manifest.items() if key != "files"}
+        hidden = ("files", "whole_config")  # shown below; "config" is what of it determines the result
+        facts["manifest"] = {key: value for key, value in found.manifest.items() if key not in hidden}
     if found.state:
         facts["state"] = found.state
     facts["files"] = {

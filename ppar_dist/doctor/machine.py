@@ -59,7 +59,7 @@ def environment(case: ConfigCase) -> Finding:
     """What the environment says of ranks, and whether a start would believe it."""
     said = described(os.environ)
     try:
-        settle(dict(os.environ), case.ranks, case.nodes)
+        settle(dict(os.environ), case.ranks, case.nodes if case.nodes > 1 else None)
     except UserError as error:
         return failure(str(error), "correct the environment", environment=said)
     return ok(f"the environment says {said}", environment=said)

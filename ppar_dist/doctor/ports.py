@@ -7,10 +7,13 @@ import os
 import re
 import socket
 import urllib.request
+from pathlib import Path
 
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, warning
 from ppar_dist.monitoring.health import DEFAULT_PORT
+from ppar_dist.processes.proc import Process, listening_ports
+from ppar_dist.run import holder
 
 _PORTS = 65536
 
@@ -29,12 +32,13 @@ def metrics_ports(case: ConfigCase) -> Finding | None:
     if not taken:
         span = f"{ports[0]}" if len(ports) == 1 else f"{ports[0]} to {ports[-1]}"
         return ok(f"{counted(len(ports), 'port')} of {monitoring.address} free: {span}", **facts)
-    run = _run_serving(monitoring.address, next(iter(taken)))
+    first_taken = next(iter(taken))
+    run = _run_serving(monitoring.address, first_taken)
     text = listing(f"{monitoring.address}:{port} ({problem})" for port, problem in taken.items())
     remedy = (
         "set monitoring.port to a free one (0: any) or monitoring.address to an interface of this machine"
     )
-    if run is not None and run == (case.config.run.name or case.config.run.dir.name):
+    if run is not None and _is_served_from(case.config.run.dir, first_taken):
         return warning(f"{text}: this run is being trained here already", "wait until it has ended", **facts)
     text += f": run {run} is served there" if run else ""
     if monitoring.port is None:
@@ -74,6 +78,14 @@ def _bind_problem(address: str, port: int) -> str | None:
     except OSError as error:
         return error.strerror or str(error)
     return None
+
+
+def _is_served_from(run: Path, port: int) -> bool:
+    """Whether the job that holds this run's folder serves a port; another run may bear the same name."""
+    found = holder.read_holder(run)
+    if found is None or holder.look(found) not in (Process.ALIVE, Process.STOPPED):
+        return False
+    return port in listening_ports(found.pid)
 
 
 def _run_serving(address: str, port: int) -> str | None:

@@ -26,7 +26,15 @@ from ppar_dist.doctor.findings import (
 )
 from ppar_dist.errors import UserError
 from ppar_dist.run import paths
-from ppar_dist.run.facts import CheckpointFacts, LogFacts, leftovers, read_checkpoints, read_latest, read_log
+from ppar_dist.run.facts import (
+    CheckpointFacts,
+    LogFacts,
+    leftovers,
+    read_checkpoints,
+    read_latest,
+    read_log,
+    read_records,
+)
 from ppar_dist.text import duration
 
 
@@ -188,20 +196,23 @@ def events(case: RunCase) -> Finding | None:
 
 
 def bad_samples(case: RunCase) -> Finding | None:
-    """Samples that were found bad and replaced, against data.max_bad_ratio."""
-    reasons: Counter[str] = Counter()
-    domains: Counter[str] = Counter()
+    """Samples that were found bad and replaced, each once, as data.max_bad_ratio counts them."""
+    found: dict[tuple[str, str], str] = {}  # reason of each by domain and number
+    times = 0
     for path in paths.quarantine_files(case.path):
-        read_log(path, reasons, "reason")
-        read_log(path, domains, "domain")
-    if not reasons:
+        for record in read_records(path):
+            times += 1
+            where = str(record.get("domain")), str(record.get("sample"))
+            found[where] = str(record.get("reason", "unknown"))
+    if not found:
         return None
+    domains, reasons = Counter(name for name, _ in found), Counter(found.values())
     seen = case.logs["train.jsonl"].last if "train.jsonl" in case.logs else None
     total = seen.get("samples_seen") if seen is not None else None
     by = ", ".join(f"{name} {number}" for name, number in domains.most_common())
     why = ", ".join(f"{name} {number}" for name, number in reasons.most_common())
-    text = f"{counted(reasons.total(), 'bad sample')} replaced ({why}; {by})"
-    text += f" of {total:,} seen" if isinstance(total, int) else ""
+    text = f"{counted(len(found), 'bad sample')} replaced {counted(times, 'time')} ({why}; {by})"
+    text += f"; {total:,} seen" if isinstance(total, int) else ""
     return warning(
         text,
         f"see {paths.quarantine(case.path)}; repair what it names, before data.max_bad_ratio ends a job",

@@ -6,9 +6,12 @@ A sample that cannot be used is left out, named in the log and counted in the re
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -152,7 +155,8 @@ def evaluate(
     with opened(Path(path), which) as checkpoint:
         segmentor, config, classes = read_segmentor(checkpoint, device)
         step = int(read_state(checkpoint).get("step", 0))
-        log.info("scoring %s of %s, step %d", checkpoint.name, config.run.name or config.run.dir, step)
+        run = config.run.name or config.run.dir.name
+        log.info("scoring %s of %s, step %d", checkpoint.name, run, step)
     most = config.data.max_bad_ratio
     indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
     folder = ExampleFolder(examples, classes) if examples is not None else None
@@ -166,7 +170,7 @@ def evaluate(
         results[name] = target_result(index, matrix, count, left_out.count)
     if folder is not None:
         folder.close()
-    return Results(config.run.name, checkpoint.name, step, classes.classes, results)
+    return Results(run, checkpoint.name, step, classes.classes, results)
 
 
 def score(
@@ -176,38 +180,66 @@ def score(
     which: str = "latest",
     progress: Callable[[str, int, int], None] | None = None,
 ) -> Results:
-    """``evaluate``; the table and pictures of a run's last checkpoint are kept in its folder."""
-    keep = which == "latest" and paths.config_file(path).exists()
-    results = evaluate(path, targets, device, which, paths.predictions(path) if keep else None, progress)
-    if keep:
+    """``evaluate``; a run's folder keeps the table, and the pictures of its last checkpoint."""
+    is_run = paths.config_file(path).exists()
+    if is_run and not os.access(path, os.W_OK):  # before the work, not after it
+        log.warning("%s may not be written: its %s stays as it is", path, paths.RESULTS)
+        is_run = False
+    pictures = paths.predictions(path) if is_run and which == "latest" else None
+    results = evaluate(path, targets, device, which, pictures, progress)
+    if is_run:
         keep_results(path / paths.RESULTS, results)
     return results
 
 
 def keep_results(file: Path, results: Results) -> None:
-    """Add a table to a run's file of results, which loses none.
+    """Add a table to a run's file of results, which loses none, also where two evaluations end at once.
 
-    A target is replaced only by the same name and checkpoint; tables of other checkpoints move to "earlier",
-    newest first.
+    A target is replaced only by the same name and checkpoint. The newest checkpoint has the file, the tables
+    of older ones are its "earlier", newest first.
     """
-    new, before = results.to_dict(), _read_results(file)
-    earlier = before.pop("earlier", [])
-    if (before.get("checkpoint"), before.get("step")) == (new["checkpoint"], new["step"]):
-        new["targets"] = before.get("targets", {}) | new["targets"]
-    elif before:
-        earlier = [before, *earlier]
-    if earlier:
-        new["earlier"] = earlier
-    write_atomically(file, json.dumps(new, indent=1) + "\n")
+    with _held(file.parent):
+        new, tables = results.to_dict(), _read_tables(file)
+        of_same = [table for table in tables if _checkpoint(table) == _checkpoint(new)]
+        for table in reversed(of_same):
+            new["targets"] = table.get("targets", {}) | new["targets"]
+        others = [table for table in tables if table not in of_same]
+        first, *earlier = sorted([new, *others], key=lambda table: _checkpoint(table)[0], reverse=True)
+        write_atomically(file, json.dumps(first | ({"earlier": earlier} if earlier else {}), indent=1) + "\n")
 
 
-def _read_results(file: Path) -> dict[str, Any]:
-    """What a file of results holds; {} where there is none, or another thing."""
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """One evaluation at a time writes the block's file; storage without locks does without."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        found = json.loads(file.read_text("utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _checkpoint(table: Mapping[str, Any]) -> tuple[int, str]:
+    step = table.get("step")
+    return step if isinstance(step, int) else -1, str(table.get("checkpoint"))
+
+
+def _read_tables(file: Path) -> list[dict[str, Any]]:
+    """The tables in a file of results, newest first; none where it holds another thing."""
+    if not file.exists():
+        return []
+    try:
+        first = json.loads(file.read_text("utf-8"))
+        tables = [first, *first.pop("earlier", [])]
+        if not all(isinstance(table.get("targets", {}), dict) for table in tables):
+            raise TypeError("targets are a table by name")
+    except (ValueError, TypeError, AttributeError):
+        aside = file.with_name(f"{file.name}.damaged")
+        log.warning("%s cannot be read; it is kept as %s", file, aside.name)
+        file.replace(aside)
+        return []
+    return tables
 
 
 class LeftOut:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,10 @@ class Exported:
     input_shape: tuple[int, int, int, int]
     output_shape: tuple[int, ...]
     max_deviation: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as JSON holds them."""
+        return asdict(self) | {"file": str(self.file)}
 
     def __str__(self) -> str:
         shape = "x".join(map(str, self.input_shape))

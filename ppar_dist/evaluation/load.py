@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from ppar_dist.checkpoint import MODEL, opened
+from ppar_dist.checkpoint import MODEL, checkpoints_dir, opened, read_manifest
 from ppar_dist.class_sets import ClassSet, class_set
-from ppar_dist.config.load import load_config
+from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
@@ -47,11 +48,39 @@ def read_segmentor(
     checkpoint: Path, device: torch.device | str = "cpu"
 ) -> tuple[Segmentor, Config, ClassSet]:
     """As ``load_segmentor``, from a checkpoint folder that the caller has opened."""
-    config = load_config(paths.config_file(run_of(checkpoint)))
+    config = config_of(checkpoint)
     classes = class_set(config.data.classes)
     segmentor, _ = build_segmentor(config, classes, load_weights=False)
     _load_weights(segmentor, checkpoint)
     return segmentor.to(device).eval().requires_grad_(False), config, classes
+
+
+def config_of(checkpoint: Path) -> Config:
+    """The configuration of the run that a checkpoint lies in; of one that was copied away, its own.
+
+    Raises:
+        UserError: neither can be read.
+    """
+    of_run = paths.config_file(run_of(checkpoint))
+    if checkpoint.resolve().parent == checkpoints_dir(run_of(checkpoint)) and of_run.exists():
+        return load_config(of_run)
+    manifest = read_manifest(checkpoint)
+    noted = manifest.get("whole_config") or _completed(manifest.get("config"), checkpoint)
+    if noted is None:
+        raise UserError(
+            f"{checkpoint} does not hold its configuration; leave it in its run (RUN/checkpoints/STEP), "
+            "beside the run's config.yaml"
+        )
+    return parse_config(noted, f"the configuration in {checkpoint}")
+
+
+def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:
+    """What earlier versions noted, with a value for each key that a segmentor does not depend on."""
+    if not isinstance(noted, dict):
+        return None
+    place = str(checkpoint)  # no data and no text is read from there: the weights bring both
+    missing = {"run": {"dir": place}, "data": noted.get("data", {}) | {"root": place}}
+    return noted | missing | {"text": noted.get("text", {}) | {"file": place}}
 
 
 def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:

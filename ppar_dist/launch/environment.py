@@ -2,15 +2,15 @@
 
 A process is a rank when RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT are all there. With LOCAL_RANK a
 launcher started it (torchrun, DeepSpeed's, ours). Without, it is alone on its machine, as in each pod of a
-PyTorchJob: one rank, or with ``--nproc`` the command that starts the ranks of this machine. Refused are a
-part of the set, numbers that contradict each other or the command line, and several copies of a command
-that is no rank: they would train on fewer ranks than asked for, wait for ranks that never come, or race for
-one run.
+PyTorchJob: one rank, or with ``--nproc`` the command that starts the ranks of this machine. Pods of a
+TrainJob have torchrun's options (PET_…) instead of the set, and are machines, too. Refused are a part of the
+set, numbers that contradict each other or the command line, and more copies of a command than it has
+machines: they would train on fewer ranks than asked for, wait for ranks that never come, or race for one run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Iterable, Mapping, MutableMapping
 
 from ppar_dist.errors import UserError
 from ppar_dist.launch.nodes import Nodes, one_node
@@ -21,8 +21,11 @@ _SET = (RANK, WORLD_SIZE, *_ADDRESS)
 _OF_RANKS = (RANK, WORLD_SIZE, LOCAL_RANK)  # what no other program sets for its own use
 # PyTorchJob: pods, number of this one, ranks of each; torchrun reads them as its options.
 _PODS, _POD, _RANKS_OF_POD = "PET_NNODES", "PET_NODE_RANK", "PET_NPROC_PER_NODE"
-# Copies of a command that mpirun or srun starts: their number.
+_POD_ADDRESS = ("PET_MASTER_ADDR", "PET_MASTER_PORT")
+_ELASTIC = "PET_RDZV_ENDPOINT"  # pods that come and go, which only torchrun knows how to number
+# Copies of a command that mpirun or srun starts: their number, and which of them this is.
 _COPIES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "MV2_COMM_WORLD_SIZE", "SLURM_STEP_NUM_TASKS")
+_COPY = ("OMPI_COMM_WORLD_RANK", "PMI_RANK", "MV2_COMM_WORLD_RANK", "PMIX_RANK")
 _FOREIGN = ("OMPI_", "PMI_", "PMIX_", "MV2_")  # DeepSpeed would look for MPI
 _LAUNCHERS = ("TORCHELASTIC_", "PET_")
 _LEFT_BY_LAUNCHERS = (
@@ -31,7 +34,11 @@ _LEFT_BY_LAUNCHERS = (
 
 
 def settle(
-    variables: MutableMapping[str, str], nproc: int | None = None, nodes: int = 1, master: str | None = None
+    variables: MutableMapping[str, str],
+    nproc: int | None = None,
+    nodes: int | None = None,
+    node_rank: int | None = None,
+    master: str | None = None,
 ) -> Nodes | None:
     """Decide what this process is, and make the environment say just that.
 
@@ -40,7 +47,7 @@ def settle(
 
     Args:
         variables: the environment, changed in place.
-        nproc, nodes, master: as given on the command line.
+        nproc, nodes, node_rank, master: as given on the command line.
 
     Returns:
         The machines that the environment describes, for a command that starts the ranks of one of them;
@@ -50,30 +57,27 @@ def settle(
         UserError: the environment contradicts itself or the command line; the message names the variables.
     """
     found = [name for name in _OF_RANKS if name in variables]
-    by_hand = nodes > 1 or master is not None
+    by_hand = not (nodes is None and node_rank is None and master is None)
+    rank, world_size = _complete(variables, found) if found else (0, 1)
     machines = None
-    if not found:
-        if not by_hand:
-            _refuse_copies(variables)
-        _forget(variables, (*_FOREIGN, *_LAUNCHERS), _LEFT_BY_LAUNCHERS)
-        return None
-    rank, world_size = _complete(variables, found)
     if LOCAL_RANK in variables:
         _refuse_options(variables, nproc, by_hand)
-    elif nproc is None and not by_hand:
-        _refuse_idle_ranks(variables)
-        variables[LOCAL_RANK] = "0"
-    else:
-        machines = None if by_hand else _machines(variables, rank, world_size)
-        _forget(variables, _LAUNCHERS, (*_SET, *_LEFT_BY_LAUNCHERS))
+    elif not by_hand:
+        machines = _pods(variables, nproc, rank, world_size) if found else _pods_of_trainjob(variables, nproc)
+    is_rank = bool(found) and (LOCAL_RANK in variables or (nproc is None and not by_hand))
+    _refuse_copies(variables, world_size if is_rank else machines.count if machines else nodes or 1)
+    if not is_rank:
+        _forget(variables, (), _SET if found else ())
+    if LOCAL_RANK not in variables:
+        _forget(variables, _LAUNCHERS, _LEFT_BY_LAUNCHERS)
     _forget(variables, _FOREIGN)
-    return machines
+    return None if is_rank else machines
 
 
 def described(variables: Mapping[str, str]) -> str:
     """What the environment says of ranks, in one line."""
-    names = [*_SET, LOCAL_RANK, LOCAL_WORLD_SIZE, _PODS, _POD, _RANKS_OF_POD, *_COPIES]
-    return _shown(variables, [name for name in names if name in variables]) or "nothing of ranks"
+    names = [*_SET, LOCAL_RANK, LOCAL_WORLD_SIZE, _PODS, _POD, _RANKS_OF_POD, *_POD_ADDRESS, *_COPIES, *_COPY]
+    return _shown(variables, names) or "nothing of ranks"
 
 
 def _complete(variables: Mapping[str, str], found: list[str]) -> tuple[int, int]:
@@ -101,7 +105,7 @@ def _refuse_options(variables: Mapping[str, str], nproc: int | None, by_hand: bo
     """A launcher started this rank: the command cannot start ranks again."""
     local = variables.get(LOCAL_WORLD_SIZE)
     if by_hand or (nproc is not None and str(nproc) != local):
-        asked = "--nodes or --master" if by_hand else f"--nproc {nproc}"
+        asked = "--nodes, --node-rank or --master" if by_hand else f"--nproc {nproc}"
         shown = [name for name in (RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE) if name in variables]
         raise UserError(
             f"{asked} starts ranks, but {_shown(variables, shown)} says that this is one already; "
@@ -109,34 +113,62 @@ def _refuse_options(variables: Mapping[str, str], nproc: int | None, by_hand: bo
         )
 
 
-def _refuse_idle_ranks(variables: Mapping[str, str]) -> None:
-    """A pod that shall hold several ranks, and the command for a single one."""
-    each = variables.get(_RANKS_OF_POD, "1")
-    if each.isdecimal() and int(each) > 1:
+def _pods(variables: Mapping[str, str], nproc: int | None, rank: int, world_size: int) -> Nodes:
+    """The machines of a job whose set describes one process on each."""
+    each = _ranks_of_pod(variables, nproc)
+    count, number = variables.get(_PODS, str(world_size // each)), variables.get(_POD, str(rank))
+    if not (
+        count.isdecimal() and int(count) * each == world_size and number == str(rank) and rank < int(count)
+    ):
+        raise UserError(
+            "the environment does not say which machine of how many this is: "
+            f"{_shown(variables, [RANK, WORLD_SIZE, _PODS, _POD, _RANKS_OF_POD])}; give --nodes, --node-rank "
+            "and --master, or correct the variables"
+        )
+    return _machine(count, number, *(variables[name] for name in _ADDRESS))
+
+
+def _pods_of_trainjob(variables: Mapping[str, str], nproc: int | None) -> Nodes | None:
+    """The machines of a job that the environment describes to torchrun only; None where it describes none."""
+    count, number = variables.get(_PODS, "1"), variables.get(_POD, "")
+    host, port = (variables.get(name, "") for name in _POD_ADDRESS)
+    if count == "1" or not (host or _ELASTIC in variables):
+        return None  # options that somebody set for a torchrun of his own
+    known = count.isdecimal() and number.isdecimal() and int(number) < int(count)
+    if not (known and host and port.isdecimal() and 0 < int(port) < 65536):
+        shown = _shown(variables, [_PODS, _POD, *_POD_ADDRESS, _ELASTIC])
+        raise UserError(
+            f"the environment describes several machines to torchrun, but not which this is: {shown}; start "
+            "it through torchrun --module ppar_dist, or give --nodes, --node-rank and --master"
+        )
+    _ranks_of_pod(variables, nproc)
+    return _machine(count, number, host, port)
+
+
+def _ranks_of_pod(variables: Mapping[str, str], nproc: int | None) -> int:
+    """Ranks of a pod, as far as its job numbers them; refuses the command for fewer, which would wait."""
+    text = variables.get(_RANKS_OF_POD, "1")  # torchrun takes "auto", "gpu", "cpu" too: not counted
+    each = int(text) if text.isdecimal() and int(text) > 0 else 1
+    if each > 1 and nproc is None:
         raise UserError(
             f"{_shown(variables, [WORLD_SIZE, _RANKS_OF_POD])} asks for {each} ranks on this machine, the "
             f"command for one; add --nproc {each}"
         )
+    return each
 
 
-def _machines(variables: Mapping[str, str], rank: int, world_size: int) -> Nodes:
-    """The machines of a job whose set describes one process on each."""
-    count, number = variables.get(_PODS, str(world_size)), variables.get(_POD, str(rank))
-    if not (count.isdecimal() and number.isdecimal() and int(number) < int(count)):
-        shown = [name for name in (RANK, WORLD_SIZE, _PODS, _POD) if name in variables]
-        raise UserError(f"the environment does not say which machine this is: {_shown(variables, shown)}")
-    if int(count) == 1:
-        return one_node()
-    host, port = (variables[name] for name in _ADDRESS)
-    return Nodes(int(count), int(number), host, int(port))
+def _machine(count: str, number: str, host: str, port: str) -> Nodes:
+    return one_node() if int(count) == 1 else Nodes(int(count), int(number), host, int(port))
 
 
-def _refuse_copies(variables: Mapping[str, str]) -> None:
-    for name in _COPIES:
-        copies = variables.get(name, "1")
-        if copies.isdecimal() and int(copies) > 1 and (name != _COPIES[-1] or "SLURM_PROCID" in variables):
+def _refuse_copies(variables: Mapping[str, str], most: int) -> None:
+    """More copies of this command than the job has ranks or machines: some of them are the same one."""
+    for name in (*_COPIES, *_COPY):
+        text = variables.get(name, "0")
+        copies = int(text) + (name in _COPY) if text.isdecimal() else 0
+        if copies > max(1, most) and (name != _COPIES[-1] or "SLURM_PROCID" in variables):
             raise UserError(
-                f"{name}={copies} says that {copies} copies of this command were started, which would race "
+                f"{name}={text} says that {copies} copies of this command were started, which would race "
                 "for one run; start one per machine with --nproc, --nodes, --node-rank and --master, or "
                 f"unset {name}"
             )
@@ -149,8 +181,8 @@ def _forget(
         del variables[name]
 
 
-def _shown(variables: Mapping[str, str], names: list[str]) -> str:
-    return ", ".join(f"{name}={variables[name]}" for name in names)
+def _shown(variables: Mapping[str, str], names: Iterable[str]) -> str:
+    return ", ".join(f"{name}={variables[name]}" for name in names if name in variables)
 
 
 def _unset(names: list[str]) -> str:

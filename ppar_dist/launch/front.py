@@ -135,6 +135,8 @@ class _LauncherGroup:
         return self._code(code)
 
     def _receive(self, number: int, _: FrameType | None) -> None:
+        if number == signal.SIGHUP and self._received:
+            return  # ranks would take it for the wish to end without saving
         self._received.append(number)
         if self._launcher is not None:
             self._pass_on()

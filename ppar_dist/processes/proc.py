@@ -84,6 +84,15 @@ def ancestors(pid: int) -> list[tuple[int, str]]:
     return found
 
 
+def listening_ports(pid: int) -> set[int]:
+    """The TCP ports on which a process listens; none where that may not be asked."""
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        ask = getattr(process, "net_connections", None) or process.connections  # psutil 6 renamed it
+        return {each.laddr.port for each in ask("tcp") if each.status == psutil.CONN_LISTEN}
+    return set()
+
+
 def members(group: int) -> list[int]:
     """Process ids of a process group, without zombies."""
     return _pids(lambda process: os.getpgid(process.pid) == group)

@@ -9,7 +9,8 @@ few seconds to meet: one of them may have been killed, and the others would wait
 Launchers send one signal more than once: to the whole process group, and again to each rank. Signals
 within two seconds of the first are the same request. So is the first with another number, within 30 seconds:
 a scheduler signals every process, and the command passes it on to the ranks as SIGUSR1, perhaps late. So is
-one more after the request was obeyed: launchers signal the other ranks when the first has ended.
+one more after the request was obeyed: launchers signal the other ranks when the first has ended. SIGHUP never
+forces an exit: a user who has asked for the end may close the terminal.
 """
 
 from __future__ import annotations
@@ -118,6 +119,8 @@ class Preemption:
             self._since = time.monotonic()
             self.signal = number
             self._start_timer()
+        elif number == signal.SIGHUP:
+            pass  # of a terminal that is closed meanwhile
         elif self._parent != os.getppid():
             self._parent = os.getppid()  # the kernel's signal that the launcher has ended counts too
         elif number != self.signal and not self._heard_twice and self._age() < _PASSED_ON_S:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,24 +105,26 @@ def read_latest(run: Path) -> str | None:
         return None
 
 
-def finished(config: Config, facts: Mapping[str, Any]) -> str | None:
+def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | None:
     """The name of the last checkpoint of a run that has all its steps, table and report; None for another.
 
     Args:
         config: what is asked for.
-        facts: what determines its result: hashes of configuration, text and sources.
+        facts: gives what determines its result: hashes of configuration, text and sources.
     """
     run, last = config.run.dir, read_latest(config.run.dir) or ""
+    files = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
+    if not last or not all((run / name).is_file() for name in files):
+        return None
     try:
         stored = load_config(paths.config_file(run))
-        manifest = json.loads((checkpoints_dir(run) / last / MANIFEST).read_text("utf-8"))
-        step = int(last.rpartition("-")[2])
-    except (UserError, OSError, ValueError):
+    except UserError:
         return None
-    same = all(manifest.get(name) == value for name, value in facts.items() if name != "config")
-    files = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
-    made = all((run / name).is_file() for name in files)
-    return last if same and made and stored.targets == config.targets and step >= config.train.steps else None
+    found = read_manifest_only(checkpoints_dir(run) / last)
+    same = all(found.manifest.get(name) == value for name, value in facts().items() if name != "config")
+    if not same or stored.targets != config.targets or (found.step() or 0) < config.train.steps:
+        return None
+    return last if read_checkpoint(found.path).whole else None  # a damaged one is trained again
 
 
 def leftovers(run: Path) -> dict[str, int]:

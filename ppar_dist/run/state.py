@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
@@ -32,7 +32,8 @@ class TrainState:
     best_step: int | None = None
     evaluated_step: int | None = None  # the last one
     consumed: dict[str, int] = field(default_factory=dict)  # positions by domain
-    bad: dict[str, dict[str, int]] = field(default_factory=dict)  # bad samples by domain and reason
+    bad: dict[str, dict[str, int]] = field(default_factory=dict)  # replacements by domain and reason
+    bad_samples: dict[str, set[int]] = field(default_factory=dict)  # each bad sample once, by domain
     skipped: list[int] = field(
         default_factory=list
     )  # steps that changed nothing: their result was not finite
@@ -46,6 +47,7 @@ class TrainState:
         applied: bool,
         consumed: Mapping[str, int],
         bad: Mapping[tuple[str, str], int],
+        bad_samples: Iterable[tuple[str, int]] = (),
     ) -> None:
         """Count a finished step.
 
@@ -53,7 +55,8 @@ class TrainState:
             global_batch: positions of a step.
             applied: whether it changed anything.
             consumed: samples of the step by domain.
-            bad: bad samples of the step by domain and reason.
+            bad: how often the step met a bad sample, by domain and reason.
+            bad_samples: domain and number of each of them, also of one that was met before.
         """
         self.step += 1
         self.samples_seen += global_batch
@@ -62,6 +65,8 @@ class TrainState:
         for (domain, reason), count in bad.items():
             mine = self.bad.setdefault(domain, {})
             mine[reason] = mine.get(reason, 0) + count
+        for domain, sample in bad_samples:
+            self.bad_samples.setdefault(domain, set()).add(sample)
         self.non_finite = 0 if applied else self.non_finite + 1
         if not applied:
             self.skipped.append(self.step)
@@ -88,13 +93,17 @@ class TrainState:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        return asdict(self)
+        return asdict(self) | {"bad_samples": {name: sorted(bad) for name, bad in self.bad_samples.items()}}
 
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> TrainState:
-        """Read ``to_json`` back; entries of other origin are left out."""
+        """Read ``to_json`` back; entries of other origin are left out.
+
+        Earlier versions did not note which samples were bad: those are counted when they are met again.
+        """
         names = {each.name for each in fields(cls)}
         state = cls(**{name: value for name, value in tree.items() if name in names})
+        state.bad_samples = {name: set(bad) for name, bad in tree.get("bad_samples", {}).items()}
         state.rollbacks = [Rollback(**each) for each in tree.get("rollbacks", ())]
         return state
 

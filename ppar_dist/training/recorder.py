@@ -16,9 +16,8 @@ from torch import Tensor
 
 from ppar_dist.checkpoint import Outcome
 from ppar_dist.class_sets import class_set
-from ppar_dist.data.order import Order
+from ppar_dist.data.loader import order_of
 from ppar_dist.data.shards.sample import REASONS
-from ppar_dist.data.sources import training_shares
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import class_iou, mean_iou
@@ -80,8 +79,7 @@ class Recorder:
             return
         self._domains = tuple(index.name for index in plan.indexes)
         self._classes = class_set(config.data.classes).classes
-        shares = training_shares(config, plan.indexes)
-        self._order = Order(shares, config.seed, config.data.block, config.data.window)
+        self._order = order_of(config, plan.indexes)
         self.progress = Progress(self._total, state.step, self._every)
         assert monitor.run is not None, "the monitor is open"
         self._metrics = monitor.run

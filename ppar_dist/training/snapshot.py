@@ -35,7 +35,8 @@ def snapshot(learner: Learner, plan: RunPlan, world: World) -> Snapshot | None:
     }
     state = learner.state.to_json() | {"total_steps": plan.config.train.steps}
     versions = {"ppar_dist": __version__, "torch": torch.__version__}
-    facts = {"world_size": world.world_size, "versions": versions} | plan.facts()
+    whole = plan.config.model_dump(mode="json")  # so that a checkpoint can be used without its run
+    facts = {"world_size": world.world_size, "versions": versions, "whole_config": whole} | plan.facts()
     texts = {STATE: json.dumps(state, indent=1) + "\n"}
     return Snapshot(learner.state.step, tensors, texts, facts)
 

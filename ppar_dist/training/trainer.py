@@ -19,7 +19,7 @@ from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data import quarantine
-from ppar_dist.data.loader import Batch, train_loader
+from ppar_dist.data.loader import Batch, order_of, train_loader
 from ppar_dist.data.shards import sample
 from ppar_dist.data.sources import holdout_range
 from ppar_dist.distributed.world import World
@@ -75,6 +75,7 @@ class Trainer:
         self.plan, self.config, self.world = plan, plan.config, world
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
+        self.order = order_of(self.config, plan.indexes)
         self.claim = RunClaim(self.config, world, lock)
         self.claim.claim(accept_changes, watch.alive)
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
@@ -204,7 +205,9 @@ class Trainer:
             teacher.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
         bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, sample.REASONS)
-        self.state.advance(self.config.train.global_batch, applied, consumed, bad)
+        met = quarantine.bad_samples(self.order, self.state.samples_seen, figures.sample_attempts)
+        named = [(self.domains[where.domain], where.sample) for where in met]
+        self.state.advance(self.config.train.global_batch, applied, consumed, bad, named)
         return figures
 
     def _apply(self, step: int) -> bool:
@@ -270,10 +273,11 @@ class Trainer:
             yield batches, time.monotonic() - began
 
     def _refuse_too_many_bad(self) -> None:
-        """All ranks have the same counts, so all of them end."""
-        bad = [sum(self.state.bad.get(domain, {}).values()) for domain in self.domains]
-        consumed = [self.state.consumed.get(domain, 0) for domain in self.domains]
-        problem = quarantine.excess(bad, consumed, self.domains, self.config.data.max_bad_ratio)
+        """All ranks have the same counts, so all of them end. A sample of many epochs counts once."""
+        bad = [len(self.state.bad_samples.get(domain, ())) for domain in self.domains]
+        shares = self.order.shares
+        seen = [min(self.state.consumed.get(share.name, 0), share.size) for share in shares]
+        problem = quarantine.excess(bad, seen, self.domains, self.config.data.max_bad_ratio)
         if problem:
             raise UserError(problem)
 

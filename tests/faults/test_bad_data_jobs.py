@@ -23,7 +23,7 @@ from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.data.sources import open_sources, training_shares
 from ppar_dist.run.audit import audit
 from tests.faults.jobs import Job, job, ours, tiny_run
-from tests.ranks import TIMEOUT_S, read_lines, run_command, start_ranks
+from tests.ranks import TIMEOUT_S, read_lines, run_command, run_ranks, start_ranks
 from tests.sabotage.pace import Pace
 from tests.unit.street_shards import overwrite, scenes, shard_of
 
@@ -125,6 +125,8 @@ def assert_as_expected(run: Path, trained: Sequence[tuple[int, str]], bad: Count
     state = checkpoint.read_state(checkpoint.resolve(run))
     counted = {(domain, reason): n for domain, found in state["bad"].items() for reason, n in found.items()}
     assert counted == by_reason(bad)
+    once = {(domain, sample) for _, domain, sample, _ in bad}
+    assert {(name, sample) for name, found in state["bad_samples"].items() for sample in found} == once
     assert {reason for *_, reason in bad} == {"checksum", "shard_missing"}
 
 
@@ -181,6 +183,15 @@ def is_counted(started: Job, run: Path) -> bool:
     said = {(domain, reason): float(value) for domain, reason, value in found if float(value)}
     # They are written down before the step that counts them: a look within a step does not match.
     return ("day", "shard_missing") in said and said == by_reason(quarantined(run))
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_one_bad_sample_of_many_epochs_is_one(tmp_path: Path, ranks: int) -> None:
+    run, config = setup(tmp_path, LENIENT | {"max_bad_ratio": 0.01})
+    run_ranks(["train", config], ranks)
+    assert {(domain, sample) for _, domain, sample, _ in quarantined(run)} == {("day", SPOILED)}
+    assert quarantined(run).total() >= 2, "it came again"
+    assert checkpoint.read_state(checkpoint.resolve(run))["bad_samples"] == {"day": [SPOILED]}
 
 
 def test_too_many_bad_samples_end_every_rank(tmp_path: Path) -> None:

@@ -95,6 +95,25 @@ def test_predict_writes_palette_overlay_and_legend(finished: Path, tmp_path: Pat
     assert np.asarray(labels).max() < 6
 
 
+def test_a_checkpoint_alone_is_enough(finished: Path, blocks: Path, tmp_path: Path) -> None:
+    """Copied away from its run it is scored, labels and is exported as in it."""
+    alone = shutil.copytree(finished / "checkpoints" / "step-00000008", tmp_path / "mine")
+    target = ["--target", f"unseen={blocks / 'right'}", "--json"]
+    tables = [run_command(["evaluate", str(path), *target]) for path in (alone, finished)]
+    assert [done.returncode for done in tables] == [0, 0], tables[0].stderr
+    mine, theirs = (json.loads(done.stdout)["targets"]["unseen"] for done in tables)
+    assert mine == theirs
+    Image.new("RGB", (70, 50), "grey").save(tmp_path / "photo.png")
+    done = run_command(["predict", str(alone), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out")])
+    assert done.returncode == 0, done.stderr
+    done = run_command(["export", str(alone), "--out", str(tmp_path / "mine.pt2"), "--json"])
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["file"] == str(tmp_path / "mine.pt2")
+    assert (facts["checkpoint"], facts["input_shape"]) == ("mine", [1, 3, 48, 64])
+    assert len(facts["classes"]) == facts["output_shape"][1] == 6
+
+
 @pytest.mark.parametrize("what", ["run", "checkpoint", "shards"])
 def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) -> None:
     path = {

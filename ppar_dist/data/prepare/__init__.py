@@ -34,6 +34,7 @@ from ppar_dist.data.shards.manifest import NAME as DOMAIN_FILE
 from ppar_dist.data.shards.writer import ShardSample, safe_key, write_domain
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import PictureError, Span, is_clutter, open_picture, photo_rgb
+from ppar_dist.text import guess
 
 __all__ = ["DATASETS", "SOURCES", "Options", "prepare"]
 
@@ -153,7 +154,8 @@ def _form(jpeg: int | None) -> str:
 
 def _source(dataset: str, mapping: Path | None) -> Source:
     if dataset not in DATASETS:
-        raise DataError(f"unknown data set {dataset!r}; choose from {', '.join(DATASETS)}")
+        hint = guess(dataset, DATASETS)
+        raise DataError(f"unknown data set {dataset!r}{hint}; choose from {', '.join(DATASETS)}")
     if (dataset == "folder") != (mapping is not None):
         rule = "needs" if dataset == "folder" else "takes no"
         raise DataError(f"data set {dataset} {rule} mapping file; --mapping FILE belongs to `prepare folder`")

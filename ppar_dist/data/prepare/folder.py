@@ -38,6 +38,7 @@ from ppar_dist.data.prepare.pairing import Layout
 from ppar_dist.data.prepare.patterns import PathPattern
 from ppar_dist.data.prepare.source import Colour, Decoder, Domains, Source, colour_labels, index_labels
 from ppar_dist.errors import DataError
+from ppar_dist.text import guess
 
 IGNORE = "ignore"
 REST: Literal["*"] = "*"
@@ -125,8 +126,8 @@ def _check_names(path: Path, names: set[str]) -> None:
     unknown = sorted(name for name in names if name.strip().lower() not in known | {IGNORE})
     if unknown:
         raise DataError(
-            f"mapping file {path}: {unknown} are not class names; use {IGNORE!r} for pixels that count as "
-            f"no class, or one of {', '.join(sorted(known))}"
+            f"mapping file {path}: {unknown} are not class names{guess(unknown[0], sorted(known))}; use "
+            f"{IGNORE!r} for pixels that count as no class, or one of {', '.join(sorted(known))}"
         )
 
 

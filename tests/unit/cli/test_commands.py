@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cyclopts import App
 
 from ppar_dist.cli import parser
 from ppar_dist.cli.commands import app
@@ -109,6 +111,17 @@ def test_a_text_file_is_looked_up_in_the_folder_of_weights(
         ("config CONFIG train.step=3", "unknown key train.step; did you mean train.steps?"),
         ("config CONFIG ppar.reweigthing.enabled=false", "did you mean ppar.reweighting?"),
         ("index nowhere --classes roads7", "unknown class set 'roads7'; did you mean roads6?"),
+        ("config CONFIG lr=0.1", "unknown key lr; did you mean optim.lr?"),
+        ("config CONFIG engine.precision=bf61", "got 'bf61'; did you mean bf16?"),
+        ("config CONFIG --get train.stepz", "train.stepz: there is no such key; did you mean train.steps?"),
+        (
+            "config road",
+            "cannot read config road: No such file or directory; check the path; did you mean roads?",
+        ),
+        ("config my/roads.yaml", "check the path, or write roads, the configuration of that name"),
+        ("prepare camvd --root . --out o --classes roads6", "unknown data set 'camvd'; did you mean camvid?"),
+        ("predct", 'Did you mean "predict"?'),
+        ("evaluate run --which bets", 'Did you mean "best"?'),
     ],
 )
 def test_a_near_miss_gets_a_guess(
@@ -123,3 +136,41 @@ def test_a_command_without_what_it_needs_shows_its_help(capsys: pytest.CaptureFi
     shown = capsys.readouterr()
     assert "--accept-changes" in shown.out
     assert "CONFIG requires an argument; see ppar-dist train --help" in shown.err
+
+
+def test_the_configurations_of_the_package_are_named_and_used_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parser.main(["config", "list"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == sorted(path.stem for path in DEMO.parent.glob("*.yaml"))
+    assert "  Real streets: train on three day sequences of CamVid" in lines[4]
+    (tmp_path / "demo").mkdir()  # as the demo leaves it: neither a file nor a run
+    for line in ("config demo --get run.name", f"config {DEMO} --get run.name"):
+        assert parser.main(line.split()) == 0
+        assert capsys.readouterr().out == "run.name=demo\n"
+    assert parser.main(["doctor", "demo", "--quick", "--nproc", "1"]) == 78
+    assert "no domain folder demo/shards/synth_day" in capsys.readouterr().out
+
+
+def test_a_file_wins_over_the_name_of_a_packaged_configuration(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "roads").write_bytes(config.read_bytes())
+    assert parser.main(["config", "roads", "--get", "run.name"]) == 0
+    assert capsys.readouterr().out == "run.name=tiny\n"
+
+
+def commands(parent: App) -> Iterator[App]:
+    for name in parent:
+        if not name.startswith("-"):
+            yield parent[name]
+
+
+@pytest.mark.parametrize("command", commands(app), ids=lambda command: command.name[0])
+def test_every_argument_and_option_has_a_help_text(command: App) -> None:
+    arguments = command.assemble_argument_collection(parse_docstring=True)
+    assert arguments, "each has at least one"
+    assert [each.name for each in arguments if not (each.parameter.help or "").strip()] == []

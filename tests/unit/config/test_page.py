@@ -12,4 +12,4 @@ def test_the_page_is_current_and_explains_every_key() -> None:
     text = runpy.run_path(str(SCRIPT))["page"]()
     assert SCRIPT.with_suffix(".md").read_text(encoding="utf-8") == text, "run python docs/configuration.py"
     assert "|  |\n" not in text
-    assert "| `max_bad_ratio` | number ≥ 0, ≤ 1 | `0.01` | of a domain's positions;" in text
+    assert "| `max_bad_ratio` | number ≥ 0, ≤ 1 | `0.01` | of a domain's samples;" in text

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from ppar_dist.data.quarantine import BadSample, QuarantineLog, excess
+from ppar_dist.data.order import DomainShare, Order
+from ppar_dist.data.quarantine import BadSample, QuarantineLog, bad_samples, excess
 from ppar_dist.data.shards.sample import REASONS, SampleError
 from tests.unit.data.shards.test_bad_shards import BROKEN
 from tests.unit.data.test_bad_data import FAULTS
@@ -51,13 +52,14 @@ def test_warnings_come_at_powers_of_ten_of_each_domain_and_reason(
     log = QuarantineLog(tmp_path / "q.jsonl", ["day", "rain"])
     with caplog.at_level(logging.WARNING):
         for number in range(250):
-            log.write(BAD._replace(position=number))
+            for epoch in (0, 1):  # one that comes again is not another one
+                log.write(BAD._replace(position=number + 1000 * epoch, sample=number))
         log.write(BAD._replace(reason="label_id"))
         log.write(BAD._replace(domain=0))
     numbers = [each.getMessage().split(" of domain ") for each in caplog.records]
     assert [number.split()[-1] for number, _ in numbers] == ["1", "10", "100", "1", "1"]
     assert numbers[3][1].startswith("rain, reason label_id: shard-000000.tar sample rain_3: the image is not")
-    assert len(lines(tmp_path / "q.jsonl")) == 252
+    assert len(lines(tmp_path / "q.jsonl")) == 502
 
 
 def test_a_torn_line_stays_alone(tmp_path: Path) -> None:
@@ -84,6 +86,13 @@ def test_a_full_disk_is_a_warning_and_the_bad_sample_is_in_it(
         text = " ".join(each.getMessage() for each in caplog.records)
         assert reason in text
         assert '"key": "rain_3"' in text
+
+
+def test_what_was_tried_in_vain_at_each_position_is_known_from_the_count_alone() -> None:
+    order = Order([DomainShare("day", 5, 1.0), DomainShare("rain", 7, 1.0)], 3, 2, 2)
+    found = bad_samples(order, 40, [0, 2, 0, 1])
+    assert found == [order.locate(41), order.locate(41, 1), order.locate(43)]
+    assert bad_samples(order, 40, [0] * 8) == []
 
 
 @pytest.mark.parametrize(

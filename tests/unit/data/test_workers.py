@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import multiprocessing
+import multiprocessing.reduction
 import os
 import shutil
 import signal
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from torch.utils.data import IterableDataset
 
 from ppar_dist.data.loader import train_loader
@@ -213,6 +215,31 @@ class _UnsendableItems(IterableDataset):
 def test_an_error_of_a_workers_helper_thread_ends_the_wait(capfd: pytest.CaptureFixture[str]) -> None:
     items = LoaderWorkers(1, 0).iterate(_UnsendableItems())
     assert next(items) == 1
-    with pytest.raises(WorkerDied, match=r"loader worker 0 .* exited with code 1"):
+    with pytest.raises(WorkerDied, match=r"exited with code 1; .*: OSError: no way to hand this over"):
         next(items)
     assert "no way to hand this over" in capfd.readouterr().err
+
+
+class _Unhandable(IterableDataset):
+    """Its tensors' memory cannot be handed over: the thread of the worker's sockets fails."""
+
+    def __init__(self, error: OSError) -> None:
+        self.error = error
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        def fail(*_: object) -> None:
+            raise self.error
+
+        multiprocessing.reduction.send_handle = fail  # in the worker only
+        yield torch.zeros(3)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EACCES, UserError), (errno.EMFILE, WorkerDied)], ids=["for good", "this time"]
+)
+def test_an_error_of_the_thread_of_a_workers_sockets_is_passed_on(number: int, kind: type[Exception]) -> None:
+    """What no retry cures is the user's to mend."""
+    items = LoaderWorkers(1, 2).iterate(_Unhandable(OSError(number, os.strerror(number))))
+    with pytest.raises(kind, match=rf"rank 2: loader worker 0 .*: .*\[Errno {number}\]") as error:
+        next(items)
+    assert ("set TMPDIR to a short path on a local disk" in str(error.value)) == (kind is UserError)

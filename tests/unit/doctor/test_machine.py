@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
+from pathlib import Path
 
 import pytest
 
+from ppar_dist.monitoring import endpoint
+from ppar_dist.monitoring.registry import Registry
+from ppar_dist.run.lock import RunLock
 from tests.ranks import free_port
 from tests.unit.doctor.worlds import Doctor
 
@@ -20,6 +25,22 @@ def test_a_port_in_use_is_named_per_rank(doctor: Doctor) -> None:
         assert checks["metrics ports"]["status"] == "failure"
         assert list(checks["metrics ports"]["facts"]["taken"]) == [str(port)]
         assert f"127.0.0.1:{port} (Address already in use)" in checks["metrics ports"]["found"]
+
+
+def test_only_the_job_that_holds_the_folder_is_this_run(doctor: Doctor, tmp_path: Path) -> None:
+    """Another run of the same name is another run, and a port that was not set by hand gives way to it."""
+    registry = Registry()
+    registry.constant("run_info", "A run.", run="run")
+    with endpoint.start("127.0.0.1", 0, registry) as served:
+        by_hand = {"enabled": True, "port": served.port}
+        text = doctor(monitoring=by_hand)["metrics ports"]["found"]
+        assert text.endswith(f":{served.port} (Address already in use): run run is served there")
+        (tmp_path / "run").mkdir()
+        with contextlib.closing(RunLock(tmp_path / "run", 60.0)) as lock:
+            assert lock.try_acquire()
+            found = doctor(monitoring=by_hand)["metrics ports"]
+            assert found["status"] == "warning"
+            assert "this run is being trained here already" in found["found"]
 
 
 def test_more_ranks_than_ports_are_soon_refused(doctor: Doctor) -> None:

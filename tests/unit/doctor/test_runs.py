@@ -134,11 +134,11 @@ def test_events_and_bad_samples_are_counted(doctor: Examine, run: Path) -> None:
     ]
     (run / "metrics" / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     (run / "quarantine").mkdir()
-    bad = [{"domain": "left", "reason": "truncated", "key": "s1"}] * 2
+    bad = [{"domain": "left", "reason": "truncated", "sample": number} for number in (1, 4, 1)]
     (run / "quarantine" / "left.jsonl").write_text("".join(json.dumps(e) + "\n" for e in bad))
     checks = doctor()
     assert checks["events"]["found"] == "rolled back 2, stopped 1; the last at step 6"
-    assert checks["bad samples"]["found"] == "2 bad samples replaced (truncated 2; left 2) of 48 seen"
+    assert checks["bad samples"]["found"] == ("2 bad samples replaced 3 times (truncated 2; left 2); 48 seen")
 
 
 def test_results_that_are_missing_or_older(doctor: Examine, run: Path) -> None:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,6 +24,7 @@ from ppar_dist.evaluation.evaluate import (
     held_out,
     keep_results,
     predict_labels,
+    score,
 )
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.prediction_examples import spread
@@ -235,5 +238,38 @@ def test_a_runs_file_of_results_loses_no_table(tmp_path: Path) -> None:
     found = keep("step-00000012", 12, dusk=0.6)
     assert [table["step"] for table in found["earlier"]] == [8, 4]
     assert results_table(found)["checkpoint"] == "step-00000012", "the report reads it"
+    found = keep("step-00000008", 8, dusk=0.7, fog=0.8)
+    assert found["checkpoint"] == "step-00000012", "the newest keeps the first place"
+    assert [table["step"] for table in found["earlier"]] == [8, 4]
+    assert {name: item["miou"] for name, item in found["earlier"][0]["targets"].items()} == {
+        "dusk": 0.7,
+        "fog": 0.8,
+    }
     file.write_text("[")
     assert keep("step-00000012", 12, dusk=0.7)["targets"]["dusk"]["miou"] == 0.7
+    assert (tmp_path / "results.json.damaged").read_text() == "["
+
+
+def test_the_best_checkpoint_is_named_and_keeps_its_own_table(
+    domains: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_run(domains, tmp_path / "run", steps=(20, 40))
+    with caplog.at_level(logging.INFO):
+        best = score(tmp_path / "run", {"dark": domains / "night"}, which="best")
+    assert caplog.messages[-1] == "scoring step-00000020 of tiny, step 20"
+    assert best.table().splitlines()[-1] == "tiny: step-00000020, step 20"
+    assert not (tmp_path / "run" / "predictions").exists(), "pictures are of the last one"
+    score(tmp_path / "run", {"other": domains / "a"})
+    found = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert (found["step"], list(found["targets"])) == (40, ["other"])
+    assert [(table["step"], list(table["targets"])) for table in found["earlier"]] == [(20, ["dark"])]
+
+
+def test_two_evaluations_at_once_lose_nothing(tmp_path: Path) -> None:
+    def keep(number: int) -> None:
+        table = {f"t{number}": TargetResult("d", 1, 0.5, 0.5, {})}
+        keep_results(tmp_path / "results.json", Results("r", "step-00000004", 4, (), table))
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(keep, range(40)))
+    assert len(json.loads((tmp_path / "results.json").read_text())["targets"]) == 40

@@ -104,7 +104,7 @@ def test_slurm_is_left_alone_but_for_copies() -> None:
 def test_a_pod_is_one_rank_by_itself() -> None:
     variables = dict(POD)
     assert settle(variables) is None
-    assert variables == POD | {"LOCAL_RANK": "0"}
+    assert variables == POD
 
 
 @pytest.mark.parametrize("pet", [{}, PET])

@@ -44,6 +44,18 @@ def test_counts_add_up_and_survive_json() -> None:
     assert TrainState.from_json(json.loads(json.dumps(state.to_json() | {"total_steps": 9}))) == state
 
 
+def test_a_bad_sample_of_several_epochs_counts_once_also_after_a_resume() -> None:
+    state = TrainState()
+    state.advance(4, True, {"day": 4}, {("day", "checksum"): 2}, [("day", 7), ("day", 2)])
+    state = TrainState.from_json(json.loads(json.dumps(state.to_json())))
+    state.advance(4, False, {"day": 4}, {("day", "checksum"): 2}, [("day", 7), ("rain", 7)])
+    assert state.bad_samples == {"day": {2, 7}, "rain": {7}}
+    assert state.bad == {"day": {"checksum": 4}}, "how often one was replaced"
+    assert TrainState.from_json(json.loads(json.dumps(state.to_json()))) == state
+    before = {name: value for name, value in state.to_json().items() if name != "bad_samples"}
+    assert TrainState.from_json(before).bad_samples == {}, "of an earlier version"
+
+
 def test_a_second_streak_right_after_a_rollback_goes_further_back() -> None:
     """The checkpoint that it went back to may itself cause the failed steps."""
     state = TrainState(step=9, samples_seen=36, non_finite=3)

@@ -235,7 +235,10 @@ def test_folder_with_a_mapping_of_colours(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("mapping", "message"),
     [
-        ("name: t\nvalues: {0: raod}\n", r"\['raod'\] are not class names; use 'ignore'"),
+        (
+            "name: t\nvalues: {0: raod}\n",
+            r"\['raod'\] are not class names; did you mean road\?; use 'ignore'",
+        ),
         ("name: t\n", "either values: or colours:; keep exactly one"),
         ("name: a/b\nvalues: {0: road}\n", "name: String should match pattern"),
         ("name: t\nvalue: {0: road}\n", "value: Extra inputs are not permitted"),
