@@ -216,6 +216,10 @@ def train(
         ranks = default_ranks() if nproc is None else nproc
         machines = told or nodes_of(1 if nodes is None else nodes, node_rank, master)
         make_plan(settings, ranks * machines.count)  # refuse here, once, rather than on every rank
+        if settings.data.workers:
+            from ppar_dist.data.workers import check_temporary_folder  # loads torch
+
+            check_temporary_folder()
         if ranks * machines.count > 1:
             # Without the options of the launch: torchrun would read --nproc as its own.
             accept = ["--accept-changes"] if accept_changes else []

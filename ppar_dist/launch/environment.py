@@ -86,7 +86,7 @@ def _complete(variables: Mapping[str, str], found: list[str]) -> tuple[int, int]
     if missing:
         raise UserError(
             f"a rank's environment has all of {', '.join(_SET)}, but here is {_shown(variables, found)} "
-            f"without {', '.join(missing)}; {_unset(found)}, or start the ranks by --nproc"
+            f"without {', '.join(missing)}; {_unset(found)}, or set the others; --nproc needs none"
         )
     limits = {WORLD_SIZE: (1, 1 << 20), _ADDRESS[1]: (1, 65535)}
     for name, (least, most) in limits.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -75,13 +76,25 @@ def pod(number: int, pods: int, port: int) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("options", [(), ("--nproc", "1")], ids=["a rank each", "a machine each"])
-def test_two_pods_of_a_pytorchjob_compute_what_one_machine_does(
-    blocks: Path, tmp_path: Path, options: tuple[str, ...]
+def pod_of_a_trainjob(number: int, pods: int, port: int) -> dict[str, str]:
+    """What a TrainJob sets in a pod: torchrun's options."""
+    return {
+        **{"PET_NNODES": str(pods), "PET_NODE_RANK": str(number), "PET_NPROC_PER_NODE": "auto"},
+        **{"PET_MASTER_ADDR": "127.0.0.1", "PET_MASTER_PORT": str(port)},
+    }
+
+
+@pytest.mark.parametrize(
+    ("of", "options"),
+    [(pod, ()), (pod, ("--nproc", "1")), (pod_of_a_trainjob, ("--launcher", "torchrun"))],
+    ids=["a rank each", "a machine each", "a machine each of a TrainJob"],
+)
+def test_two_pods_of_a_job_compute_what_one_machine_does(
+    blocks: Path, tmp_path: Path, of: Callable[[int, int, int], dict[str, str]], options: tuple[str, ...]
 ) -> None:
     sections = SECTIONS | {"train": {"steps": 6, "global_batch": 4, "log_every": 1}}
     alone, config = tiny_run(blocks, tmp_path / "one", **sections)
-    lonely = pod(0, 1, free_port())
+    lonely = of(0, 1, free_port())
     with job(ours("train", config, "--nproc", "2"), tmp_path / "one.log", **lonely) as whole:
         assert whole.wait() == 0, whole.output
     assert "batch: global 4 = 2 ranks x 1 micro-batches x 2" in whole.output
@@ -90,7 +103,7 @@ def test_two_pods_of_a_pytorchjob_compute_what_one_machine_does(
     with ExitStack() as stack:
         command = ours("train", config, *options)
         parts = [
-            stack.enter_context(job(command, tmp_path / f"pod-{n}.log", **pod(n, 2, port))) for n in range(2)
+            stack.enter_context(job(command, tmp_path / f"pod-{n}.log", **of(n, 2, port))) for n in range(2)
         ]
         assert [part.wait() for part in parts] == [0, 0], [part.output for part in parts]
     assert losses(run) == losses(alone)

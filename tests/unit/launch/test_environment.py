@@ -17,6 +17,10 @@ TORCHRUN = SET | {
     "TORCHELASTIC_RUN_ID": "x",
 }
 POD = SET | {"RANK": "1", "WORLD_SIZE": "2"}
+TRAINJOB = {
+    **{"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "auto"},
+    **{"PET_MASTER_ADDR": "job-node-0-0.job", "PET_MASTER_PORT": "29400"},
+}
 PET = {"PET_NNODES": "2", "PET_NODE_RANK": "1", "PET_NPROC_PER_NODE": "2", "PET_MASTER_ADDR": "10.0.0.1"}
 
 
@@ -59,6 +63,26 @@ def test_a_launchers_rank_is_believed_and_sees_no_mpi() -> None:
             "PMI_SIZE=4 .*--nproc, --nodes, --node-rank and --master, or unset PMI_SIZE",
         ),
         ({"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}, "SLURM_STEP_NUM_TASKS=2"),
+        ({"PMIX_RANK": "1"}, "PMIX_RANK=1 says that 2 copies of this command were started"),
+        (SET | {"OMPI_COMM_WORLD_SIZE": "2"}, "OMPI_COMM_WORLD_SIZE=2 says that 2 copies"),
+        (
+            POD | PET | {"WORLD_SIZE": "3", "PET_NPROC_PER_NODE": "1"},
+            "which machine .*RANK=1, WORLD_SIZE=3, PET_",
+        ),
+        (
+            POD | PET | {"PET_NODE_RANK": "0", "PET_NPROC_PER_NODE": "1"},
+            "PET_NODE_RANK=0.*; give --nodes, --node-r",
+        ),
+        (POD | {"PET_NNODES": "1:4"}, "which machine of how many .*PET_NNODES=1:4; give --nodes"),
+        (
+            {"PET_NNODES": "1:4", "PET_RDZV_ENDPOINT": "w-0:1"},
+            "PET_NNODES=1:4, PET_RDZV_ENDPOINT=w-0:1; start",
+        ),
+        (
+            TRAINJOB | {"PET_NODE_RANK": "2"},
+            "not which this is: PET_NNODES=2, PET_NODE_RANK=2, PET_MASTER_ADDR",
+        ),
+        (TRAINJOB | {"PET_NPROC_PER_NODE": "8"}, "PET_NPROC_PER_NODE=8 asks for 8 ranks .*; add --nproc 8"),
         (
             SET | PET | {"WORLD_SIZE": "2"},
             "WORLD_SIZE=2, PET_NPROC_PER_NODE=2 asks for 2 ranks on this machine",
@@ -71,7 +95,7 @@ def test_what_contradicts_itself_is_refused_in_one_line(variables: dict[str, str
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("options", [{"nproc": 4}, {"nodes": 2}, {"master": "a:1"}])
+@pytest.mark.parametrize("options", [{"nproc": 4}, {"nodes": 2}, {"node_rank": 1}, {"master": "a:1"}])
 def test_a_rank_starts_no_ranks(options: dict) -> None:
     with pytest.raises(
         UserError, match=r"starts ranks, but RANK=3, .*LOCAL_WORLD_SIZE=2 says that this is one"
@@ -85,6 +109,7 @@ def test_a_rank_starts_no_ranks(options: dict) -> None:
         {"OMPI_COMM_WORLD_SIZE": "1", "OMPI_COMM_WORLD_RANK": "0", "PMIX_RANK": "0"},
         {"TORCHELASTIC_USE_AGENT_STORE": "True", "TORCHELASTIC_RUN_ID": "old", "GROUP_RANK": "0"},
         {"PET_NNODES": "2", "PET_NPROC_PER_NODE": "8"},
+        {"PET_NNODES": "1", "PET_NODE_RANK": "0", "PET_MASTER_ADDR": "a", "PET_MASTER_PORT": "29400"},
     ],
 )
 def test_remains_of_others_are_forgotten(variables: dict[str, str]) -> None:
@@ -95,10 +120,19 @@ def test_remains_of_others_are_forgotten(variables: dict[str, str]) -> None:
 def test_slurm_is_left_alone_but_for_copies() -> None:
     allocation = {"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}
     step = allocation | {"SLURM_STEP_NUM_TASKS": "2", "SLURM_PROCID": "1"}
-    for variables, nodes in ((allocation, 1), (step, 2)):
+    for variables, nodes in ((allocation, None), (step, 2)):
         kept = dict(variables)
         assert settle(kept, 1, nodes) is None
         assert kept == variables
+    with pytest.raises(UserError, match="SLURM_STEP_NUM_TASKS=2 says"):
+        settle(dict(step), 1, nodes=1)
+
+
+def test_ranks_may_be_as_many_copies_as_they_are() -> None:
+    """As where a script under mpirun or srun names each process a rank."""
+    variables = POD | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "1", "PMIX_RANK": "1"}
+    assert settle(variables) is None
+    assert variables == POD
 
 
 def test_a_pod_is_one_rank_by_itself() -> None:
@@ -114,13 +148,30 @@ def test_a_pod_with_nproc_is_a_machine(pet: dict[str, str]) -> None:
     assert variables == {}, "its launcher must not read them"
 
 
+@pytest.mark.parametrize("nproc", [None, 2])
+def test_a_pod_without_a_set_is_a_machine_to_torchrun_and_here(nproc: int | None) -> None:
+    variables = dict(TRAINJOB)
+    assert settle(variables, nproc) == Nodes(2, 1, "job-node-0-0.job", 29400)
+    assert variables == {}
+
+
+def test_a_pod_keeps_nothing_of_torchrun() -> None:
+    """A store that no agent keeps would be waited for."""
+    variables = POD | {"TORCHELASTIC_USE_AGENT_STORE": "True", "LOCAL_WORLD_SIZE": "4"}
+    assert settle(variables) is None
+    assert variables == POD
+
+
 def test_the_command_line_wins_over_a_lonely_pod() -> None:
     variables = dict(SET)
     machines = settle(variables, nproc=2)
     assert machines is not None
     assert (machines.count, machines.rank, machines.host) == (1, 0, "127.0.0.1")
     assert variables == {}
-    assert settle(dict(POD), 2, nodes=3, master="b:1") is None, "the machines are those of the command line"
+    for options in ({"nodes": 3, "master": "b:1"}, {"nodes": 1}, {"node_rank": 1}):
+        variables = dict(POD)
+        assert settle(variables, 2, **options) is None, "the machines are those of the command line"
+        assert variables == {}
 
 
 def test_description() -> None:

@@ -34,6 +34,18 @@ note_start()
 open(sys.argv[1], "w").write(str(os.getpid()))
 time.sleep(600)
 """
+# Counts the requests that it hears until a line comes.
+_COUNTING = """
+import os, signal, sys, time
+from ppar_dist.launch.rank import note_exit, note_start
+os.environ |= dict(RANK="0", WORLD_SIZE="1")
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append(1))
+note_start()
+open(sys.argv[1], "w").write(str(os.getpid()))
+time.sleep(3)
+note_exit(60 + len(heard))
+"""
 # Like torchrun's agent, killed before its ranks listen: each has a session of its own.
 _KILLED = """
 import os, signal, subprocess, sys
@@ -79,6 +91,17 @@ def test_a_signal_ends_the_whole_group(
     parent.send_signal(number)
     assert parent.wait(60) == code
     assert not _alive(child)
+
+
+@pytest.mark.process
+def test_a_terminal_that_is_closed_after_a_request_asks_no_second_time(tmp_path: Path) -> None:
+    note = tmp_path / "pid"
+    parent = start(_COUNTING, str(note))
+    pid_in(note)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        parent.send_signal(number)
+        time.sleep(0.5)
+    assert parent.wait(60) == 61
 
 
 @pytest.mark.process

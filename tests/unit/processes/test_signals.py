@@ -94,6 +94,20 @@ def test_ranks_that_have_met_are_given_their_grace_time() -> None:
         assert process.told("alive?") == "lives"
 
 
+def test_a_terminal_that_is_closed_after_a_request_is_no_second_signal() -> None:
+    with rank() as process:
+        assert process.told("met") == "lives"
+        process.send_signal(signal.SIGTERM)
+        assert process.said() == "heard"
+        for _ in range(2):
+            process.send_signal(signal.SIGHUP)
+            assert process.told("alive?") == "lives"
+        process.send_signal(signal.SIGINT)  # passed on under another number
+        assert process.told("alive?") == "lives"
+        process.send_signal(signal.SIGTERM)
+        assert "a second signal, SIGTERM: ends now, without a checkpoint of this step" in process.end()
+
+
 def test_one_signal_more_when_the_request_was_obeyed_is_the_launchers() -> None:
     with rank() as process:
         assert process.told("met") == "lives"
