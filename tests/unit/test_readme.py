@@ -48,7 +48,7 @@ def test_there_are_commands_to_check() -> None:
 @pytest.mark.parametrize("line", COMMANDS)
 def test_a_command_of_a_page_parses(line: str) -> None:
     command, _, _ = app.parse_args(shlex.split(line))
-    assert command.__module__ == "ppar_dist.cli.commands"
+    assert command.__module__.startswith("ppar_dist.cli.")
 
 
 @pytest.mark.parametrize("target", found(r"(?:^|`)make (\w[\w-]*)"))

@@ -1,0 +1,57 @@
+"""The ``ppar-dist`` application, and what its commands share.
+
+A command's signature and docstring are its options and help. Each returns an exit code (None for 0) and
+imports what it needs: a wrong path is refused before torch loads.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, Parameter
+
+from ppar_dist import __version__
+from ppar_dist.errors import UserError
+
+app = App(
+    name="ppar-dist",
+    help="Segmentation that holds up on domains it never saw.",
+    version=__version__,
+    default_parameter=Parameter(negative=(), allow_repeating=True),
+    help_formatter="plain",
+    result_action="return_value",
+    exit_on_error=False,
+    print_error=False,
+    suppress_keyboard_interrupt=False,
+)
+app.register_install_completion_command()
+
+Trained = Annotated[Path, Parameter(help="a run or one of its checkpoints")]
+Classes = Annotated[str, Parameter(help="class set: roads6, cityscapes19, camvid11")]
+ConfigFile = Annotated[Path, Parameter(help="YAML file, or a name that `ppar-dist config list` shows")]
+Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
+Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
+Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
+Range = Annotated[
+    tuple[float, float],
+    Parameter(name="--range", help="values that become black and white, of images with more than 8 bits"),
+]
+Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
+
+
+def refuse_below_1(option: str, count: int | None) -> None:
+    """Refuse a number of things below 1; None stands for the default.
+
+    Raises:
+        UserError: the number is below 1.
+    """
+    if count is not None and count < 1:
+        raise UserError(f"{option} is at least 1, got {count}")
+
+
+def device() -> str:
+    """Where a model runs outside of training: the GPU, where torch sees one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"

@@ -1,0 +1,126 @@
+"""Commands that make data: ``prepare``, ``synth``, ``text``, ``index``."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from pathlib import Path
+
+from ppar_dist.cli.app import Classes, Range, Size, app
+from ppar_dist.cli.progress import count_images
+from ppar_dist.errors import UserError
+
+
+@app.command
+def prepare(
+    dataset: str,
+    /,
+    *,
+    root: Path,
+    out: Path,
+    classes: Classes,
+    limit: int | None = None,
+    mapping: Path | None = None,
+    exclude: list[str] | None = None,
+    skip_bad: bool = False,
+    jpeg: int | None = None,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+    workers: int = 1,
+) -> None:
+    """Turn a data set as downloaded into shards with an index.
+
+    Args:
+        dataset: camvid, labelmefacade, cityscapes, gta5, synthia, urbansyn, folder
+        root: where the data set was unpacked
+        out: folder for the domains
+        limit: only so many images per domain
+        mapping: for folder: YAML file of label values and names
+        exclude: key of a sample to leave out; may be repeated
+        skip_bad: go on without bad pairs, which are listed
+        jpeg: quality at which images that are not JPEG become that (default: images stay as they came)
+        overwrite: replace a domain that was made with other options
+        workers: threads; the result is the same
+    """
+    from ppar_dist.data.prepare import Options, prepare
+
+    options = Options(limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, workers)
+    tell = functools.partial(print, file=sys.stderr)
+    for folder in prepare(dataset, root, out, classes, options, progress=count_images, tell=tell):
+        print(folder)
+
+
+@app.command
+def synth(*, out: Path, samples: int = 120, size: Size = (180, 240), seed: int = 0) -> None:
+    """Render synthetic street scenes with exact labels.
+
+    Args:
+        out: folder for the domains
+        samples: per domain
+        seed: of all that is drawn
+    """
+    from ppar_dist.synthetic import synth
+
+    for folder in synth(out, seed, samples, size, progress=count_images):
+        print(folder)
+
+
+@app.command
+def text(
+    *,
+    classes: Classes,
+    out: Path,
+    model: str = "ViT-B-16-quickgelu",
+    pretrained: str = "openai",
+    template: list[str] | None = None,
+) -> None:
+    """Write a CLIP text tower's class embeddings to a file.
+
+    Args:
+        out: the .npz file to write
+        model: open_clip model name
+        pretrained: open_clip tag or a checkpoint file
+        template: such as 'a photo of a {}.'; may be repeated
+    """
+    from ppar_dist.class_sets import class_set
+    from ppar_dist.config.schema import BackboneConfig, TextConfig
+    from ppar_dist.models.backbone import build_backbone
+    from ppar_dist.models.text import write_embeddings
+
+    names = [prompt for prompts in class_set(classes).prompts for prompt in prompts]
+    backbone = build_backbone(BackboneConfig(name=model, pretrained=pretrained))
+    encoder = backbone.text_tower()
+    if encoder is None:
+        raise UserError(f"{model} has no text tower; choose another --model")
+    write_embeddings(out, names, template or TextConfig().templates, encoder)
+    print(f"{out}: {len(names)} names of {classes}, {backbone.embed_dim} wide")
+
+
+@app.command
+def index(
+    folder: Path,
+    /,
+    *,
+    classes: Classes,
+    max_bad_ratio: float = 0.0,
+    image_ending: list[str] | None = None,
+    label_ending: list[str] | None = None,
+) -> None:
+    """Make the index of existing shards.
+
+    Args:
+        folder: a domain's folder of tar shards
+        max_bad_ratio: leave bad samples out, up to this share of all, and list them in quarantine.jsonl
+        image_ending: how names of images end, such as png (default: jpg and others); may be repeated
+        label_ending: how names of labels end, such as seg.png (default: png and others); may be repeated
+    """
+    from ppar_dist.data.shards.build_index import index_folder
+    from ppar_dist.data.shards.grouping import endings_of
+
+    if not 0 <= max_bad_ratio <= 1:
+        raise UserError(f"--max-bad-ratio is a share from 0 to 1, got {max_bad_ratio}")
+    endings = endings_of(image_ending or (), label_ending or ())
+    index, findings = index_folder(folder, classes, max_bad_ratio=max_bad_ratio, endings=endings)
+    for line in findings.lines():
+        print(f"{folder}: {line}", file=sys.stderr)
+    print(f"{folder}: {len(index)} samples in {len(index.shards)} shards{findings.left_out()}")

@@ -1,0 +1,201 @@
+"""Commands of a job: ``train``, ``config``, ``doctor``, ``health``, ``demo``."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from ppar_dist import exit_codes
+from ppar_dist.cli.app import ConfigFile, Json, Override, app, refuse_below_1
+from ppar_dist.cli.progress import count_images, show_progress
+from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
+from ppar_dist.launch.launchers import Launcher
+from ppar_dist.launch.nodes import Nodes
+from ppar_dist.monitoring import health as health_check
+from ppar_dist.processes import rank_log
+
+
+@app.command
+def train(
+    config: ConfigFile,
+    /,
+    *overrides: Override,
+    nproc: int | None = None,
+    nodes: int | None = None,
+    node_rank: int | None = None,
+    master: str | None = None,
+    launcher: Launcher = "deepspeed",
+    accept_changes: bool = False,
+) -> int | None:
+    """Train, or resume a run that was interrupted.
+
+    Args:
+        nproc: ranks on this machine (default: one per GPU, else 1)
+        nodes: machines; run the same command on each (default: a PyTorchJob's pods, else 1)
+        node_rank: number of this machine, from 0
+        master: HOST[:PORT] of machine 0, where the ranks meet
+        launcher: what starts the ranks
+        accept_changes: resume with a changed configuration
+    """
+    from ppar_dist.launch.environment import settle
+    from ppar_dist.launch.rank import is_rank, note_exit, note_start
+    from ppar_dist.processes.signals import Preemption, leave_on_signals
+
+    refuse_below_1("--nproc", nproc)
+    told = settle(os.environ, nproc, nodes, node_rank, master)
+    preemption, parent = Preemption(note_exit), None
+    if is_rank():  # before anything slow: a signal may arrive at any time
+        preemption.watch()
+        parent = note_start()
+        rank_log.redirect()
+    else:
+        leave_on_signals()
+    settings = _load(config, overrides)
+    if not is_rank():
+        from ppar_dist.launch.nodes import nodes_of
+
+        machines = told or nodes_of(1 if nodes is None else nodes, node_rank, master)
+        # Without the options of the launch: torchrun would read --nproc as its own.
+        accept = ["--accept-changes"] if accept_changes else []
+        code = _start(settings, ["train", str(config), *overrides, *accept], nproc, machines, launcher)
+        if code is not None:
+            return code
+        preemption.watch()
+    gc.disable()  # imports create a million objects and no garbage: collecting takes a third of their time
+    from ppar_dist.training import rank_job
+
+    gc.freeze()  # collections while training skip these objects
+    gc.enable()
+    return rank_job.run(settings, preemption, accept_changes, count_images, parent)
+
+
+def _start(
+    settings: Config, arguments: Sequence[str], nproc: int | None, machines: Nodes, launcher: Launcher
+) -> int | None:
+    """Refuse what cannot work, once rather than on every rank; then start the ranks.
+
+    Returns:
+        The job's exit code; None where this process is to train alone.
+    """
+    from ppar_dist.launch.front import default_ranks, launch
+    from ppar_dist.run.facts import finished
+    from ppar_dist.training.plan import make_plan
+
+    if last := finished(settings, lambda: make_plan(settings, 1).facts()):  # torch is not loaded
+        print(f"already finished: {settings.run.dir} has all {settings.train.steps} steps ({last})")
+        return exit_codes.DONE
+    ranks = default_ranks() if nproc is None else nproc
+    make_plan(settings, ranks * machines.count)
+    if settings.data.workers:
+        from ppar_dist.data.workers import check_temporary_folder  # loads torch
+
+        check_temporary_folder()
+    if ranks * machines.count == 1:
+        return None
+    return launch(arguments, ranks, launcher, settings.faults.grace_s, machines)
+
+
+@app.command
+def config(config: ConfigFile, /, *overrides: Override, get: list[str] | None = None) -> None:
+    """Print the whole configuration as it would be used; with ``list``, those of the package.
+
+    Args:
+        get: print only this key, as KEY=VALUE; may be repeated
+    """
+    from ppar_dist.config.load import dump_config, load_config, packaged_configs, value_of
+
+    if str(config) == "list" and not config.is_file():
+        width = max(map(len, packaged_configs()))
+        print(*(f"{name:{width}}  {line}" for name, line in packaged_configs().items()), sep="\n")
+        return
+    resolved = load_config(config, overrides)
+    if not get:
+        print(dump_config(resolved), end="")
+    for key in get or []:
+        print(f"{key}={value_of(resolved, key)}")
+
+
+@app.command
+def doctor(
+    path: Annotated[Path, Parameter(name="CONFIG|RUN")],
+    /,
+    *overrides: Override,
+    nproc: int | None = None,
+    nodes: int = 1,
+    quick: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Check a configuration before a job starts, or the health of a run's folder.
+
+    Args:
+        path: a configuration, or a run's folder
+        nproc: ranks on each machine (default: as train)
+        nodes: machines
+        quick: compare sizes of shards instead of their hashes
+    """
+    from ppar_dist.doctor.findings import Status
+
+    refuse_below_1("--nproc", nproc)
+    refuse_below_1("--nodes", nodes)
+    if path.is_dir() and not _is_packaged(path):
+        from ppar_dist.doctor.runs import examine_run
+
+        if overrides:
+            raise UserError(f"{path} is a run; {overrides[0]} has no effect on it, leave it out")
+        report = examine_run(path)
+    else:
+        from ppar_dist.doctor.job import examine_config
+        from ppar_dist.launch.front import default_ranks
+
+        subject, ranks = " ".join([str(path), *overrides]), default_ranks() if nproc is None else nproc
+        report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress)
+    width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
+    print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
+    return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
+
+
+def _is_packaged(folder: Path) -> bool:
+    """Whether a folder that is no run has the name of a packaged configuration, as the demo's has."""
+    from ppar_dist.config.load import find_config
+    from ppar_dist.run import paths
+
+    return not paths.config_file(folder).is_file() and find_config(folder) != folder
+
+
+def _load(path: Path, overrides: Sequence[str]) -> Config:
+    """The configuration, its files of weights looked up in $PPAR_WEIGHTS too."""
+    from ppar_dist.config.load import load_config
+    from ppar_dist.config.weights import find_weights
+
+    return find_weights(load_config(path, overrides), Path(os.environ.get("PPAR_WEIGHTS", ".")))
+
+
+@app.command(help_flags=(), version_flags=())
+def health(*arguments: Annotated[str, Parameter(allow_leading_hyphen=True, help="see its own help")]) -> int:
+    """Ask the ranks on this machine whether they advance."""
+    return health_check.main(arguments)
+
+
+@app.command
+def demo(*, out: Path = Path("demo"), config: ConfigFile = Path("demo"), nproc: int | None = None) -> int:
+    """Render data, train on it, evaluate and report.
+
+    Args:
+        out: folder for the data and the run
+        nproc: ranks (default: one per GPU, else 2)
+    """
+    from ppar_dist.cli.demo import demo
+    from ppar_dist.launch.environment import settle
+
+    refuse_below_1("--nproc", nproc)
+    settle(os.environ, nproc or 2)
+    return demo(out, config, nproc)

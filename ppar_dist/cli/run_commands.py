@@ -1,0 +1,160 @@
+"""Commands on what a run left: ``evaluate``, ``predict``, ``audit``, ``export``, ``inspect`` and others."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from ppar_dist import exit_codes
+from ppar_dist.cli.app import Json, Range, Size, Trained, Which, app, device, refuse_below_1
+from ppar_dist.cli.progress import count_images, show_progress
+from ppar_dist.errors import UserError
+
+_LONGEST_SIDE = 16384  # pixels of an exported program: longer than any camera's, too long for most memories
+
+
+@app.command
+def evaluate(
+    checkpoint: Trained, /, *, target: list[str] | None = None, which: Which = "latest", as_json: Json = False
+) -> None:
+    """Print the mIoU on labelled domains.
+
+    Args:
+        target: NAME=FOLDER of a domain; may be repeated
+    """
+    targets = {}
+    for item in target or []:
+        name, separator, folder = item.partition("=")
+        if not (separator and name and folder):
+            raise UserError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
+        targets[name] = Path(folder)
+    if not targets:
+        raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
+    from ppar_dist.evaluation.evaluate import score
+
+    results = score(checkpoint, targets, device(), which, count_images)
+    print(results.to_json() if as_json else results.table())
+
+
+@app.command
+def predict(
+    checkpoint: Trained,
+    images: list[Path],
+    /,
+    *,
+    out: Path,
+    which: Which = "latest",
+    batch: int = 1,
+    value_range: Range | None = None,
+    overwrite: bool = False,
+    as_json: Json = False,
+) -> int:
+    """Label images of your own; exit code 78 if one could not be done.
+
+    Args:
+        images: files, or folders that are searched with all below
+        out: folder for labels and overlays
+        batch: images of one size that the model sees at once
+        overwrite: write into a folder that holds files
+    """
+    refuse_below_1("--batch", batch)
+    from ppar_dist.evaluation.predict import PredictedImage, predict
+
+    def tell(result: object, done: int, total: int) -> None:
+        show_progress("predict", total, total)  # clears the line
+        if not isinstance(result, PredictedImage):
+            print(result, file=sys.stderr, flush=True)
+        elif not as_json:
+            print(result, flush=True)
+        show_progress("predict", done, total)
+
+    found = predict(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell)
+    print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
+    print(found, file=sys.stderr)
+    return exit_codes.CONFIG if found.failed else exit_codes.DONE
+
+
+@app.command
+def audit(run: Path, /, *, images: int = 200, regions: int = 50, as_json: Json = False) -> None:
+    """Let a run's sources judge each other's labels, and draw the most distrusted regions.
+
+    Args:
+        run: a run's folder
+        images: of each source, spread evenly; 0: all
+        regions: how many to draw, the most distrusted first
+    """
+    if images < 0 or regions < 1:
+        raise UserError(
+            f"--images is 0 (all) or more and --regions 1 or more, got {images} and {regions}; correct them"
+        )
+    from ppar_dist.evaluation.audit import audit
+
+    found = audit(run, images, regions, device())
+    if as_json:
+        print(found.list.read_text(encoding="utf-8"), end="")
+    else:
+        print(f"{found.table()}\nregions drawn: {len(found.regions)}, listed in {found.list}")
+
+
+@app.command
+def export(
+    checkpoint: Trained,
+    /,
+    *,
+    out: Path,
+    size: Size | None = None,
+    which: Which = "latest",
+    as_json: Json = False,
+) -> None:
+    """Write the model as a torch.export program.
+
+    Args:
+        out: a .pt2 file
+        size: height and width (default: the training crop)
+    """
+    if size is not None and not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
+        raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
+    from ppar_dist.evaluation.export import export
+
+    done = export(checkpoint, out, size, which)
+    print(json.dumps(done.to_dict(), indent=1) if as_json else done)
+
+
+@app.command
+def inspect(path: Path, /, *, as_json: Json = False) -> None:
+    """Show the contents of a checkpoint, run, shard or index.
+
+    Args:
+        path: a folder, or a file in it
+    """
+    from ppar_dist.doctor.describe import describe, inspect
+
+    facts = inspect(path)
+    print(json.dumps(facts, indent=1) if as_json else describe(facts))
+
+
+@app.command
+def report(run: Path, /) -> None:
+    """Write report.html of a run.
+
+    Args:
+        run: its folder
+    """
+    from ppar_dist.report import write_report
+
+    print(write_report(run))
+
+
+@app.command
+def ledger(run: Path, /, *, as_json: Json = False) -> int:
+    """Prove from a run's ledger that every sample was used once; exit code 78 if not.
+
+    Args:
+        run: its folder
+    """
+    from ppar_dist.run.audit import audit
+
+    found = audit(run)
+    print(json.dumps(found.to_json(), indent=1) if as_json else found.describe())
+    return exit_codes.CONFIG if found.problems else exit_codes.DONE
