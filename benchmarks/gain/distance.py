@@ -61,7 +61,7 @@ HEADS = (
 
 def distances(centroids: Tensor, seen: Tensor, sources: int) -> Distances:
     """Distances of unit centroids (M, K, D), where ``seen`` (M, K); the first ``sources`` are sources."""
-    between = domain_discrepancy(centroids[:sources], seen[:sources])
+    between = float(domain_discrepancy(centroids[:sources], seen[:sources]))
     to_target = _mean(_largest_to_target(centroids[:, k], seen[:, k], sources) for k in range(seen.shape[1]))
     classes = _mean(
         float((centroids[m, one] - centroids[m, other]).norm())

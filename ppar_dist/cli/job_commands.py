@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -93,7 +94,7 @@ def _start(
     if last := finished(settings, lambda: make_plan(settings, 1).facts()):  # torch is not loaded
         print(f"already finished: {settings.run.dir} has all {settings.train.steps} steps ({last})")
         return exit_codes.DONE
-    ranks = default_ranks() if nproc is None else nproc
+    ranks = default_ranks(settings.engine.device) if nproc is None else nproc
     make_plan(settings, ranks * machines.count)
     if settings.data.workers:
         from ppar_dist.data.workers import check_temporary_folder  # loads torch
@@ -101,7 +102,7 @@ def _start(
         check_temporary_folder()
     if ranks * machines.count == 1:
         return None
-    return launch(arguments, ranks, launcher, settings.faults.grace_s, machines)
+    return launch(arguments, ranks, launcher, settings.faults.grace_s, machines, settings.engine.device)
 
 
 @app.command
@@ -154,13 +155,21 @@ def doctor(
         report = examine_run(path)
     else:
         from ppar_dist.doctor.job import examine_config
-        from ppar_dist.launch.front import default_ranks
 
-        subject, ranks = " ".join([str(path), *overrides]), default_ranks() if nproc is None else nproc
+        subject, ranks = " ".join([str(path), *overrides]), nproc or _usual_ranks(path, overrides)
         report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress)
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
+
+
+def _usual_ranks(path: Path, overrides: Sequence[str]) -> int:
+    """As train starts them; one where that refuses, which the report tells."""
+    from ppar_dist.launch.front import default_ranks
+
+    with contextlib.suppress(UserError):
+        return default_ranks(_load(path, overrides).engine.device)
+    return 1
 
 
 def _is_packaged(folder: Path) -> bool:

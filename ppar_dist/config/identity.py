@@ -26,6 +26,8 @@ _FREE_KEYS = (
     "train.ledger",
     "train.micro_batch",
     "engine.zero_stage",
+    "engine.device",
+    "engine.peak_tflops",
     "data.workers",
     "data.max_bad_ratio",
     "data.root",

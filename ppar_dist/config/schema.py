@@ -265,10 +265,14 @@ class TrainConfig(Section):
 
 
 class EngineConfig(Section):
-    """DeepSpeed."""
+    """DeepSpeed, and the device below it."""
 
+    device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: GPUs where the job has any
     zero_stage: Literal[0, 1, 2] = 0  # what ranks share out: nothing, moments, gradients too
     precision: Literal["fp32", "bf16"] = "fp32"  # of forward and backward pass; parameters are fp32
+    peak_tflops: Positive | None = (
+        None  # of a rank's device, for MFU; None: of its data sheet in bf16, no MFU where that is unknown
+    )
 
 
 class CheckpointConfig(Section):
@@ -303,6 +307,9 @@ class MonitoringConfig(Section):
     text_file: PathField | None = None  # .prom file of rank 0's metrics for a node exporter, every 15 seconds
     linger_s: Annotated[NonNegative, Field(le=86400)] = (
         20.0  # seconds that the last figures wait for a scrape, where there were scrapes
+    )
+    profile_steps: Annotated[Whole, Field(ge=0, le=100)] = (
+        0  # steps, from the fifth after a start on, that each rank traces into RUN/profile; 0: none
     )
 
 

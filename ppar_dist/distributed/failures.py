@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch.distributed as dist
 
 from ppar_dist.distributed.board import BoardUnreachable
@@ -27,13 +29,19 @@ _PEER_FAILURES = (
 
 def is_peer_failure(error: BaseException) -> bool:
     """Whether ``error``, or what it came from, says that a collective failed because of another rank."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
+    for link in chain(error):
         if isinstance(link, (dist.DistError, BoardUnreachable)):
             return True
         if isinstance(link, RuntimeError) and any(text in str(link) for text in _PEER_FAILURES):
             return True
+    return False
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """An error, what it came from, what that came from."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        yield link
         seen.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    return False

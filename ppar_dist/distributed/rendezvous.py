@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 
 from ppar_dist.distributed.board import Board, open_board
+from ppar_dist.distributed.devices import Wanted, device_of_rank, use_cuda
 from ppar_dist.distributed.environment import LOCAL_RANK, RANK, WORLD_SIZE, is_hosted_by_agent, store_address
 from ppar_dist.distributed.failures import is_peer_failure
 from ppar_dist.distributed.world import World
@@ -23,23 +24,30 @@ _INTERFACE = "GLOO_SOCKET_IFNAME"
 _LOOPBACK = ("127.0.0.1", "127.0.1.1", "::1")
 _OUTSIDE = "192.0.2.1"  # reserved for documentation
 _LOOK_S = 1.0
+_AFTER_OURS_S = 60
 
 
 class NotMet(RuntimeError):
     """The ranks did not come together; the message says which rank waited, where, and for how long."""
 
 
-def meet(timeout_s: float) -> tuple[World, Board]:
+def meet(timeout_s: float, device: Wanted = "auto") -> tuple[World, Board]:
     """``join`` and ``open_board``, for a job of which a rank or the network may be missing at the start.
 
     Raises:
         NotMet: not all ranks came within ``timeout_s`` seconds, or one was lost meanwhile.
+        UserError: ranks would share a GPU, or have none that torch can use.
     """
     began = time.monotonic()
     try:
-        world = join(timeout_s=timeout_s)
+        world = join(timeout_s=timeout_s, wanted=device)
         return world, open_board(world)
     except Exception as error:
+        if "Duplicate GPU" in str(error):
+            raise UserError(
+                "each rank needs a GPU of its own, and two have the same; start as many ranks as GPUs, or "
+                "correct CUDA_VISIBLE_DEVICES"
+            ) from None
         if not is_peer_failure(error):
             raise
         host, port = store_address(os.environ)
@@ -58,52 +66,61 @@ def own_address(world: World) -> str:
     return _address_towards(*store_address(os.environ))
 
 
-def join(environment: Mapping[str, str] | None = None, timeout_s: float = 600.0) -> World:
+def join(
+    environment: Mapping[str, str] | None = None, timeout_s: float = 600.0, wanted: Wanted = "auto"
+) -> World:
     """Join the ranks that the launcher described in the environment; alone where it did not.
 
-    Backend: nccl where there are GPUs, else gloo.
+    Backend: nccl where ``wanted`` means GPUs, else gloo.
 
     Raises:
-        UserError: ranks would share a GPU.
+        UserError: ranks would share a GPU, or have none that torch can use.
     """
     variables = os.environ if environment is None else environment
     rank = int(variables.get(RANK, "0"))
     world_size = int(variables.get(WORLD_SIZE, "1"))
     local_rank = int(variables.get(LOCAL_RANK, "0"))
     device = torch.device("cpu")
-    if torch.cuda.is_available():
-        _refuse_shared_gpus(variables, world_size, local_rank, torch.cuda.device_count())
-        device = torch.device("cuda", local_rank)
+    if use_cuda(wanted, variables):
+        is_local = variables.get("MASTER_ADDR") in (*_LOOPBACK, "localhost")
+        device = device_of_rank(variables, world_size, is_local)
         torch.cuda.set_device(device)
+        _leave_faults_to_the_watchdog(timeout_s)
+    on_gpu = device.type == "cuda"
+    timeout = timedelta(seconds=timeout_s)
     if not dist.is_initialized():
-        backend = "nccl" if device.type == "cuda" else "gloo"
         if RANK in variables and _INTERFACE not in variables:
             os.environ[_INTERFACE] = _interface_towards(*store_address(variables), timeout_s)
-        timeout = timedelta(seconds=timeout_s)
-        store = _rendezvous(variables, timeout)
-        dist.init_process_group(backend, rank=rank, world_size=world_size, timeout=timeout, **store)
-    group = dist.new_group(timeout=timedelta(seconds=timeout_s)) if world_size > 1 else None
+        more = _rendezvous(variables, timeout) | ({"device_id": device} if on_gpu else {})
+        dist.init_process_group(
+            "nccl" if on_gpu else "gloo", rank=rank, world_size=world_size, timeout=timeout, **more
+        )
+    group = dist.new_group(timeout=timeout) if world_size > 1 else None
+    if on_gpu and group is not None:
+        _connect(device, group)
     return World(rank, local_rank, world_size, device, group)
+
+
+def _leave_faults_to_the_watchdog(timeout_s: float) -> None:
+    """Torch's own NCCL watchdog would end a rank before ours has named the one that is at fault.
+
+    Without its error handling a collective whose peer has died waits; ours ends the job.
+    """
+    os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
+    os.environ.setdefault("TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", str(int(timeout_s) + _AFTER_OURS_S))
+
+
+def _connect(device: torch.device, group: Any) -> None:
+    """Have NCCL make its connections now: at the first sum they would be made inside a forward pass."""
+    for each in (None, group):
+        dist.all_reduce(torch.zeros(1, device=device), group=each)
+    torch.cuda.synchronize(device)
 
 
 def leave() -> None:
     """Leave the process group, if this process is in one."""
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-def _refuse_shared_gpus(variables: Mapping[str, str], ranks: int, local_rank: int, gpus: int) -> None:
-    """Each rank of a machine needs a GPU of its own, which LOCAL_RANK names."""
-    if local_rank >= gpus:
-        raise UserError(
-            f"LOCAL_RANK is the number of this rank's GPU, got {local_rank} on a machine that shows {gpus}; "
-            "start as many ranks as GPUs, or correct CUDA_VISIBLE_DEVICES"
-        )
-    if ranks > 1 and LOCAL_RANK not in variables and variables["MASTER_ADDR"] in (*_LOOPBACK, "localhost"):
-        raise UserError(
-            f"{ranks} ranks of one machine (MASTER_ADDR={variables['MASTER_ADDR']}) need LOCAL_RANK, or all "
-            "would take the first GPU; set it, or start the ranks by --nproc"
-        )
 
 
 def _address_towards(host: str, port: int) -> str:

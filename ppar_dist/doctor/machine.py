@@ -10,8 +10,10 @@ from pathlib import Path
 
 import torch
 
+from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.data.shards.reader import OPEN_SHARDS
 from ppar_dist.data.workers import PREFETCH, check_temporary_folder
+from ppar_dist.distributed.devices import use_cuda
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
 from ppar_dist.errors import UserError
@@ -26,8 +28,13 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 def devices(case: ConfigCase) -> Finding:
     """A GPU for every rank, or none at all."""
-    gpus = torch.cuda.device_count()
+    gpus = torch.cuda.device_count() if _on_gpu(case) else 0
     facts = {"gpus": gpus, "ranks": case.ranks}
+    try:
+        use_cuda(case.config.engine.device, os.environ)
+    except UserError as error:
+        fault, _, remedy = str(error).partition("; ")
+        return failure(fault, remedy, **facts)
     if 0 < gpus < case.ranks:
         return failure(
             f"{counted(case.ranks, 'rank')} on {counted(gpus, 'GPU')}: each needs one of its own",
@@ -55,6 +62,10 @@ def devices(case: ConfigCase) -> Finding:
     return ok(text, **facts)
 
 
+def _on_gpu(case: ConfigCase) -> bool:
+    return case.config.engine.device != "cpu" and torch.cuda.is_available()
+
+
 def environment(case: ConfigCase) -> Finding:
     """What the environment says of ranks, and whether a start would believe it."""
     said = described(os.environ)
@@ -80,14 +91,14 @@ def precision(case: ConfigCase) -> Finding | None:
     """bf16 in hardware, where the configuration asks for it."""
     if case.config.engine.precision != "bf16":
         return None
-    where = slow_bf16(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    where = slow_bf16(torch.device("cuda" if _on_gpu(case) else "cpu"))
     if where is None:
         return ok("bf16 has instructions of its own here", supported=True)
-    return warning(
-        f"engine.precision=bf16, but {where} has no such instructions: it computes the same, much slower",
-        "run on a machine that has them, or begin a new run with engine.precision=fp32",
-        supported=False,
-    )
+    text = f"engine.precision=bf16, but {where} has no such instructions"
+    remedy = "run on a machine that has them, or begin a new run with engine.precision=fp32"
+    if not list_checkpoints(case.config.run.dir):
+        return failure(f"{text}: training refuses to begin", remedy, supported=False)
+    return warning(f"{text}: the run goes on and computes the same, much slower", remedy, supported=False)
 
 
 def cores(case: ConfigCase) -> Finding:
@@ -112,7 +123,7 @@ def memory(case: ConfigCase) -> Finding | None:
         parameters = sum(value.numel() for value in case.segmentor.parameters())
     except UserError:
         return None  # the check of the model says why
-    copies = 4 if not torch.cuda.is_available() else 0  # parameters, gradients, two moments
+    copies = 4 if not _on_gpu(case) else 0  # parameters, gradients, two moments
     model = 4 * parameters * copies * case.ranks
     copied = 4 * parameters * 4 if case.config.checkpoint.background else 0  # the writing thread's copy
     # Workers are forked: most of what they hold is their rank's.

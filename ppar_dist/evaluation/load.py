@@ -52,6 +52,8 @@ def read_segmentor(
     classes = class_set(config.data.classes)
     segmentor, _ = build_segmentor(config, classes, load_weights=False)
     _load_weights(segmentor, checkpoint)
+    # On a GPU as it was trained; on a CPU few have the instructions, and fp32 is the same or better.
+    segmentor.bf16 = config.engine.precision == "bf16" and torch.device(device).type == "cuda"
     return segmentor.to(device).eval().requires_grad_(False), config, classes
 
 

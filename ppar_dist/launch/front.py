@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
+from typing import TYPE_CHECKING
 
 from ppar_dist import exit_codes
 from ppar_dist.errors import UserError
@@ -27,15 +28,22 @@ from ppar_dist.processes.proc import Process
 from ppar_dist.processes.signals import exit_code, requests
 from ppar_dist.view import terminal
 
+if TYPE_CHECKING:
+    from ppar_dist.distributed.devices import Wanted  # torch loads late
+
 _MARGIN_S = 35.0  # beyond the grace time: launchers give ranks 30 s after one of them has ended
 _BY_SIGNAL = 128  # exit codes from here on mean: ended by a signal
 # The code of a job whose ranks differ: the first of these, errors that no retry cures first.
 _SEVERITY = (exit_codes.CONFIG, exit_codes.INTERNAL, exit_codes.INTERRUPTED, exit_codes.RESUME)
 
 
-def default_ranks() -> int:
-    """One rank per GPU; one on a machine without GPUs."""
-    return max(1, _gpus())
+def default_ranks(device: Wanted = "auto") -> int:
+    """One rank per GPU; one on a machine without GPUs, or where ``device`` is the CPU.
+
+    Raises:
+        UserError: GPUs are wanted, or were given, and torch can use none.
+    """
+    return max(1, _gpus(device))
 
 
 def launch(
@@ -44,6 +52,7 @@ def launch(
     launcher: Launcher = "deepspeed",
     grace_s: float = 120.0,
     nodes: Nodes | None = None,
+    device: Wanted = "auto",
 ) -> int:
     """Run ``ppar-dist ARGUMENTS`` on ``ranks`` ranks of this machine and return the exit code of the job.
 
@@ -62,11 +71,12 @@ def launch(
         launcher: ``deepspeed`` or ``torchrun``.
         grace_s: seconds that ranks may take to end after a signal.
         nodes: the machines of the job; None for this one alone.
+        device: on which the ranks compute.
 
     Raises:
-        UserError: there are GPUs, but fewer than ranks.
+        UserError: there are GPUs, but fewer than ranks; or they were given, and torch can use none.
     """
-    gpus = _gpus()
+    gpus = _gpus(device)
     if 0 < gpus < ranks:
         raise UserError(f"a rank needs a GPU of its own: --nproc {ranks}, but this machine has {gpus}")
     environment = dict(os.environ)
@@ -187,10 +197,12 @@ class _LauncherGroup:
         return int(text) if text.isdigit() else None  # empty: the disk was full
 
 
-def _gpus() -> int:
+def _gpus(device: Wanted) -> int:
     import torch  # late: is_rank must answer before torch is loaded
 
-    return torch.cuda.device_count()
+    from ppar_dist.distributed.devices import use_cuda
+
+    return torch.cuda.device_count() if use_cuda(device, os.environ) else 0
 
 
 def _block_signals() -> None:

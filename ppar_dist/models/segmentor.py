@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -85,6 +86,7 @@ class Segmentor(nn.Module):
         if not linear or features == "embedding":
             self.projection = nn.Parameter(nn.init.orthogonal_(torch.empty(backbone.embed_dim, width)))
         self._level = _level_nearest(backbone.strides)
+        self.bf16 = False  # forward passes run under autocast; parameters stay fp32
         self.prototype_weights: Tensor | None
         self.prototype_biases: Tensor | None
         both = width + backbone.channels[self._level]
@@ -99,20 +101,25 @@ class Segmentor(nn.Module):
             dense: also compute the dense features; False saves their time (plain fine-tuning, prediction).
         """
         height, width = images.shape[-2:]
-        prepared = self.backbone.prepare(images)
-        found = self.backbone(prepared, dense=dense and self.features == "dense")
-        narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
-        return Prediction(
-            self._logits(narrow, found.pyramid[self._level], height, width),
-            self._dense(found, narrow, dense, height, width),
-        )
+        with self._autocast(images):
+            prepared = self.backbone.prepare(images)
+            found = self.backbone(prepared, dense=dense and self.features == "dense")
+            narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
+            return Prediction(
+                self._logits(narrow, found.pyramid[self._level], height, width),
+                self._dense(found, narrow, dense, height, width),
+            )
 
     def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Only the features to align, of raw images."""
         if self.features == "dense":
-            return self.backbone.dense_features(images)
+            with self._autocast(images):
+                return self.backbone.dense_features(images)
         prediction: Prediction = self(images)
         return prediction.dense
+
+    def _autocast(self, images: Tensor) -> AbstractContextManager[object]:
+        return torch.autocast(images.device.type, torch.bfloat16) if self.bf16 else nullcontext()
 
     @torch.no_grad()
     def pixel_features(self, image: Shaped[Tensor, "3 H W"]) -> Float[Tensor, "V h_1 w_1"]:

@@ -100,10 +100,18 @@ def cell_labels(
     columns = torch.arange(width, dtype=torch.int32, device=device) // sx * bins
     index = (images + rows) + columns  # (B, H, W)
     index += labels.clamp(max=num_classes)
-    counts = torch.bincount(index.flatten(), minlength=batch * h * w * bins)
+    counts = _histogram(index.flatten(), batch * h * w * bins)
     best, label = counts.view(batch, h, w, bins)[..., :num_classes].max(-1)
     # the slack keeps a share that is met exactly (0.7 of 10 pixels) from failing by rounding
     return torch.where(best >= min_purity * sy * sx - 1e-9, label, IGNORE_INDEX)
+
+
+def _histogram(index: Integer[Tensor, " N"], size: int) -> Integer[Tensor, " size"]:
+    """How often each of ``size`` numbers occurs; on a GPU without bincount, which waits for it twice."""
+    if index.device.type == "cpu":
+        return torch.bincount(index, minlength=size)
+    counts = torch.zeros(size, dtype=torch.int32, device=index.device)
+    return counts.scatter_add_(0, index.long(), torch.ones_like(index, dtype=torch.int32))
 
 
 class _UnitProducts(torch.autograd.Function):

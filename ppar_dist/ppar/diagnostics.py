@@ -17,7 +17,7 @@ from ppar_dist.ppar.alignment import histogram_quantile
 from ppar_dist.ppar.reweighting import WEIGHT_EDGES
 
 
-def domain_discrepancy(centroids: Float[Tensor, "M K D"], seen: Bool[Tensor, "M K"]) -> float:
+def domain_discrepancy(centroids: Float[Tensor, "M K D"], seen: Bool[Tensor, "M K"]) -> Float[Tensor, ""]:
     """Largest distance between two domains' unit centroids of a class, averaged over classes.
 
     Args:
@@ -32,7 +32,8 @@ def domain_discrepancy(centroids: Float[Tensor, "M K D"], seen: Bool[Tensor, "M 
     )  # (K, M, M)
     both = seen.t().unsqueeze(1) & seen.t().unsqueeze(2)  # (K, M, M)
     largest = torch.where(both, distance, 0.0).amax((1, 2))
-    return float(largest[seen.sum(0) >= 2].mean())  # the mean of nothing is nan
+    shared = seen.sum(0) >= 2
+    return torch.where(shared, largest, 0.0).sum() / shared.sum()  # 0 / 0 is nan
 
 
 def prototype_text_similarity(

@@ -104,11 +104,13 @@ class Objective:
             self.state = MethodState(config, text, num_domains, self.device)
             layout |= self.state.layout()
         self.buffer = SyncBuffer(layout, self.device)
+        self._read: Tensor | None = None  # see `_front`
 
     # ------------------------------------------------------------------ a step
 
     def begin_step(self, progress: float) -> StepSettings:
         """Empty the buffer and freeze what the step at ``progress`` (0 to 1) uses."""
+        self._read = None
         self.buffer.zero()
         if self.state is None:
             return StepSettings(stage=alignment.stage_at(progress, self.config.alignment.boundaries))
@@ -171,7 +173,7 @@ class Objective:
 
     def is_finite(self) -> bool:
         """Whether the reduced buffer holds numbers only. All ranks see the same buffer and agree."""
-        return bool(self.buffer.flat.isfinite().all())
+        return bool(self._front().isfinite().all())
 
     def end_step(self, settings: StepSettings, detail: bool = True, fold: bool = True) -> Figures:
         """Fold the reduced buffer into the state and return the figures of the global batch.
@@ -184,11 +186,8 @@ class Objective:
             detail: also compute what costs more (see `diagnostics.Detail`).
             fold: False leaves the state alone, for a step that is not taken; ``finite`` is False then too.
         """
-        flat = self.buffer.flat
-        front = self.buffer.start("counts") if self.state else flat.numel()
-        # one transfer from the device: the small entries, and a sum that tells if the rest is finite
-        head = torch.cat([flat[:front], flat[front:].sum().view(1)]).cpu().double()
-        finite = fold and bool(head.isfinite().all())
+        head, finite = self._front(), fold and self.is_finite()
+        self._read = None
         if self.state and finite:
             self.state.fold(self.buffer, head)
         more = self.detail() if detail else None
@@ -220,6 +219,17 @@ class Objective:
             )
 
     # ------------------------------------------------------------------- parts
+
+    def _front(self) -> Float[Tensor, " front"]:
+        """The reduced buffer's front, float64 on the CPU, and a sum that tells if the rest is finite.
+
+        A step brings it from the device once, for all that the host decides.
+        """
+        if self._read is None:
+            flat = self.buffer.flat
+            front = self.buffer.start("counts") if self.state else flat.numel()
+            self._read = torch.cat([flat[:front], flat[front:].sum().view(1)]).cpu().double()
+        return self._read
 
     def _cells(
         self,

@@ -55,8 +55,8 @@ def effective_sample_size(total: float, squares: float) -> float:
 
 def weight_histogram(weights: Float[Tensor, " B"]) -> Int64[Tensor, "B bins"]:
     """One-hot of the bin of each weight, one bin more than ``WEIGHT_EDGES``."""
-    edges = torch.tensor(WEIGHT_EDGES, dtype=weights.dtype, device=weights.device)
-    return torch.nn.functional.one_hot(torch.bucketize(weights, edges), len(WEIGHT_EDGES) + 1)
+    above = [weights > edge for edge in WEIGHT_EDGES]  # a tensor of edges would be a transfer to the GPU
+    return torch.nn.functional.one_hot(torch.stack(above).sum(0), len(WEIGHT_EDGES) + 1)
 
 
 @dataclass(frozen=True)

@@ -95,21 +95,30 @@ class MethodState:
         self._before, self.prototypes = self.prototypes, self._visual_text()
 
     def detail(self) -> diagnostics.Detail:
-        """Figures of the state after the last `fold`."""
-        similarity = diagnostics.prototype_text_similarity(self.prototypes, self.text)
+        """Figures of the state after the last `fold`; one transfer from the device brings all."""
+        parts = {
+            "discrepancy": diagnostics.domain_discrepancy(*self.bank.centroids()),
+            "similarity": diagnostics.prototype_text_similarity(self.prototypes, self.text),
+            "drift": diagnostics.prototype_drift(self.prototypes, self._before),
+            "cells": self.bank.cells_total,
+            "sums": self.bank.sums,
+            "counts": self.bank.counts,
+        } | ({} if self.trust is None else {"trust": self.trust})
+        flat = torch.cat([part.double().flatten() for part in parts.values()]).cpu()
+        pieces = flat.split([part.numel() for part in parts.values()])
+        found = {name: piece.view(parts[name].shape) for name, piece in zip(parts, pieces, strict=True)}
         return diagnostics.Detail(
-            domain_discrepancy=diagnostics.domain_discrepancy(*self.bank.centroids()),
-            prototype_text_similarity=similarity.tolist(),
-            prototype_drift=diagnostics.prototype_drift(self.prototypes, self._before).tolist(),
-            cells_total=self.bank.cells_total.tolist(),
-            prototype_checksum=self.checksum(),
-            trust=None if self.trust is None else self.trust.tolist(),
+            domain_discrepancy=float(found["discrepancy"]),
+            prototype_text_similarity=found["similarity"].tolist(),
+            prototype_drift=found["drift"].tolist(),
+            cells_total=found["cells"].tolist(),
+            prototype_checksum=_checksum(found["sums"].float(), found["counts"].float()),
+            trust=found["trust"].tolist() if "trust" in found else None,
         )
 
     def checksum(self) -> int:
         """CRC-32 of the bank's bytes; equal on all ranks."""
-        bank = torch.cat([self.bank.sums.flatten(), self.bank.counts.flatten()])
-        return zlib.crc32(bank.cpu().numpy().tobytes())
+        return _checksum(self.bank.sums.cpu(), self.bank.counts.cpu())
 
     def state_dict(self) -> dict[str, Tensor]:
         """All statistics as copies; restoring them continues bit for bit."""
@@ -158,3 +167,8 @@ class MethodState:
         return visual_text_prototypes(
             self.text, self.bank.class_means(self.trust), seen, vtp.alpha_max, vtp.count_0
         )
+
+
+def _checksum(*parts: Tensor) -> int:
+    """CRC-32 of the bytes of tensors on the CPU."""
+    return zlib.crc32(torch.cat([part.flatten() for part in parts]).numpy().tobytes())

@@ -45,7 +45,8 @@ class SyncBuffer:
         """Add ``value``, of the entry's shape and from any device, without a gradient."""
         if value.shape != self.layout[name]:
             raise ValueError(f"{name} has shape {self.layout[name]}, got {tuple(value.shape)}")
-        self.view(name).add_(value.detach().to(self.flat.device))
+        # Not blocking: the driver has taken a value from the CPU's memory before the call returns.
+        self.view(name).add_(value.detach().to(self.flat.device, non_blocking=True))
 
     def zero(self) -> None:
         """Empty every entry."""

@@ -73,6 +73,10 @@ class RunClaim:
 
         self._world.on_main(compare)
 
+    def has_checkpoints(self) -> bool:
+        """Whether the folder holds any, so that a run in it goes on."""
+        return bool(list_checkpoints(self.path))
+
     def restore_if_gone(self) -> bool:
         """Create the folder again where somebody deleted it under the run; returns whether that was so."""
         config = paths.config_file(self.path)

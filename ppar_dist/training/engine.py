@@ -7,22 +7,22 @@ interface for it, so that a state fits any number of ranks and any ZeRO stage.
 
 from __future__ import annotations
 
-import logging
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching
 from ppar_dist.distributed.world import World
 from ppar_dist.training.learning_rate import learning_rate_factor
-from ppar_dist.training.precision import slow_bf16
 
-log = logging.getLogger(__name__)
-
+BUCKET_ELEMENTS = 50_000_000
+"""Elements that ZeRO reduces at once, 200 MB; its own 5e8 hold 2 GB of every rank."""
+_NO_ZERO = 1e-6  # added to a norm that divides, as torch's and DeepSpeed's own clipping do
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
@@ -34,20 +34,24 @@ class Engine:
         self.config = config
         self.world = world
         self.batching = batching(config, world.world_size)
-        _warn_of_slow_precision(config, world)
         self._deepspeed = _import_deepspeed(world)
         trained = [group for group in groups if any(p.requires_grad for p in group["params"])]
         self._trained_ids = {id(p) for group in trained for p in group["params"]}
         self._base_rates = [float(group["lr"]) for group in trained]
-        optimizer = torch.optim.AdamW(trained, betas=config.optim.betas)
+        # Fused: one kernel for all parameters. On CPUs it has nothing to save.
+        on_gpu = world.device.type == "cuda"
+        optimizer = torch.optim.AdamW(trained, betas=config.optim.betas, fused=on_gpu or None)
         self._engine, self._optimizer, _, _ = self._deepspeed.initialize(
             model=model.to(world.device),
             optimizer=optimizer,
             config=self._settings(),
             dist_init_required=False,
         )
-        self._factor = 1.0
-        self._grad_norm: Any = None
+        self._factor, self._grad_norm, self._drop = 1.0, float("nan"), False
+        if self._zero:
+            # ZeRO asks whether the gradient is one to take; its own way would block on the device many times.
+            self._optimizer.check_grad_overflow = True
+            self._optimizer.check_overflow = self._answer_zero
 
     @property
     def module(self) -> nn.Module:
@@ -56,7 +60,7 @@ class Engine:
         return module
 
     def forward(self, *inputs: Any) -> Any:
-        """The model's outputs, under autocast where precision says so."""
+        """The model's outputs."""
         return self._engine(*inputs)
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
@@ -77,32 +81,52 @@ class Engine:
         self._factor = learning_rate_factor(step, self.config.train.steps, self.config.optim)
         for group, rate in zip(self._optimizer.param_groups, self._base_rates, strict=True):
             group["lr"] = rate * self._factor
-        norm = self._clip()
-        if norm is not None and not bool(norm.isfinite()):
-            self._grad_norm = norm
-            self._engine.zero_grad()
+        self._grad_norm = self._norm()
+        if not math.isfinite(self._grad_norm):
+            self._take(drop=True)
             return False
-        self._engine.step()
-        self._grad_norm = norm if norm is not None else self._engine.get_global_grad_norm()
-        # ZeRO checks the norm before it updates, and reports a refusal only here.
-        return bool(self._engine.was_step_applied())
+        limit = self.config.optim.clip_grad_norm
+        if limit and self._grad_norm + _NO_ZERO > limit:
+            torch._foreach_mul_(self._gradients(), limit / (self._grad_norm + _NO_ZERO))
+        self._take(drop=False)
+        return True
 
     def skip(self) -> None:
         """Drop the accumulated gradient; nothing else changes. On every rank, or on none."""
-        self._grad_norm = None
-        if not self._zero:
+        self._grad_norm = float("nan")
+        self._take(drop=True)
+
+    def _take(self, drop: bool) -> None:
+        """Let DeepSpeed update the parameters, or drop the gradient."""
+        if drop and not self._zero:
             self._engine.zero_grad()
             return
-        # ZeRO keeps gradients of its own, and drops them by itself when their norm is not finite.
-        for gradients in self._optimizer.averaged_gradients.values():
-            for gradient in gradients or ():
-                gradient.fill_(float("nan"))
+        self._drop = drop
         self._engine.step()
-        assert not self._engine.was_step_applied(), "DeepSpeed applied a gradient that is not a number"
+        assert self._engine.was_step_applied() != drop, "DeepSpeed did not do as it was told"
+
+    def _answer_zero(self, partition_gradients: bool = True) -> None:
+        self._optimizer.overflow = self._drop
+
+    def _gradients(self) -> list[Tensor]:
+        """Those of the step, averaged over the ranks: all, or with ZeRO those of this rank's part."""
+        if self._zero:
+            return [each for group in self._optimizer.averaged_gradients.values() for each in group or ()]
+        parameters = (p for group in self._optimizer.param_groups for p in group["params"])
+        return [p.grad for p in parameters if p.grad is not None]
+
+    def _norm(self) -> float:
+        """Norm of the whole gradient, equal on all ranks. The step's only wait for the device in here."""
+        norms = torch._foreach_norm(self._gradients())
+        square = torch.stack(norms).double().square().sum() if norms else self._no_gradient()
+        return math.sqrt(self.world.sum(square) if self._zero else square)
+
+    def _no_gradient(self) -> Tensor:
+        return torch.zeros((), dtype=torch.float64, device=self.world.device)
 
     def grad_norm(self) -> float:
         """Norm of the last global gradient, before clipping."""
-        return float("nan") if self._grad_norm is None else float(self._grad_norm)
+        return self._grad_norm
 
     def learning_rates(self) -> dict[str, float]:
         """Current rate by group name."""
@@ -188,7 +212,7 @@ class Engine:
                 self._deepspeed.utils.safe_set_full_optimizer_state(parameter, value, key)
         if not self._zero:
             own = {key: value.to(parameter.device, copy=True) for key, value in moments.items()}
-            self._adamw.state[parameter] = {"step": updates.clone(), **own}
+            self._adamw.state[parameter] = {"step": self._counter(updates), **own}
 
     def _make_zero_moments(self, updates: float) -> None:
         """Moments of zero over ZeRO's flat parts, linked to their parameters; none for 0 updates."""
@@ -197,7 +221,7 @@ class Engine:
         for group in self._adamw.param_groups:
             for part in group["params"]:
                 moments = {key: torch.zeros_like(part) for key in _MOMENTS}
-                self._adamw.state[part] = {"step": torch.tensor(updates), **moments}
+                self._adamw.state[part] = {"step": self._counter(torch.tensor(updates)), **moments}
         self._link_moments()
 
     def _link_moments(self) -> None:
@@ -209,43 +233,26 @@ class Engine:
         self._optimizer._hp_optimizer_states_linked = False
         self._optimizer._lazy_init_hp_params_optimizer_state()
 
-    def _clip(self) -> torch.Tensor | None:
-        """ZeRO-0 only: DeepSpeed clips there too, but keeps the norm to itself, so it is done here."""
-        if self._zero:
-            return None
-        limit = self.config.optim.clip_grad_norm or float("inf")
-        parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
-        return torch.nn.utils.clip_grad_norm_(parameters, limit)
+    def _counter(self, updates: Tensor) -> Tensor:
+        """A number of updates where AdamW looks for it: fused, on the device."""
+        fused = self._adamw.param_groups[0]["fused"]
+        return updates.to(self.world.device if fused else "cpu", copy=True)
 
     def _settings(self) -> dict[str, Any]:
         cut, stage = self.batching, self.config.engine.zero_stage
-        settings: dict[str, Any] = {
+        zero: dict[str, Any] = {"stage": stage}
+        if stage:
+            zero |= {"reduce_bucket_size": BUCKET_ELEMENTS, "allgather_bucket_size": BUCKET_ELEMENTS}
+            zero |= {"compute_grad_norm": False}  # it is done here
+            zero |= {"overlap_comm": self.world.device.type == "cuda" and self.world.world_size > 1}
+        return {
             "train_batch_size": cut.global_batch,
             "train_micro_batch_size_per_gpu": cut.micro_batch,
             "gradient_accumulation_steps": cut.accumulation,
-            "gradient_clipping": self.config.optim.clip_grad_norm if stage else 0.0,
-            "zero_optimization": {"stage": stage},
+            "gradient_clipping": 0.0,  # it is done here
+            "zero_optimization": zero,
             "steps_per_print": 10**9,
         }
-        if self.config.engine.precision == "bf16":
-            # Parameters and optimiser stay fp32; matrix products and convolutions run in bf16.
-            settings["torch_autocast"] = {"enabled": True, "dtype": "bfloat16"}
-        return settings
-
-
-def _warn_of_slow_precision(config: Config, world: World) -> None:
-    """Say, once per machine, that bf16 will be slow on it."""
-    where = slow_bf16(world.device) if config.engine.precision == "bf16" and not world.local_rank else None
-    # Neither refused nor replaced by fp32: without instructions the library multiplies the same bf16 values,
-    # sums in float32 and rounds once, as the instructions do. So a run that is resumed on such a machine goes
-    # on as the run it was, where a fallback would change its arithmetic and a refusal would end it.
-    if where is not None:
-        log.warning(
-            "engine.precision=bf16, but %s of this machine has no such instructions: the run computes the "
-            "same, but MUCH slower than fp32; stop it and resume on a machine that has them (x86 "
-            "with avx512_bf16 or amx_bf16, GPUs from Ampere on), or begin a run with engine.precision=fp32",
-            where,
-        )
 
 
 def _import_deepspeed(world: World) -> Any:

@@ -42,6 +42,7 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
         _log_weights(segmentor.backbone.report)
     if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
         raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
+    segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
     engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
     objective = Objective(
         config.ppar,

@@ -1,13 +1,48 @@
-"""Does the hardware have instructions for ``engine.precision``?"""
+"""What ``engine.precision`` asks of the hardware."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import torch
 
+from ppar_dist.config.schema import Config
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+
+log = logging.getLogger(__name__)
+
 _CPU_INFO = Path("/proc/cpuinfo")
 _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86, and a feature of Arm
+
+
+def check_precision(config: Config, world: World, is_new: bool) -> None:
+    """Refuse to begin a run in bf16 on hardware without instructions for it; one that goes on is warned.
+
+    Without them a library multiplies the same bf16 values, sums in float32 and rounds once, as the
+    instructions do: a run that is resumed there goes on as the run it was, only much slower. Collective.
+
+    Raises:
+        UserError: on every rank, when the run is new and a rank's hardware has no such instructions.
+    """
+    if config.engine.precision != "bf16":
+        return
+    slow = {where for where in world.gather(slow_bf16(world.device)) if where is not None}
+    if not slow:
+        return
+    fault = f"engine.precision=bf16, but {' and '.join(sorted(slow))} of this job has no such instructions"
+    has = "x86 with avx512_bf16 or amx_bf16, GPUs from Ampere on"
+    if is_new:
+        raise UserError(
+            f"{fault}: it would be many times slower; set engine.precision=fp32, or use others ({has})"
+        )
+    if world.is_main:
+        log.warning(
+            "%s: the run goes on and computes the same, but MUCH slower; resume where there are some (%s)",
+            fault,
+            has,
+        )
 
 
 def slow_bf16(device: torch.device, cpu_info: Path = _CPU_INFO) -> str | None:

@@ -13,9 +13,11 @@ from typing import NoReturn
 from ppar_dist import exit_codes
 from ppar_dist.checkpoint import CheckpointError
 from ppar_dist.config.schema import Config
+from ppar_dist.data.batches import batching
 from ppar_dist.data.workers import WorkerDied
 from ppar_dist.distributed import environment, rendezvous
 from ppar_dist.distributed.board import Board
+from ppar_dist.distributed.devices import GpuFault, gpu_fault, gpu_sentence, name_of
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import score
@@ -29,6 +31,8 @@ from ppar_dist.run.lock import RunLock
 from ppar_dist.text import visible_lines
 from ppar_dist.training.trainer import train_rank
 from ppar_dist.watchdog import OFF, Watchdog
+
+log = logging.getLogger(__name__)
 
 # A collective's own timeout comes last: it cannot name the rank that the others wait for, the watchdog can.
 _TIMEOUT_FACTOR, _TIMEOUT_S = 2.0, 60.0
@@ -52,6 +56,8 @@ def run(
     """
     faults = config.faults
     world, board = _joined(config, preemption, launcher)
+    if world.is_main:
+        log.info("%d rank%s on %s", world.world_size, "s" * (world.world_size > 1), name_of(world.device))
     folder = paths.logs(config.run.dir)
     job = environment.scheduler_job()
     lock = RunLock(config.run.dir, faults.peer_s, f"Slurm job {job}" if job else "")
@@ -77,17 +83,12 @@ def run(
         except Preempted as end:
             code = end.code
         except Exception as error:
-            sentence = watch.blame(error)
-            if sentence is not None:
-                lock.close()
-                monitor.withdraw()
-                _leave_at_once(sentence, watch.code)
-            watch.post_failure(f"{type(error).__name__}: {error}", code_of(error))
-            if not isinstance(error, _WORTH_A_RETRY):
+            sentence, code = _judged(error, config, world, watch)
+            if sentence is None:
                 raise
             lock.close()
             monitor.withdraw()
-            _leave_at_once(str(error), exit_codes.RESUME)
+            _leave_at_once(sentence, code)
     rendezvous.leave()
     return code
 
@@ -100,7 +101,7 @@ def _joined(config: Config, preemption: Preemption, launcher: int | None) -> tup
         end_with_launchers(unless=lambda: preemption.requested)
     longest = max(faults.stall_s, faults.peer_s)  # in a phase, or waiting for run.lock
     try:
-        met = rendezvous.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S)
+        met = rendezvous.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S, config.engine.device)
     except rendezvous.NotMet as error:  # the next start may find all hosts and a whole network
         _leave_at_once(str(error), exit_codes.RESUME)
     preemption.limit(faults.grace_s)
@@ -124,10 +125,29 @@ def _finish(
     print(f"report {report}")
 
 
+def _judged(error: Exception, config: Config, world: World, watch: Watchdog) -> tuple[str | None, int]:
+    """What to say of an error that ends this rank, and the code; the other ranks are told. None: raise it."""
+    fault = gpu_fault(error)
+    if fault is None and (blamed := watch.blame(error)) is not None:
+        return blamed, watch.code
+    text, code = f"{type(error).__name__}: {error}", code_of(error)
+    if fault is not None:
+        micro = batching(config, world.world_size).micro_batch
+        text = gpu_sentence(error, fault, world.device, micro)
+    watch.post_failure(text, code)
+    if fault is not None:
+        log.error("where it happened", exc_info=error)
+        return f"{watch.name} fails: {text}", code
+    return (str(error) if isinstance(error, _WORTH_A_RETRY) else None), code
+
+
 def code_of(error: Exception) -> int:
     """The exit code of a job that ends with ``error``."""
-    if isinstance(error, UserError):
+    fault = gpu_fault(error)
+    if isinstance(error, UserError) or fault in (GpuFault.MEMORY, GpuFault.UNUSABLE):
         return exit_codes.CONFIG
+    if fault is GpuFault.HARDWARE:
+        return exit_codes.RESUME
     return exit_codes.RESUME if isinstance(error, _WORTH_A_RETRY) else exit_codes.INTERNAL
 
 

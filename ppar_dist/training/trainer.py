@@ -43,6 +43,7 @@ from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.checkpointing import Checkpointing
 from ppar_dist.training.learner import build_learner
 from ppar_dist.training.plan import RunPlan, make_plan
+from ppar_dist.training.precision import check_precision
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import resume
 from ppar_dist.watchdog import Watchdog
@@ -78,6 +79,7 @@ class Trainer:
         self.order = order_of(self.config, plan.indexes)
         self.claim = RunClaim(self.config, world, lock)
         self.claim.claim(accept_changes, watch.alive)
+        check_precision(self.config, world, is_new=not world.on_main(self.claim.has_checkpoints))
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
         self.learner = build_learner(plan, world)
         self.resumed_from = resume(self.learner, plan, world, self.claim)

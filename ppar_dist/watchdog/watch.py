@@ -101,6 +101,11 @@ class Watchdog:
         return self._blamed
 
     @property
+    def name(self) -> str:
+        """This rank and its host, as messages name them."""
+        return self._status.me.name
+
+    @property
     def code(self) -> int:
         """The exit code that follows from what ``blame`` has found or ``post_failure`` has said."""
         return self._status.last_words.code

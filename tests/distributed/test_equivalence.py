@@ -150,11 +150,19 @@ def test_a_resumed_run_keeps_its_trust_and_looks_at_nothing_again(
 
 
 def test_bf16_trains_and_stays_near_fp32(sources: Path, tmp_path: Path) -> None:
+    """Resumed with it: begun with it, a run is refused on a machine without instructions for bf16."""
     clean = {"sources": ["left", "right"]}  # with contradicting labels the two soon part
-    exact, run = (
-        train(sources, tmp_path / precision, 2, data=clean, engine={"zero_stage": 2, "precision": precision})
-        for precision in ("fp32", "bf16")
+    folder, sections = (
+        tmp_path / "run",
+        {"data": clean, "engine": {"zero_stage": 2}, "checkpoint": {"every": 2, "keep_last": 9}},
     )
+    exact = train(sources, folder, 2, **sections)
+    for step in (4, 6, 8):
+        rmtree(folder / "checkpoints" / f"step-{step:08}", ignore_errors=True)
+    changed = ["engine.precision=bf16", "--accept-changes"]
+    run_ranks(["train", str(folder.with_suffix(".yaml")), *changed], 2)
+    run = Run(folder)
     for left, right in zip(exact.steps, run.steps, strict=True):
         assert left["loss/total"] == pytest.approx(right["loss/total"], rel=0.1)
+    assert [each["loss/total"] for each in exact.steps[2:]] != [each["loss/total"] for each in run.steps[2:]]
     assert all(value.dtype != torch.bfloat16 for value in run.parameters.values())

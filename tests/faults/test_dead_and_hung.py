@@ -183,6 +183,26 @@ def test_ranks_on_several_hosts_end_with_the_code_of_the_one_that_refuses(run: R
     assert not any("Traceback" in output for output in outputs)
 
 
+@pytest.mark.parametrize(
+    ("fault", "code", "says"),
+    [
+        ("gpu", 75, r"cpu failed: CUDA error: uncorrectable ECC error encountered; start again"),
+        ("memory", 78, r"cpu out of memory: .*; a micro-batch of 3 is too large: lower train.micro_batch"),
+    ],
+)
+def test_a_gpu_that_fails_is_named_with_its_rank_and_host(run: Run, fault: str, code: int, says: str) -> None:
+    """Both ranks say so and end alike: hardware with the code that starts the job again."""
+    processes = start_ranks(run.train, 2, ["tests.sabotage", f"fault={fault},1"])
+    try:
+        outputs = [process.communicate(timeout=TIMEOUT_S)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [code, code], outputs
+    for output in outputs:
+        assert re.search(rf"ppar-dist.*: rank 1 on \S+ fails: {says}", output), output
+
+
 def test_under_a_launcher_of_the_user_nobody_is_left_either(run: Run) -> None:
     with run.started("launcher", user=True) as started:
         pids = [process.pid for process in started.family()]

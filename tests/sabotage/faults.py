@@ -28,12 +28,28 @@ def refuse() -> None:
     raise UserError(REFUSAL)
 
 
+def lose_the_gpu() -> None:
+    """What torch raises where a device has failed."""
+    import torch
+
+    raise torch.AcceleratorError("CUDA error: uncorrectable ECC error encountered\nCompile with TORCH_USE")
+
+
+def fill_the_gpu() -> None:
+    """What torch raises where a batch does not fit."""
+    import torch
+
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has 16 GiB")
+
+
 FAULTS = {
     "data": ("data", hang),
     "forward": ("forward", hang),
     "save": ("save", hang),
     "error": ("forward", fail),
     "refusal": ("forward", refuse),
+    "gpu": ("backward", lose_the_gpu),
+    "memory": ("backward", fill_the_gpu),
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -146,26 +145,3 @@ def test_moments_of_another_shape_are_refused(world: World, tmp_path: Path) -> N
     optimizer["exp_avg.trained.weight"] = torch.zeros(2, 2)
     with pytest.raises(RuntimeError, match=r"exp_avg of trained\.weight is \(2, 2\), not \(3, 4\)"):
         engine.load(engine.module.state_dict(), optimizer)
-
-
-@pytest.mark.parametrize(
-    ("precision", "slow", "warned"), [("bf16", True, 1), ("bf16", False, 0), ("fp32", True, 0)]
-)
-def test_training_warns_and_keeps_the_precision_of_its_configuration(
-    world: World,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    precision: str,
-    slow: bool,
-    warned: int,
-) -> None:
-    monkeypatch.setattr("ppar_dist.training.engine.slow_bf16", lambda device: "the CPU" if slow else None)
-    model = nn.Linear(4, 4)
-    groups = [{"name": "all", "params": list(model.parameters()), "lr": 0.1, "weight_decay": 0.0}]
-    config = parse_config(tiny_config(tmp_path, tmp_path / "run", engine={"precision": precision}))
-    with caplog.at_level(logging.WARNING, "ppar_dist.training.engine"):
-        made = Engine(model, groups, config, world)
-    assert len(caplog.records) == warned
-    assert all("begin a run with engine.precision=fp32" in record.getMessage() for record in caplog.records)
-    assert made.forward(torch.ones(2, 4)).dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]

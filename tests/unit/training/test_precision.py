@@ -8,7 +8,11 @@ import pytest
 import torch
 from torch import nn
 
-from ppar_dist.training.precision import slow_bf16
+from ppar_dist.config.load import parse_config
+from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
+from ppar_dist.training.precision import check_precision, slow_bf16
+from tests.ranks import tiny_config
 
 CPU = torch.device("cpu")
 
@@ -41,3 +45,22 @@ def test_bf16_is_the_same_arithmetic_with_and_without_instructions() -> None:
     for value, truth in zip(found, exact, strict=True):
         summed = 1e-6 * 2048**0.5 * truth.abs().mean()  # of float32 sums; bf16 sums would be off by 0.1
         assert ((value.double() - truth).abs() <= truth.abs() * 2**-8 + summed).all()
+
+
+def test_a_new_run_is_refused_and_a_resumed_one_warned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In fp32, or where there are instructions, nothing is said."""
+    tree = tiny_config(tmp_path, tmp_path / "run", engine={"precision": "bf16"})
+    bf16, fp32 = parse_config(tree), parse_config(tree | {"engine": {"precision": "fp32"}})
+    monkeypatch.setattr("ppar_dist.training.precision.slow_bf16", lambda device: "the CPU")
+    with pytest.raises(UserError, match=r"the CPU of this job has no such.*set engine\.precision=fp32"):
+        check_precision(bf16, World(), is_new=True)
+    check_precision(fp32, World(), is_new=True)
+    assert not caplog.records
+    check_precision(bf16, World(), is_new=False)
+    assert "MUCH slower" in caplog.text
+    caplog.clear()
+    monkeypatch.setattr("ppar_dist.training.precision.slow_bf16", lambda device: None)
+    check_precision(bf16, World(), is_new=True)
+    assert not caplog.records
