@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 
-.PHONY: demo quick test test-all test-cluster fuzz lint audit clean
+.PHONY: demo quick test test-all test-cluster gpu-check fuzz lint audit clean
 
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
@@ -20,7 +20,7 @@ quick: $(STAMP)  ## style and the unit tests, which start no process
 test: $(STAMP) lint  ## every module, with real processes and ranks
 	$(PYTEST) -m 'unit or process'
 
-test-all: $(STAMP) lint  ## also whole jobs, faults, kills and fuzzing: everything but the cluster
+test-all: $(STAMP) lint  ## also whole jobs, faults, kills, steps on a pretended GPU and fuzzing: everything but the cluster
 	$(PYTEST)
 
 test-cluster: export PPAR_CLUSTER_TESTS = 1
@@ -28,6 +28,9 @@ test-cluster: $(STAMP)  ## the job under real Slurm, in a container, under Prome
 	tests/cluster/install.sh
 	$(BIN)/pip install --quiet --editable '.[test,cluster]'
 	$(BIN)/python -m pytest tests/cluster
+
+gpu-check: $(STAMP)  ## on a machine with a GPU: what only a GPU can show, in 20 minutes; the report goes to docs/gpu
+	$(BIN)/python -m benchmarks.gpu_check
 
 fuzz: export PPAR_FUZZ_EXAMPLES ?= 20000
 fuzz: $(STAMP)  ## search for inputs that break readers; PPAR_FUZZ_EXAMPLES: how many for each test

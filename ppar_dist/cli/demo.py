@@ -41,7 +41,7 @@ def demo(out: Path, config: Path, ranks: int | None) -> int:
         return 0
     print(f"rendering {_SAMPLES} scenes per domain into {shards}", flush=True)
     synth(shards, samples_per_domain=_SAMPLES)
-    _write_text(text, width or 512)
+    write_stand_in_text(text, width or 512)
     code = launch(["train", str(config), *overrides], ranks)
     if code == 0:
         print(f"table {run / paths.RESULTS}\ncheckpoint {checkpoint.resolve(run)}")
@@ -61,7 +61,7 @@ def _even_ranks(available: int, global_batch: int) -> int:
     return next(ranks for ranks in range(available, 0, -1) if global_batch % ranks == 0)
 
 
-def _write_text(path: Path, width: int) -> None:
+def write_stand_in_text(path: Path, width: int) -> None:
     """Stand-in for CLIP's text embeddings, which the package may not ship: seeded random unit rows."""
     names = [prompt for prompts in class_set(CLASS_SET).prompts for prompt in prompts]
     rows = np.random.default_rng(0).standard_normal((len(names), width)).astype(np.float32)

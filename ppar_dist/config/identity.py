@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from pydantic_core import to_jsonable_python
 
 from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import weights_file
@@ -27,6 +30,8 @@ _FREE_KEYS = (
     "train.micro_batch",
     "engine.zero_stage",
     "engine.device",
+    "engine.compile",
+    "model.backbone.checkpointing",
     "engine.peak_tflops",
     "data.workers",
     "data.max_bad_ratio",
@@ -42,14 +47,7 @@ def config_hash(config: Config) -> str:
 
 def determining(config: Config) -> dict[str, Any]:
     """The configuration without its free keys, as plain values: it determines the result of a run."""
-    tree: dict[str, Any] = config.model_dump(mode="json")
-    for key in _FREE_KEYS:
-        section, _, leaf = key.partition(".")
-        if leaf:
-            tree[section].pop(leaf, None)
-        else:
-            tree.pop(section, None)
-    return _without_folder(tree)
+    return _without_folder(_without_free_keys(config.model_dump(mode="json")))
 
 
 def config_changes(before: Config, after: Config) -> list[str]:
@@ -58,10 +56,38 @@ def config_changes(before: Config, after: Config) -> list[str]:
 
 
 def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
-    """Differences of a configuration from a checkpoint's record of ``determining``."""
-    old, new = _flatten(_without_folder(before)), _flatten(determining(after))
+    """Differences of a configuration from a checkpoint's record of ``determining``.
+
+    An earlier version's record may lack a key, which stands for its default, and hold one that is free now.
+    """
+    old, new = _flatten(_without_folder(_without_free_keys(before))), _flatten(determining(after))
+    old = {key: _default(key) for key in new.keys() - old.keys()} | old
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
+
+
+def _without_free_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    kept: dict[str, Any] = copy.deepcopy(dict(tree))
+    for key in _FREE_KEYS:
+        *sections, leaf = key.split(".")
+        inner = kept
+        for section in sections:
+            inner = inner.get(section, {})
+        inner.pop(leaf, None)
+    return kept
+
+
+def _default(key: str) -> Any:
+    """A key's default as a plain value; None where it has none, or is of a mapping that takes any key."""
+    *sections, leaf = key.split(".")
+    section: Any = Config
+    for name in sections:
+        field = getattr(section, "model_fields", {}).get(name)
+        section = field.annotation if field is not None else None
+    field = getattr(section, "model_fields", {}).get(leaf)
+    if field is None or field.is_required():
+        return None
+    return to_jsonable_python(field.get_default(call_default_factory=True))
 
 
 def _without_folder(tree: Mapping[str, Any]) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class BackboneConfig(Section):
     dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm
     trainable: Literal["all", "none"] = "all"  # none: the tower is frozen
     batch_norm: Literal["frozen", "sync"] = "frozen"  # frozen: as loaded; sync: over all ranks (GPUs)
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third slower
 
     @model_validator(mode="after")
     def _width_is_known(self) -> BackboneConfig:
@@ -270,6 +271,8 @@ class EngineConfig(Section):
     device: Literal["auto", "cuda", "cpu"] = "auto"  # auto: GPUs where the job has any
     zero_stage: Literal[0, 1, 2] = 0  # what ranks share out: nothing, moments, gradients too
     precision: Literal["fp32", "bf16"] = "fp32"  # of forward and backward pass; parameters are fp32
+    tf32: bool = False  # fp32 products and convolutions of GPUs from Ampere on round their inputs to 10 bits
+    compile: bool = False  # torch.compile of the tower's blocks and the decoder; needs a C++ compiler
     peak_tflops: Positive | None = (
         None  # of a rank's device, for MFU; None: of its data sheet in bf16, no MFU where that is unknown
     )

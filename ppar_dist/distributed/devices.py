@@ -145,7 +145,7 @@ def gpu_sentence(error: BaseException, fault: GpuFault, device: torch.device, mi
 def _reason() -> str:
     """Why torch sees no GPU, in its own words."""
     try:
-        torch.cuda.init()
+        torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:
         return str(error).strip().partition("\n")[0].rstrip(".")
     return "it sees no device"

@@ -21,7 +21,9 @@ from torchvision.ops import FeaturePyramidNetwork
 from ppar_dist.config.schema import DecoderConfig
 
 
-def build_decoder(cfg: DecoderConfig, channels: tuple[int, ...], strides: tuple[float, ...]) -> nn.Module:
+def build_decoder(
+    cfg: DecoderConfig, channels: tuple[int, ...], strides: tuple[float, ...]
+) -> FpnDecoder | AsppDecoder:
     """The decoder a configuration names: list of (B, C_l, h_l, w_l) → (B, W, h_0, w_0)."""
     if cfg.kind == "fpn":
         return FpnDecoder(channels, cfg.width)
@@ -41,6 +43,7 @@ class FpnDecoder(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
         super().__init__()
+        self.used = frozenset(range(len(channels)))  # levels
         self.fpn = FeaturePyramidNetwork(list(channels), width, norm_layer=group_norm)
 
     def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
@@ -59,6 +62,7 @@ class AsppDecoder(nn.Module):
         super().__init__()
         limit = min(14.0, strides[-1])
         self.first = next(index for index, stride in enumerate(strides) if stride >= limit)
+        self.used = frozenset({0, *range(self.first, len(channels))})  # levels
         self.aspp = _without_batch_statistics(ASPP(sum(channels[self.first :]), [6, 12, 18], width))
         self.skip = nn.Conv2d(channels[0], width, 1)
         self.fuse = nn.Sequential(

@@ -17,6 +17,7 @@ class SimplePyramid(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.unused: frozenset[int] = frozenset()  # levels that nobody asks for
         self.channels = (width // 4, width // 2, width, width)
         self.levels = nn.ModuleList(
             [
@@ -36,9 +37,17 @@ class SimplePyramid(nn.Module):
         """Four maps, shallow to deep → a pyramid, fine to coarse.
 
         Returns:
-            (B, C/4, 4h, 4w), (B, C/2, 2h, 2w), (B, C, h, w) and (B, C, ceil(h/2), ceil(w/2)).
+            (B, C/4, 4h, 4w), (B, C/2, 2h, 2w), (B, C, h, w) and (B, C, ceil(h/2), ceil(w/2)); an unused level
+            is the map as it came.
         """
-        return [level(features) for level, features in zip(self.levels, maps, strict=True)]
+        pairs = enumerate(zip(self.levels, maps, strict=True))
+        return [features if number in self.unused else level(features) for number, (level, features) in pairs]
+
+    def leave_out(self, unused: frozenset[int]) -> None:
+        """Neither compute nor train these levels."""
+        self.unused = unused
+        for number in unused:
+            self.levels[number].requires_grad_(False)
 
 
 def pyramid_strides(patch: int) -> tuple[float, ...]:

@@ -29,6 +29,7 @@ from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
 from ppar_dist.models.features import Features
+from ppar_dist.models.pyramid import SimplePyramid
 from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.models.text import text_prototypes
 
@@ -86,6 +87,9 @@ class Segmentor(nn.Module):
         if not linear or features == "embedding":
             self.projection = nn.Parameter(nn.init.orthogonal_(torch.empty(backbone.embed_dim, width)))
         self._level = _level_nearest(backbone.strides)
+        neck = getattr(backbone, "neck", None)
+        if isinstance(neck, SimplePyramid):
+            neck.leave_out(frozenset(range(len(backbone.strides))) - self.decoder.used - {self._level})
         self.bf16 = False  # forward passes run under autocast; parameters stay fp32
         self.prototype_weights: Tensor | None
         self.prototype_biases: Tensor | None

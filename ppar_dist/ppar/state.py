@@ -105,7 +105,7 @@ class MethodState:
             "counts": self.bank.counts,
         } | ({} if self.trust is None else {"trust": self.trust})
         flat = torch.cat([part.double().flatten() for part in parts.values()]).cpu()
-        pieces = flat.split([part.numel() for part in parts.values()])
+        pieces = torch.split(flat, [part.numel() for part in parts.values()])
         found = {name: piece.view(parts[name].shape) for name, piece in zip(parts, pieces, strict=True)}
         return diagnostics.Detail(
             domain_discrepancy=float(found["discrepancy"]),

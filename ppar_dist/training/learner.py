@@ -18,6 +18,7 @@ from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.teacher import Teacher, build_teacher
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.engine import Engine
+from ppar_dist.training.parts import compile_parts, recompute
 from ppar_dist.training.plan import RunPlan
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,8 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
     if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
         raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
+    if config.model.backbone.checkpointing:
+        recompute(segmentor)
     engine = Engine(segmentor, segmentor.param_groups(config.optim), config, world)
     objective = Objective(
         config.ppar,
@@ -58,6 +61,10 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
         },
     )
     teacher = build_teacher(segmentor, config.ppar.bank) if config.ppar.enabled else None
+    if config.engine.compile:
+        compile_parts(segmentor)
+        if teacher is not None:
+            compile_parts(teacher.copy)
     return Learner(engine, objective, teacher, TrainState())
 
 

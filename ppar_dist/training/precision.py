@@ -18,14 +18,16 @@ _BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # flags of x86, and a feature of Ar
 
 
 def check_precision(config: Config, world: World, is_new: bool) -> None:
-    """Refuse to begin a run in bf16 on hardware without instructions for it; one that goes on is warned.
+    """Have torch round as ``engine.tf32`` says, and refuse to begin bf16 without instructions for it.
 
     Without them a library multiplies the same bf16 values, sums in float32 and rounds once, as the
-    instructions do: a run that is resumed there goes on as the run it was, only much slower. Collective.
+    instructions do: a run that is resumed there goes on as the run it was, only much slower, and is
+    warned. Collective.
 
     Raises:
         UserError: on every rank, when the run is new and a rank's hardware has no such instructions.
     """
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = config.engine.tf32
     if config.engine.precision != "bf16":
         return
     slow = {where for where in world.gather(slow_bf16(world.device)) if where is not None}

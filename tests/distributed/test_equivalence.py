@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shutil import rmtree
+from shutil import rmtree, which
 from typing import Any
 
 import pytest
@@ -136,6 +136,18 @@ def test_accumulation_and_loader_workers_compute_the_same(
 @pytest.mark.parametrize("stage", [1, 2])
 def test_zero_stages_compute_the_same(one_rank: Run, sources: Path, tmp_path: Path, stage: int) -> None:
     assert_same(one_rank, train(sources, tmp_path / "run", 2, engine={"zero_stage": stage}))
+
+
+@pytest.mark.skipif(which("g++") is None, reason="torch.compile needs g++ on CPUs")
+def test_compiled_and_recomputed_parts_compute_the_same(one_rank: Run, sources: Path, tmp_path: Path) -> None:
+    """On one rank: compiling takes a core for half a minute."""
+    sections = _checkpointing(sources, tmp_path)
+    assert_same(one_rank, train(sources, tmp_path / "run", 1, engine={"compile": True}, **sections))
+
+
+def _checkpointing(sources: Path, folder: Path) -> dict[str, Any]:
+    model = tiny_config(sources, folder / "run")["model"]
+    return {"model": {**model, "backbone": {**model["backbone"], "checkpointing": True}}}
 
 
 def test_a_resumed_run_keeps_its_trust_and_looks_at_nothing_again(

@@ -19,7 +19,7 @@ from ppar_dist.distributed.board import Board, BoardUnreachable, open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.processes import proc
 from ppar_dist.processes.proc import Process
-from ppar_dist.watchdog import OFF, Watchdog
+from ppar_dist.watchdog import OFF, WAITING, Watchdog
 from ppar_dist.watchdog.heartbeat import FAILED, LEFT, TRIPPED, Heartbeat
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
 
@@ -30,7 +30,7 @@ def rank(number: int, phase: str = "data", seconds: float = 1.0, **fields: objec
     report = Heartbeat(
         number, f"worker-{number // 4}", f"10.0.0.{number // 4}", 100 + number, "m", 1, phase, 7
     )
-    return replace(report, seconds=seconds, waits=phase in ("all-reduce", "backward"), **fields)  # type: ignore[arg-type]
+    return replace(report, seconds=seconds, waits=phase in WAITING, **fields)  # type: ignore[arg-type]
 
 
 def seen(report: Heartbeat, silent_s: float = 0.0, process: Process = Process.UNKNOWN) -> Seen:
@@ -88,6 +88,38 @@ def test_where_all_wait_the_rank_that_is_furthest_behind_is_named() -> None:
     assert "all ranks wait for each other in backward at step 7" in verdict(
         view(rank(0, "backward", 610.0), seen(rank(1, "backward", 609.0)))
     )
+
+
+# On a GPU the host only gives out work, and comes to a halt where it next needs a result: in "step".
+ON_GPUS = [
+    # rank 2's loader hangs, the others wait in the sums that it lacks
+    (["step", "step", "data"], [603.0, 603.0, 601.0], "rank 2 on worker-0 hangs in data"),
+    # rank 1's host hangs while it gives out the work of a forward pass, for example in a compiler
+    (["step", "forward", "step"], [603.0, 601.0, 603.0], "rank 1 on worker-0 hangs in forward"),
+    # rank 0 writes to storage that does not answer; the next sums of the others lack it
+    (["save", "step", "step"], [601.0, 603.0, 603.0], "rank 0 on worker-0 hangs in save"),
+    # a kernel of rank 1 never ends: no host can tell it from a sum that never ends, and none is blamed
+    (["step", "step", "step"], [603.0, 603.0, 603.0], "all ranks wait for each other in step at step 7"),
+]
+
+
+@pytest.mark.parametrize(("phases", "seconds", "says"), ON_GPUS, ids=lambda value: str(value)[:24])
+def test_who_hangs_is_told_from_who_waits_on_gpus(phases: list[str], seconds: list[float], says: str) -> None:
+    """Every rank comes to the same verdict, whoever it is."""
+    reports = [
+        rank(number, phase, time) for number, (phase, time) in enumerate(zip(phases, seconds, strict=True))
+    ]
+    for me in reports:
+        known = view(me, *(seen(each) for each in reports if each is not me))
+        found = judge(known, LIMITS)
+        assert found is None or found.text.startswith(says), found
+        assert found is not None or me.waits is False or "hangs" in says
+    assert any(judge(view(me, *(seen(o) for o in reports if o is not me)), LIMITS) for me in reports)
+
+
+def test_a_long_step_of_gpus_is_no_hang_while_one_rank_still_works() -> None:
+    compiling = seen(rank(1, "forward", 300.0))
+    assert judge(view(rank(0, "step", 5000.0), compiling), LIMITS) is None
 
 
 def test_nothing_outside_the_steps_counts_as_hung() -> None:
