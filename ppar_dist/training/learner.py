@@ -41,8 +41,15 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
     segmentor, text = build_segmentor(config, classes)
     if world.is_main and segmentor.backbone.report is not None:
         _log_weights(segmentor.backbone.report)
-    if world.device.type == "cpu" and any(isinstance(m, torch.nn.SyncBatchNorm) for m in segmentor.modules()):
-        raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
+    if synced := sum(isinstance(module, torch.nn.SyncBatchNorm) for module in segmentor.modules()):
+        if world.device.type == "cpu":
+            raise UserError("model.backbone.batch_norm=sync works on GPUs only; set it to frozen")
+        if world.is_main and world.world_size > 1:
+            log.warning(
+                "model.backbone.batch_norm=sync: the ranks wait for each other in %d layers, forward and "
+                "backward; frozen waits in none",
+                synced,
+            )
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
     if config.model.backbone.checkpointing:
         recompute(segmentor)
