@@ -26,7 +26,7 @@ from ppar_dist.class_sets import class_set
 
 HERE = Path(__file__).parents[1]
 STEPS = 20
-_TIMES = ("seconds", "data_wait")  # figures that depend on the machine
+_TIMES = ("seconds", "data_wait", "images_per_second", "mfu", "device_memory_peak")  # of the machine
 _TENSORS = ("model", "optimizer", "ppar")
 
 

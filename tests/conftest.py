@@ -25,6 +25,7 @@ TIERS = {
     "faults": "job",
     "jobs": "job",
     "kill": "kill",
+    "gpu": "gpu",
     "distributed": "process",
     "written_before": "process",
     "fuzz": "fuzz",
@@ -32,7 +33,15 @@ TIERS = {
     "cluster": "cluster",
 }
 # Seconds that a test may take, with the fixtures it is the first to need; ten times what it does take.
-LIMITS_S = {"unit": 120, "process": 600, "job": 900, "kill": 1200, "fuzz": 7200, "cluster": 3600}
+LIMITS_S = {
+    "unit": 120,
+    "process": 600,
+    "gpu": 900,
+    "job": 900,
+    "kill": 1200,
+    "fuzz": 7200,
+    "cluster": 3600,
+}
 _STARTS = ("subprocess.Popen", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
 
 # The same examples each time, and no limit of time but for what hangs: neither the luck of the draw nor a

@@ -4,21 +4,21 @@
 
 Every round runs all contestants once, in turn, over the same number of samples of one domain:
 
-* ``decode``      JPEG (torchvision) and PNG (Pillow) decoding alone, by the very calls of the loader, of
+* ``decode``      JPEG (torchvision) and PNG decoding alone, by the very calls of the loader, of
                   bytes already in memory, in as many processes;
 * ``loader``      ours without augmentation: whole images at their stored size, checked, in batches;
 * ``stock``       a stock WebDataset pipeline over the same shards doing the same;
-* ``loader+aug``  ours with the default augmentation;
+* ``loader+aug``  ours with the default augmentation: all that workers do for training;
+* ``pictures``    the same, and the colours, which the training device changes, changed here;
 * ``stock+aug``   the stock pipeline with torchvision.transforms.v2 classes of the same strengths.
 
 The figure of a contestant is the median over rounds; a ratio is the median of the rounds' ratios.
-Goal: loader at least 0.9 of decode. ``--workers 0`` keeps everything in one process.
+Goal: loader at least 0.9 of decode. ``--workers 0`` keeps everything in one process, and counts its CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
-import io
 import json
 import multiprocessing
 import time
@@ -38,6 +38,7 @@ from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import AugmentConfig, Config
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.pictures import label_ids, open_label
 
 PLAIN = {"scale": (1, 1), "flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
 BATCH = 8
@@ -49,7 +50,9 @@ def main() -> None:
     torch.set_num_threads(1)
     index = DomainIndex.open(args.domain)
     count = max(args.samples // BATCH, 1) * BATCH
-    contestants = build(index, args.workers, count)
+    contestants = build(index, args.workers, count, tuple(args.crop))
+    if args.only:
+        contestants = {args.only: contestants[args.only]}
     times: dict[str, list[float]] = {name: [] for name in contestants}
     for number in range(args.rounds + 1):
         names = list(contestants)
@@ -67,6 +70,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=400)
+    parser.add_argument("--crop", type=int, nargs=2, default=(180, 240), metavar=("H", "W"))
+    parser.add_argument("--only", metavar="CONTESTANT", help="time this one alone")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args()
 
@@ -74,7 +79,8 @@ def parse_arguments() -> argparse.Namespace:
 def report(times: dict[str, list[float]], count: int, as_json: bool) -> None:
     """Samples per second, and ratios of speeds paired by round."""
     rates = {name: count / np.array(seconds) for name, seconds in times.items()}
-    pairs = [("loader", "decode"), ("loader", "stock"), ("loader+aug", "stock+aug"), ("loader+aug", "decode")]
+    pairs = [("loader", "decode"), ("loader", "stock"), ("pictures", "stock+aug"), ("loader+aug", "decode")]
+    pairs = [(one, other) for one, other in pairs if {one, other} <= rates.keys()]
     if as_json:
         figures = {f"{a}/{b}": float(np.median(rates[a] / rates[b])) for a, b in pairs}
         print(
@@ -88,18 +94,22 @@ def report(times: dict[str, list[float]], count: int, as_json: bool) -> None:
         print(f"{one} / {other:12s} {np.median(ratio):.2f}   [{ratio.min():.2f}, {ratio.max():.2f}]")
 
 
-def build(index: DomainIndex, workers: int, count: int) -> dict[str, Callable[[], float]]:
+def build(
+    index: DomainIndex, workers: int, count: int, crop: tuple[int, int]
+) -> dict[str, Callable[[], float]]:
     """The contestants: each runs once and returns seconds from its first batch on, per ``count`` samples."""
     height, width = int(index.records[0]["height"]), int(index.records[0]["width"])
     plain = configuration(index, workers, PLAIN, min(height, width), (height, width))
-    augmented = configuration(index, workers, {}, 180, (180, 240))
+    augmented = configuration(index, workers, {}, min(crop), crop)
     raw = [(sample.image, sample.label) for sample in map(index.read, range(min(len(index), count)))]
+    total = count + BATCH * warm(workers)
     return {
-        "decode": lambda: decode_alone(raw, max(workers, 1), count),
-        "loader": lambda: consume(ours(plain, index, count + BATCH * warm(workers)), warm(workers)),
-        "stock": lambda: consume(stock(index, workers, count, to_tensors), warm(workers)),
-        "loader+aug": lambda: consume(ours(augmented, index, count + BATCH * warm(workers)), warm(workers)),
-        "stock+aug": lambda: consume(stock(index, workers, count, Augment(augmented.augment)), warm(workers)),
+        "decode": lambda: decode_alone(raw, workers, count),
+        "loader": lambda: consume(ours(plain, index, total), workers),
+        "stock": lambda: consume(stock(index, workers, count, to_tensors), workers),
+        "loader+aug": lambda: consume(ours(augmented, index, total), workers),
+        "pictures": lambda: consume((each.pictures() for each in ours(augmented, index, total)), workers),
+        "stock+aug": lambda: consume(stock(index, workers, count, Augment(augmented.augment, crop)), workers),
     }
 
 
@@ -108,14 +118,23 @@ def warm(workers: int) -> int:
     return 3 * workers
 
 
-def consume(batches: Iterator[Any], skip: int) -> float:
-    """Seconds for all batches after the first ``skip``, which the caller has added."""
-    for _ in range(skip):
+def consume(batches: Iterator[Any], workers: int) -> float:
+    """Seconds for all batches after those that warm up, which the caller has added.
+
+    Of CPU time where one process does everything: another program's share of the machine does not count.
+    """
+    for _ in range(warm(workers)):
         next(batches)
-    start = time.perf_counter()
+    clock = clock_of(workers)
+    start = clock()
     for _ in batches:
         pass
-    return time.perf_counter() - start
+    return clock() - start
+
+
+def clock_of(workers: int) -> Callable[[], float]:
+    """Wall time where processes work side by side."""
+    return time.perf_counter if workers else time.process_time
 
 
 def configuration(
@@ -174,14 +193,12 @@ def label_tensor(image: Image.Image) -> torch.Tensor:
 class Augment:
     """What a user would write with the classes of torchvision.transforms.v2, on uint8 tensors."""
 
-    def __init__(self, cfg: AugmentConfig) -> None:
+    def __init__(self, cfg: AugmentConfig, crop: tuple[int, int]) -> None:
         jitter = v2.ColorJitter(cfg.brightness, cfg.contrast, cfg.saturation, cfg.hue)
         self.transform: Callable[..., tuple[torch.Tensor, torch.Tensor]] = v2.Compose(
             [
-                v2.ScaleJitter((180, 240), cfg.scale, antialias=True),
-                v2.RandomCrop(
-                    (180, 240), pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}
-                ),
+                v2.ScaleJitter(crop, cfg.scale, antialias=True),
+                v2.RandomCrop(crop, pad_if_needed=True, fill={tv_tensors.Image: 0, tv_tensors.Mask: 255}),
                 v2.RandomHorizontalFlip(cfg.flip),
                 v2.RandomApply([jitter], cfg.photometric),
                 v2.RandomGrayscale(cfg.grayscale),
@@ -195,37 +212,38 @@ class Augment:
         return self.transform(tv_tensors.Image(image), tv_tensors.Mask(label))
 
 
-def decode_alone(raw: list[tuple[bytes, bytes]], processes: int, count: int) -> float:
+def decode_alone(raw: list[tuple[bytes, bytes]], workers: int, count: int) -> float:
     """Seconds to decode ``count`` pairs from memory, by as many processes as the loader has workers.
 
     Forked processes have the bytes already and time themselves, so that starting them does not count.
     """
+    processes, clock = max(workers, 1), clock_of(workers)
     if processes == 1:
-        return decode_part(raw, range(count))
+        return decode_part(raw, range(count), clock)
     context = multiprocessing.get_context("fork")
     ready, times = context.Barrier(processes), context.Queue()
 
     def work(part: int) -> None:
         ready.wait()
-        times.put(decode_part(raw, range(part, count, processes)))
+        times.put(decode_part(raw, range(part, count, processes), clock))
 
-    workers = [context.Process(target=work, args=(part,)) for part in range(processes)]
-    for worker in workers:
-        worker.start()
-    slowest: float = max(times.get() for _ in workers)
-    for worker in workers:
-        worker.join()
+    children = [context.Process(target=work, args=(part,)) for part in range(processes)]
+    for child in children:
+        child.start()
+    slowest: float = max(times.get() for _ in children)
+    for child in children:
+        child.join()
     return slowest
 
 
-def decode_part(raw: list[tuple[bytes, bytes]], numbers: range) -> float:
+def decode_part(raw: list[tuple[bytes, bytes]], numbers: range, clock: Callable[[], float]) -> float:
     """Seconds to decode these numbers (modulo the samples there are)."""
-    start = time.perf_counter()
+    start = clock()
     for number in numbers:
         image, label = raw[number % len(raw)]
         decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        np.asarray(Image.open(io.BytesIO(label)))
-    return time.perf_counter() - start
+        label_ids(open_label(label))
+    return clock() - start
 
 
 if __name__ == "__main__":

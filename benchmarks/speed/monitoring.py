@@ -60,6 +60,15 @@ class Side:
         monitor.run.publish_step(
             self.trainer.state, figures, engine.learning_rates(), engine.grad_norm(), 0.2
         )
+        self.publish_speed()
+
+    def publish_speed(self) -> None:
+        """Of it what tells how the machine is used."""
+        log, run = self.trainer.log, self.monitor.run
+        assert run is not None
+        speed = log._throughput.images_per_second(0.2)
+        run.publish_speed(speed, log._throughput.mfu(speed))
+        log._time.add(self.trainer.state.step, 0.2)
 
     def seconds(self, steps: int, publishes: bool) -> float:
         """CPU seconds of this process per step."""
@@ -134,6 +143,8 @@ def parts(side: Side, every: int, scrapes: float) -> list[tuple[str, float, floa
     return [
         ("figures of a step", cost(lambda: side.publish(plain)), 1 - 1 / every),
         ("figures of a step that is written down", cost(lambda: side.publish(full)), 1 / every),
+        ("of both: images per second, MFU, goodput", cost(side.publish_speed), 0),
+        ("mark of the time that went by", cost(trainer.log.mark), 1 / every),
         ("checksum of the prototype bank", cost(state.checksum), 1 / every),
         ("checksums told and compared", cost(compare), 1 / every),
         ("a scrape", cost_of_scrape(side.monitor.url), scrapes),

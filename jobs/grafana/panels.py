@@ -36,7 +36,7 @@ class Panel:
 
 def stat(title: str, good: str, expr: str, unit: str, **more: float) -> Panel:
     """A single figure."""
-    return Panel(title, good, (Query(expr, title),), unit, "stat", 3, **more)
+    return Panel(title, good, (Query(expr, title),), unit, "stat", 4, **more)
 
 
 NOW = (
@@ -64,6 +64,27 @@ NOW = (
         warn_above=0.3,
     ),
     stat("Checkpoint age", "below the planned interval", f"run:ppar_checkpoint_age_seconds{RUN}", "s"),
+    stat("Images per second", "steady", f"max by (run) (ppar_images_per_second{RUN})", "short"),
+    stat(
+        "MFU",
+        "steady; nothing is shown where the peak of the devices is unknown",
+        f"max by (run) (ppar_mfu_ratio{RUN})",
+        "percentunit",
+    ),
+    stat(
+        "Goodput",
+        "above 80 %, once a run is hours old",
+        f"max by (run) (ppar_goodput_ratio{RUN})",
+        "percentunit",
+        warn_below=0.5,
+    ),
+    stat(
+        "GPU memory, fullest rank",
+        "below 95 %",
+        f"max by (run) (ppar_device_memory_peak_bytes{RUN} / ppar_device_memory_total_bytes{RUN})",
+        "percentunit",
+        warn_above=0.95,
+    ),
     stat("Ranks that answer", "all of them", f"run:ppar_ranks_up:sum{RUN}", "short"),
 )
 METHOD = (
@@ -207,6 +228,27 @@ MACHINE = (
         "Samples per second by domain",
         "steady",
         (Query(f"sum by (domain) (rate(ppar_samples_total{RUN}[5m]))", "{{domain}}"),),
+        low=0,
+    ),
+    Panel(
+        "Use of the devices",
+        "MFU flat; goodput climbs, and falls where a crash lost steps or nothing runs",
+        (
+            Query(f"max by (run) (ppar_mfu_ratio{RUN})", "MFU"),
+            Query(f"max by (run) (ppar_goodput_ratio{RUN})", "goodput"),
+        ),
+        "percentunit",
+        low=0,
+        high=1,
+    ),
+    Panel(
+        "Most GPU memory so far, by rank",
+        "flat, below the memory of the GPU",
+        (
+            Query(f"ppar_device_memory_peak_bytes{RUN}", "rank {{rank}}"),
+            Query(f"min by (run) (ppar_device_memory_total_bytes{RUN})", "smallest GPU"),
+        ),
+        "bytes",
         low=0,
     ),
     Panel(

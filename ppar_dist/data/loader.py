@@ -3,7 +3,8 @@
 positions of this rank → micro-batches → per position: locate, read, decode, augment → one ``Batch`` each
 
 Each worker makes every n-th micro-batch whole; they are received in turn, so the sequence does not
-depend on the number of workers. Starting anywhere costs the same. Tensors travel as uint8.
+depend on the number of workers. Starting anywhere costs the same. Images travel as uint8, and their colours
+are changed where they arrive (``Batch.pictures``).
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching, micro_batches
+from ppar_dist.data.colours import Colours, recoloured
 from ppar_dist.data.order import Order
 from ppar_dist.data.quarantine import BadSample
 from ppar_dist.data.reading import SampleReader, TrainSample
@@ -36,17 +38,22 @@ from ppar_dist.data.workers import LoaderWorkers
 class Batch:
     """A micro-batch of B samples in the order of their positions."""
 
-    images: Tensor  # uint8 (B, 3, H, W); channels last in memory, as decoded, until ``to``
+    images: Tensor  # uint8 (B, 3, H, W), colours as stored; channels last in memory until ``to``
     labels: Tensor  # uint8 (B, H, W)
     domains: Tensor  # int64 (B,), number of the source domain
     positions: Tensor  # int64 (B,)
     samples: Tensor  # int64 (B,), sample number within its domain: of the replacement, where there was one
     attempts: Tensor  # int64 (B,), bad samples that each one stands for
     keys: list[str]
+    colours: list[Colours]  # what is drawn for each image, and not yet done
     bad: list[BadSample] = field(default_factory=list)  # met while this batch was filled
 
     def __len__(self) -> int:
         return len(self.keys)
+
+    def pictures(self) -> Tensor:
+        """What is trained on: the images in the colours drawn for them, float32 (B, 3, H, W) of 0 to 255."""
+        return recoloured(self.images, self.colours)
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on a device, contiguous; from pinned memory the copy does not block."""
@@ -123,7 +130,7 @@ def _batches(reader: SampleReader, micro_batches: Iterable[range]) -> Iterator[B
 
 def _collate(samples: Sequence[TrainSample]) -> Batch:
     return Batch(
-        # Decoders write channels last: stacking them so is a plain copy, five times faster.
+        # Crops are channels last, as decoded: stacking them so is a plain copy, five times faster.
         images=torch.stack([each.image.permute(1, 2, 0) for each in samples]).permute(0, 3, 1, 2),
         labels=torch.stack([each.label for each in samples]),  # (B, H, W)
         domains=torch.tensor([each.domain for each in samples]),
@@ -131,6 +138,7 @@ def _collate(samples: Sequence[TrainSample]) -> Batch:
         samples=torch.tensor([each.sample for each in samples]),
         attempts=torch.tensor([len(each.bad) for each in samples]),
         keys=[each.key for each in samples],
+        colours=[each.colours for each in samples],
         bad=[bad for each in samples for bad in each.bad],
     )
 

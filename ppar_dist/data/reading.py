@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ppar_dist.data.colours import Colours
 from ppar_dist.data.order import Order
 from ppar_dist.data.quarantine import BadSample
 from ppar_dist.data.shards.index import DomainIndex
@@ -57,7 +58,7 @@ def read_sample(index: DomainIndex, sample: int, min_side: int | None = None) ->
 
 
 class TrainSample(NamedTuple):
-    """One augmented sample for training, and the bad ones that it replaces."""
+    """One augmented sample for training but for its colours, and the bad ones that it replaces."""
 
     position: int
     domain: int  # number of the source domain
@@ -65,6 +66,7 @@ class TrainSample(NamedTuple):
     key: str
     image: Tensor  # uint8 (3, H, W)
     label: Tensor  # uint8 (H, W)
+    colours: Colours  # of the image, still to be applied
     bad: tuple[BadSample, ...]
 
 
@@ -92,8 +94,8 @@ class SampleReader:
                 shard, key = index.names(sample)
                 bad.append(BadSample(position, domain, sample, shard, key, error.reason, error.detail))
                 continue
-            image, label = self.transform(found.image, found.label, position)
-            return TrainSample(position, domain, sample, found.key, image, label, tuple(bad))
+            crop = self.transform(found.image, found.label, position)
+            return TrainSample(position, domain, sample, found.key, *crop, tuple(bad))
         raise _exhausted(self.indexes[bad[0].domain].name, bad)
 
 

@@ -72,7 +72,9 @@ def gpus_given(variables: Mapping[str, str], dev: Path = _DEV) -> str:
     """What says that this job has GPUs, such as ``SLURM_JOB_GPUS=0,1``; "" where nothing does."""
     if variables.get(_VISIBLE, "0").strip() in _HIDDEN:
         return ""
-    said = [f"{name}={variables[name].strip()}" for name in _GIVEN if variables.get(name, "").strip()]
+    # DeepSpeed's launcher sets the variable for its ranks, whether there are GPUs or not.
+    names = [name for name in _GIVEN if name != _VISIBLE or LOCAL_RANK not in variables]
+    said = [f"{name}={variables[name].strip()}" for name in names if variables.get(name, "").strip()]
     files = sorted(str(path) for path in dev.glob("nvidia[0-9]*"))
     return ", ".join([*(each for each in said if each not in _NOT_GIVEN), *files])
 

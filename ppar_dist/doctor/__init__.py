@@ -15,6 +15,9 @@
     resume.py         the checkpoint that a job would resume from
     machine.py        devices, memory, limits
     ports.py          ports to listen on
+    device.py         what the job needs of its GPUs, told without one
+    device_cost.py    the figures of it
+    device_probe.py   counts operations and bytes of tensors without values
     runs.py           a run's folder
     describe.py       contents of a path (`ppar-dist inspect`); not a check
 

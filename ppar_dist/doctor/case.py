@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -25,6 +25,9 @@ from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.models.weight_file import LoadReport
 from ppar_dist.run.facts import CheckpointFacts, read_checkpoint
+
+if TYPE_CHECKING:
+    from ppar_dist.doctor.device_cost import ImageCost
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
 
@@ -55,6 +58,7 @@ class ConfigCase:
         ranks: ranks on this machine.
         nodes: machines like this one.
         quick: compare sizes instead of hashes, and write a smaller probe.
+        device: the GPU whose needs are to be told, by name; None: none.
         progress: called during long work.
         process_bytes: memory of a process that has loaded the libraries: of this one, at the start.
     """
@@ -63,6 +67,7 @@ class ConfigCase:
     ranks: int = 1
     nodes: int = 1
     quick: bool = False
+    device: str | None = None
     progress: Progress = field(default=lambda what, done, total: None)
     process_bytes: int = field(default_factory=resident_bytes)
 
@@ -123,6 +128,13 @@ class ConfigCase:
             # Libraries raise many kinds of errors when they cannot build without memory; then with it.
             except Exception:
                 return build_segmentor(self.config, self.classes, load_weights=False)[0]
+
+    @cached_property
+    def image_cost(self) -> ImageCost:
+        """What an image costs on a GPU; raises UserError."""
+        from ppar_dist.doctor.device_cost import image_cost  # loads what no other check needs
+
+        return image_cost(self.config, self.segmentor)
 
     @cached_property
     def loaded(self) -> LoadReport | None:

@@ -27,6 +27,7 @@ from ppar_dist.run.facts import (
     read_latest,
     read_log,
 )
+from ppar_dist.run.goodput import read_goodput
 from ppar_dist.text import one_line, visible
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
@@ -153,9 +154,11 @@ def _run_facts(path: Path) -> dict[str, Any]:
         facts |= _config_facts(load_config(paths.config_file(path)))
     except UserError as error:
         facts["config"] = f"unreadable: {error}"
+    goodput = read_goodput(paths.metrics_file(path, "time"))
     logs = {file.name: read_log(file) for file in paths.metrics_files(path)}
     return facts | {
         "last_logged": last_logged(logs.get("train.jsonl")),
+        "goodput": None if goodput is None else goodput.facts(),
         "logs": {name: _log_facts(log) for name, log in logs.items() if log is not None},
         "checkpoints": {item.path.name: item.problems or "whole" for item in read_checkpoints(path)},
         "latest": read_latest(path),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from ppar_dist.config.schema import Config
 from ppar_dist.doctor import (
@@ -17,7 +17,7 @@ from ppar_dist.doctor import (
     storage,
 )
 from ppar_dist.doctor.case import ConfigCase, Progress
-from ppar_dist.doctor.findings import Diagnosis, Result, run_checks
+from ppar_dist.doctor.findings import Check, Diagnosis, Result, run_checks
 from ppar_dist.errors import UserError
 
 
@@ -28,6 +28,7 @@ def examine_config(
     nodes: int = 1,
     quick: bool = False,
     progress: Progress | None = None,
+    device_name: str | None = None,
 ) -> Diagnosis:
     """Run every check of a configuration on this machine.
 
@@ -40,16 +41,26 @@ def examine_config(
         nodes: machines like this one.
         quick: compare sizes instead of hashes of shards, and write a smaller probe.
         progress: called with (what, done, in all) during long work.
+        device_name: also tell what the job needs of GPUs of this name; None: do not.
+
+    Raises:
+        UserError: no GPU has that name.
     """
+    groups: tuple[tuple[str, Sequence[Check[ConfigCase]]], ...] = _GROUPS
+    if device_name is not None:
+        from ppar_dist.doctor import device  # loads what no other check needs
+
+        device.check_device(device_name)
+        groups += (("Device", device.CHECKS),)
     try:
         config = load()
     except UserError as error:
         refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
         return Diagnosis(subject, (refused,))
-    case = ConfigCase(config, ranks, nodes, quick)
+    case = ConfigCase(config, ranks, nodes, quick, device_name)
     if progress is not None:
         case.progress = progress
-    return run_checks(subject, _GROUPS, case)
+    return run_checks(subject, groups, case)
 
 
 _GROUPS = (

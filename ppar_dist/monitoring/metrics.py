@@ -10,7 +10,10 @@ right; the progress of the run is ``ppar_progress_ratio`` of ``ppar_train_steps`
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+
+from prometheus_client import Gauge
 
 from ppar_dist import __version__
 from ppar_dist.config.schema import Config
@@ -41,6 +44,7 @@ class RunMetrics:
             ranks: of the job.
         """
         self.domains, self.classes = tuple(domains), tuple(classes)
+        self._registry = registry
         self._total, self._boundaries = config.train.steps, config.ppar.alignment.boundaries
         registry.constant("run_info", "Constant 1; its labels tell the run.", **_run_info(config, ranks))
         self.method = MethodMetrics(registry, config.ppar, domains, classes)
@@ -100,6 +104,27 @@ class RunMetrics:
             self.skipped.inc()
         self.method.publish(figures)
 
+    def publish_speed(self, images_per_second: float, mfu: float | None) -> None:
+        """Publish what the job's devices do.
+
+        Args:
+            images_per_second: of the last step, over all ranks.
+            mfu: share of the peak, 1 is all of it; None where that is unknown: then it is not served at all.
+        """
+        self.images_per_second.set(images_per_second)
+        if mfu is not None:
+            self._mfu.set(mfu)
+
+    def follow_goodput(self, ratio: Callable[[], float]) -> None:
+        """Publish goodput, asked for at each scrape: it falls while no step ends."""
+        self.goodput.set_function(ratio)
+
+    @cached_property
+    def _mfu(self) -> Gauge:
+        return self._registry.gauge(
+            "mfu_ratio", "Model FLOPs of the last step, of what the devices of all ranks could do."
+        )
+
     def publish_rollback(self, state: TrainState) -> None:
         """Publish that the run has returned to ``state``."""
         self.rollbacks.inc()
@@ -144,6 +169,13 @@ class RunMetrics:
         self.samples = registry.counter("samples", "Samples trained on in this process's time.", "domain")
         self.step_duration = registry.histogram(
             "step_duration_seconds", "Wall time of a step, waiting for data included.", _STEP_SECONDS
+        )
+        self.images_per_second = registry.gauge(
+            "images_per_second", "Images of the last step over its time, of all ranks together."
+        )
+        self.goodput = registry.gauge(
+            "goodput_ratio",
+            "Training seconds of steps that still count, of the time since the run's first start.",
         )
         for domain in self.domains:
             self.samples.labels(domain)

@@ -61,6 +61,7 @@ class Monitor:
             UserError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
         """
         self.rank.follow(lambda: report().seconds)
+        self.rank.follow_memory(self._world.device)
         if self._world.is_main:
             ranks = self._world.world_size
             self.run = RunMetrics(self._registry, self._config, domains, classes, ranks)

@@ -5,8 +5,26 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
 
 from ppar_dist.monitoring.registry import Registry
+
+
+class DeviceMemory(NamedTuple):
+    """Bytes of a GPU."""
+
+    peak: int  # most that tensors of this process took at a time
+    total: int
+
+
+def device_memory(device: torch.device) -> DeviceMemory | None:
+    """The memory of ``device``; None on a CPU, whose process figures tell it."""
+    if device.type != "cuda":
+        return None
+    total = torch.cuda.get_device_properties(device).total_memory
+    return DeviceMemory(torch.cuda.max_memory_allocated(device), total)
 
 
 class RankMetrics:
@@ -38,6 +56,17 @@ class RankMetrics:
         """Publish when this rank last made progress: ``seconds()`` ago."""
         # Rounded down, or it would be in the future when it has just happened.
         self._progress.set_function(lambda: math.floor(100 * (time.time() - seconds())) / 100)
+
+    def follow_memory(self, device: torch.device) -> None:
+        """Publish the memory of ``device``, asked for at each scrape; nothing on a CPU."""
+        found = device_memory(device)
+        if found is None:
+            return
+        peak = self.registry.gauge(
+            "device_memory_peak_bytes", "Most memory of its GPU that this rank's tensors took at a time."
+        )
+        peak.set_function(lambda: torch.cuda.max_memory_allocated(device))
+        self.registry.gauge("device_memory_total_bytes", "Memory of this rank's GPU.").set(found.total)
 
     def publish_step(self, data_wait: float) -> None:
         """Publish that a step has ended, for which this rank waited ``data_wait`` seconds for data."""

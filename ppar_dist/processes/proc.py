@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Callable
 from enum import Enum
 from pathlib import Path
@@ -41,6 +42,13 @@ def born(pid: int) -> int:
     """When process ``pid`` started, in ticks since the machine's start; 0 where unknown."""
     fields = _status(pid)
     return int(fields[19]) if fields else 0
+
+
+def started() -> float:
+    """When this process started, in seconds since 1970; now, where that cannot be asked."""
+    with contextlib.suppress(psutil.Error, OSError):
+        return min(float(psutil.Process().create_time()), time.time())
+    return time.time()
 
 
 def look(pid: int, born_at: int) -> Process:

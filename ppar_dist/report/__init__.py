@@ -97,9 +97,30 @@ def _tiles(records: RunRecords) -> list[dict[str, Any]]:
     seen = records.last("samples_seen")
     if seen is not None:
         tiles.append({"name": "samples seen", "value": f"{seen:,}".replace(",", " "), "key": False})
+    tiles += _speed_tiles(records)
     stage = records.last("stage")
     if stage is not None and records.config.ppar.enabled:
         tiles.append({"name": "alignment stage reached", "value": STAGES[int(stage)], "key": False})
+    return tiles
+
+
+def _speed_tiles(records: RunRecords) -> list[dict[str, Any]]:
+    """What the machine made of its time; only what was recorded."""
+    tiles = []
+    goodput = None if records.time is None else records.time.ratio()
+    if goodput is not None:
+        tiles.append({"name": "% goodput", "value": f"{100 * goodput:.1f}", "key": False})
+    images = records.series("images_per_second")[1]
+    if images:
+        value = f"{statistics.median(images):,.1f}".replace(",", " ")
+        tiles.append({"name": "images per second, median", "value": value, "key": False})
+    mfu = records.series("mfu")[1]
+    if mfu:
+        tiles.append({"name": "% MFU, median", "value": f"{100 * statistics.median(mfu):.1f}", "key": False})
+    memory = records.series("device_memory_peak")[1]
+    if memory:
+        value = f"{max(memory) / 2**30:.1f}"
+        tiles.append({"name": "GiB of the first GPU at most", "value": value, "key": False})
     return tiles
 
 

@@ -23,6 +23,7 @@ from ppar_dist.report.cleaning import (
 )
 from ppar_dist.report.thinning import Thinned
 from ppar_dist.run import paths
+from ppar_dist.run.goodput import Tally, tally
 
 _MOST_RECORDS, _MOST_SAMPLES = 20_000, 400_000  # steps, and samples of all steps: some 100 MB of memory
 
@@ -42,6 +43,7 @@ class RunRecords:
     train: list[dict[str, Any]] = field(default_factory=list)
     evals: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)  # faults and resumes, as they came
+    time: Tally | None = None  # None where it was not recorded
     samples: list[SampleRecord] = field(default_factory=list)
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
@@ -61,6 +63,7 @@ class RunRecords:
         found.evals = found._by_step(paths.metrics_file(run, "eval"), eval_record)
         events = found._records(paths.metrics_file(run, "events"))
         found.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
+        found.time = tally(found._records(paths.metrics_file(run, "time")))
         found.samples = found._samples(paths.metrics_file(run, "samples"))
         found.results = found._json(run / paths.RESULTS, results_table)
         found.examples = found._json(paths.predictions(run) / paths.EXAMPLES, example_entries) or []

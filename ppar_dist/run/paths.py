@@ -6,10 +6,11 @@
       config.yaml                   the resolved configuration
       run.lock                      the job that works here (run/lock.py)
       checkpoints/                  drawn in checkpoint/__init__.py
-      metrics/NAME.jsonl            train, samples and eval by step; events: faults and resumes
+      metrics/NAME.jsonl            train, samples and eval by step; events: faults and resumes; time: goodput
       quarantine/rank-00000.jsonl   the bad samples that each rank met
       ledger/attempt-00001/         the samples that each rank trained on (run/ledger.py)
       logs/                         what the watchdog saw of a rank that it ended
+      profile/                      traces of steps (training/profile.py)
       predictions/                  examples for the report (evaluation/prediction_examples.py)
       audit/                        the most distrusted regions of the sources (evaluation/audit.py)
       results.json                  the scores on the targets
@@ -72,6 +73,11 @@ def ledger(run: Path) -> Path:
 def logs(run: Path) -> Path:
     """The folder of what the watchdog saw."""
     return run / "logs"
+
+
+def profile(run: Path) -> Path:
+    """The folder of traces."""
+    return run / "profile"
 
 
 def predictions(run: Path) -> Path:

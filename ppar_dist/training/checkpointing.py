@@ -58,6 +58,7 @@ class Checkpointing:
             return
         self._watch.phase("save", step)
         self.wait()  # before the copy is made: memory holds one at a time
+        self._log.mark()  # a restart comes back to here
         began = time.monotonic()
         copy = snapshot(learner, self._plan, self._world)
         self._step = step

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ppar_dist.checkpoint import Outcome
 from ppar_dist.class_sets import class_set
@@ -23,15 +23,19 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import class_iou, mean_iou
 from ppar_dist.files.jsonl import JsonLines, drop_after
 from ppar_dist.monitoring.monitor import Monitor
+from ppar_dist.monitoring.rank import device_memory
 from ppar_dist.ppar.alignment import Stage, next_stage
 from ppar_dist.ppar.diagnostics import Detail, Figures
+from ppar_dist.processes import proc
 from ppar_dist.run import paths
+from ppar_dist.run.goodput import TimeLog
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan
+from ppar_dist.training.throughput import Throughput, throughput
 from ppar_dist.view.progress import Progress, StepSummary
 
-EVENTS = "events"  # faults and resumes
+EVENTS, TIME = "events", "time"  # faults and resumes; goodput
 _DIVERGED = (
     "the ranks' prototypes are no longer the same: memory or a device of one rank is faulty, or machines of "
     "several kinds round differently; compare ppar_prototype_checksum of the ranks"
@@ -80,22 +84,29 @@ class Recorder:
         self._domains = tuple(index.name for index in plan.indexes)
         self._classes = class_set(config.data.classes).classes
         self._order = order_of(config, plan.indexes)
-        self.progress = Progress(self._total, state.step, self._every)
+        self._throughput = Throughput(config.train.global_batch)
+        self.progress = Progress(self._total, state.step, self._every, self._speed)
         assert monitor.run is not None, "the monitor is open"
         self._metrics = monitor.run
 
-    def open(self, state: TrainState) -> None:
+    def open(self, state: TrainState, model: nn.Module) -> None:
         """Open the metric files at ``state``, and print the plan and where metrics are served; on rank 0.
+
+        ``model`` is asked what an image costs it.
 
         Raises:
             UserError: a file cannot be written.
         """
         try:
             self._files = self._open(state)
+            path = paths.metrics_file(self._plan.config.run.dir, TIME)
+            self._time = TimeLog(path, proc.started(), state.step)
         except OSError as error:
             text = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
             raise UserError(text) from None
-        for line in self._plan.lines():
+        self._metrics.follow_goodput(self._time.ratio)
+        self._throughput = throughput(self._plan.config, self._world, model)
+        for line in [*self._plan.lines(), *self._throughput.lines()]:
             self.progress.say(line)
         if self._monitor.url is not None:
             self.progress.say(f"metrics: {self._monitor.url}")
@@ -142,7 +153,10 @@ class Recorder:
             return
         step = state.step
         rates, norm = engine.learning_rates(), engine.grad_norm()
+        speed = self._throughput.images_per_second(seconds + waited)
         self._metrics.publish_step(state, figures, rates, norm, seconds + waited)
+        self._metrics.publish_speed(speed, self._throughput.mfu(speed))
+        self._time.add(step, seconds)
         if not figures.finite:
             self.event(
                 "skipped", step, f"the result was not finite, nothing was changed ({_broken(figures)})"
@@ -151,11 +165,37 @@ class Recorder:
         if not self.wants(step):
             return
         record = {"step": step, "samples_seen": state.samples_seen, "seconds": seconds, "data_wait": waited}
+        record |= self._hardware(speed)
         record |= {f"lr/{name}": rate for name, rate in rates.items()}
         record |= {"grad_norm": norm} | figures.named(self._domains, self._classes)
         record |= named_counts(figures, self._domains)
         self._files["train"].write(finite(record))
         self._files["samples"].write(finite({"step": step, "samples": self._sample_rows(state, figures)}))
+        self._time.mark()
+
+    def _hardware(self, images_per_second: float) -> dict[str, Any]:
+        """What a step says of the machine: MFU and memory of rank 0's GPU only where they are known."""
+        mfu, memory = self._throughput.mfu(images_per_second), device_memory(self._world.device)
+        record = {"images_per_second": images_per_second}
+        record |= {} if mfu is None else {"mfu": mfu}
+        return record | ({} if memory is None else {"device_memory_peak": memory.peak})
+
+    def _speed(self, steps_per_second: float) -> list[str]:
+        """The same in words, at the pace of the last steps."""
+        images = steps_per_second * self._throughput.images
+        mfu, memory = self._throughput.mfu(images), device_memory(self._world.device)
+        cells = [f"{images:.1f} images/s"]
+        cells += [] if mfu is None else [f"MFU {100 * mfu:.1f}%"]
+        return (
+            cells
+            if memory is None
+            else [*cells, f"GPU {memory.peak / 2**30:.1f}/{memory.total / 2**30:.1f} GiB"]
+        )
+
+    def mark(self) -> None:
+        """Record the time up to the present step, to which the run may come back."""
+        if self._world.is_main:
+            self._time.mark()
 
     def diverged(self, step: int) -> None:
         """Record, on the rank that sees it, that the ranks' prototypes differed after ``step``."""
@@ -169,6 +209,7 @@ class Recorder:
         self.rewind(state)
         if self._world.is_main:
             self._metrics.publish_rollback(state)
+            self._time.go_back(state.step)
         self.event("rolled back", state.rollbacks[-1].at_step, text)
 
     def event(self, kind: str, step: int, text: str) -> None:
@@ -261,9 +302,12 @@ class Recorder:
             log.warning("%s", text)
 
     def close(self) -> None:
-        """Close the files and the progress bar."""
+        """Close the files and the progress bar, and say what the time went into."""
         if not self._world.is_main:
             return
+        self._time.close()
         for file in self._files.values():
             file.close()
         self.progress.close()
+        if sentence := self._time.total.sentence():
+            self.progress.say(sentence)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -39,6 +40,7 @@ class StepBatches:
         if device.type == "cuda":
             self._side = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._next: list[Batch] | Exception | None = None
+        self.waited_s = 0.0  # for the loader, in ``bring_next``, since the last ``take``
 
     def take(self) -> list[Batch]:
         """The next step's micro-batches.
@@ -48,7 +50,7 @@ class StepBatches:
         """
         if self._next is None:
             self._fetch()
-        batches, self._next = self._next, None
+        batches, self._next, self.waited_s = self._next, None, 0.0
         if isinstance(batches, Exception):
             raise batches
         assert batches is not None
@@ -63,7 +65,9 @@ class StepBatches:
         kept until the batches are taken: this step is not the one that it ends.
         """
         if self._side is not None and self._next is None:
+            began = time.monotonic()
             self._fetch()
+            self.waited_s = time.monotonic() - began
 
     def _fetch(self) -> None:
         try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -26,10 +25,7 @@ from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.evaluate import held_out, refuse_too_many
-from ppar_dist.evaluation.refit import refit
-from ppar_dist.evaluation.survey import survey_sources
 from ppar_dist.models.losses import segmentation_loss
-from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.ppar.objective import StepSettings
@@ -42,10 +38,14 @@ from ppar_dist.run.lock import RunLock
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.checkpointing import Checkpointing
 from ppar_dist.training.learner import build_learner
+from ppar_dist.training.parts import as_written
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.precision import check_precision
+from ppar_dist.training.profile import StepProfile
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import resume
+from ppar_dist.training.source_passes import refit_classifiers, survey
+from ppar_dist.training.step_batches import StepBatches
 from ppar_dist.watchdog import Watchdog
 
 
@@ -85,7 +85,7 @@ class Trainer:
         self.resumed_from = resume(self.learner, plan, world, self.claim)
         self.claim.record()
         self.log = Recorder(plan, world, self.state, monitor)
-        world.on_main(lambda: self.log.open(self.state))
+        world.on_main(lambda: self.log.open(self.state, self.learner.engine.module))
         self.replica_check = ReplicaCheck(world.world_size)
         if self.resumed_from is not None:
             detail = self.learner.objective.detail()
@@ -97,42 +97,20 @@ class Trainer:
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
         self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
         self.ledger = self._open_ledger()
+        self.batches = StepBatches(iter(()), 0, world.device)  # see `_steps`
+        self.profile = StepProfile(self.config, world, self.state.step)
 
     def _survey(self) -> None:
-        """Let the sources judge each other's labels before the first step; a checkpoint brings the trust."""
-        state, device = self.learner.objective.state, self.world.device
-        if state is None or state.trust is None:
-            return
-        segmentor, indexes, alive = self.learner.engine.module, self.plan.indexes, self.watch.alive
-        classes = class_set(self.config.data.classes).classes
-        assert isinstance(segmentor, Segmentor)
-
-        def look() -> Tensor:
-            found = survey_sources(segmentor.backbone, self.config, indexes, len(classes), device, alive)
-            return found.trust.float()
-
-        state.trust.copy_(self.world.on_main(look))
-        for name, row in zip(self.domains, state.trust.tolist(), strict=True):
-            low = [f"{label} {value:.2f}" for label, value in zip(classes, row, strict=True) if value < 0.5]
-            if low:
-                self.log.warn(
-                    f"trust in the labels of {name} is low, 1 is full: {', '.join(low)}; the other sources "
-                    f"disagree, ppar-dist audit {self.claim.path} draws where"
-                )
+        """The first look at the labels; what is distrusted is said."""
+        for line in survey(self.learner, self.plan, self.world, self.watch.alive):
+            advice = f"ppar-dist audit {self.claim.path} draws where"
+            self.log.warn(f"trust in the labels of {line}; the other sources disagree, {advice}")
 
     def _refit(self) -> None:
-        """Fit the classifiers again after the last step, before it is evaluated and saved."""
-        segmentor, state = self.learner.engine.module, self.learner.objective.state
-        assert isinstance(segmentor, Segmentor)
-        if not (self.config.refit.linear or self.config.refit.prototypes):
-            return
-        self.watch.phase("refit", self.state.step)
-        trust, device, alive = None if state is None else state.trust, self.world.device, self.watch.alive
-
-        def fit() -> dict[str, Tensor]:
-            return refit(segmentor, self.config, self.plan.indexes, trust, device, alive)
-
-        segmentor.load_refit(self.world.on_main(fit))
+        """The classifiers' last fit, before they are evaluated and saved."""
+        if self.config.refit.linear or self.config.refit.prototypes:
+            self.watch.phase("refit", self.state.step)
+            refit_classifiers(self.learner, self.plan, self.world, self.watch.alive)
 
     def _open_ledger(self) -> Ledger | None:
         if not self.config.train.ledger:
@@ -160,8 +138,10 @@ class Trainer:
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
-            seconds = time.monotonic() - began
-            self.log.step(self.state, figures, self.learner.engine, seconds, waited)
+            inside = self.batches.waited_s  # for data too, but of the step to come
+            seconds = time.monotonic() - began - inside
+            self.log.step(self.state, figures, self.learner.engine, seconds, waited + inside)
+            self.profile.step()
             if self.state.step == self.config.train.steps:
                 self._refit()
             self._refuse_too_many_bad()
@@ -195,6 +175,7 @@ class Trainer:
                 pending = self.world.start_sum(objective.buffer.flat)
             self.watch.phase("backward", step + 1)
             engine.backward(loss, last)
+        self.batches.bring_next()  # while the device computes
         self.watch.phase("all-reduce", step + 1)
         pending.wait()
         self.watch.phase("step", step + 1)
@@ -237,7 +218,8 @@ class Trainer:
     def _loss(self, batch: Batch, settings: StepSettings) -> Tensor:
         """The mean over a micro-batch of w_i (CE_i + Σ λ L_i)."""
         objective, labels = self.learner.objective, batch.labels
-        prediction = self.learner.engine.forward(batch.images, self.config.ppar.enabled)
+        images = batch.pictures()
+        prediction = self.learner.engine.forward(images, self.config.ppar.enabled)
         weights = objective.label_weights(batch.domains)
         losses = objective.losses(
             settings,
@@ -246,32 +228,32 @@ class Trainer:
             batch.domains,
             segmentation_loss(prediction.logits, labels, None if weights is None else weights.of(labels)),
             batch_slots=batch.positions - self.state.samples_seen,
-            teacher_dense=self._teacher_features(batch),
+            teacher_dense=self._teacher_features(images),
             attempts=batch.attempts,
             label_weights=weights,
         )
         return losses.total.mean()
 
-    def _teacher_features(self, batch: Batch) -> Tensor | None:
+    def _teacher_features(self, images: Tensor) -> Tensor | None:
         teacher = self.learner.teacher
         if teacher is None or not teacher.is_due(self.state.step):
             return None
-        return teacher.features(batch.images)
+        return teacher.features(images)
 
     def _steps(self) -> Iterator[tuple[list[Batch], float]]:
         """This rank's micro-batches of each step to come, and the seconds it waited for them."""
         train, rank, ranks = self.config.train, self.world.rank, self.world.world_size
         expected: tuple[int, int] | None = None  # step and position to come, as far as the loader knows
-        micro_batches: Iterator[Batch] = iter(())
         while self.state.step < train.steps:
             self.watch.phase("data", self.state.step + 1)
             began = time.monotonic()
             step, position = self.state.step, self.state.samples_seen
             if (step, position) != expected:  # at the start, and after a rollback
                 stop = position + (train.steps - step) * train.global_batch
-                micro_batches = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
+                loader = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
+                self.batches = StepBatches(loader, self.plan.batching.accumulation, self.world.device)
             expected = step + 1, position + train.global_batch
-            batches = list(islice(micro_batches, self.plan.batching.accumulation))
+            batches = self.batches.take()
             yield batches, time.monotonic() - began
 
     def _refuse_too_many_bad(self) -> None:
@@ -343,7 +325,10 @@ class Trainer:
         self.state.evaluated_step = self.state.step
         world, model = self.world, self.learner.engine.module.eval()
         config, indexes = self.config, self.plan.indexes
-        found = held_out(model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive)
+        with as_written(config):  # pictures of any size
+            found = held_out(
+                model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive
+            )
         model.train()
         self.watch.phase("all-reduce", self.state.step)
         counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
@@ -359,6 +344,7 @@ class Trainer:
 
     def close(self) -> None:
         """End the write under way and close the run's records."""
+        self.profile.close()
         self.checkpoints.close()
         self.log.close()
         self.quarantine.close()

@@ -9,7 +9,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ppar_dist.text import clock, visible
@@ -74,9 +74,18 @@ class Pace:
 class Progress:
     """Rank 0's view of the progress: rows at the bottom of a terminal, and lines."""
 
-    def __init__(self, total: int, start: int, log_every: int) -> None:
-        """Show steps ``start`` to ``total``; off a terminal, as a line every ``log_every`` steps."""
-        self._total, self._log_every = total, log_every
+    def __init__(
+        self,
+        total: int,
+        start: int,
+        log_every: int,
+        speed: Callable[[float], Sequence[str]] = lambda rate: (),
+    ) -> None:
+        """Show steps ``start`` to ``total``; off a terminal, as a line every ``log_every`` steps.
+
+        ``speed`` says what a rate in steps per second amounts to.
+        """
+        self._total, self._log_every, self._speed = total, log_every, speed
         on_terminal = terminal.can_draw(sys.stderr)
         self._has_lines = not (on_terminal and terminal.can_draw(sys.stdout))
         self._notes: dict[str, tuple[str, float]] = {}
@@ -136,7 +145,8 @@ class Progress:
             facts["ess"] = f"{summary.ess_ratio:.2f}"
         facts["wait"] = f"{100 * waiting:.0f}%"
         text = " ".join(f"{name}={value}" for name, value in facts.items())
-        return f"step {step}/{self._total} {text} {rate:.2f} step/s eta {self._eta(step, rate)}"
+        pace = " ".join([f"{rate:.2f} step/s", *self._speed(rate)])
+        return f"step {step}/{self._total} {text} {pace} eta {self._eta(step, rate)}"
 
     def _eta(self, step: int, rate: float) -> str:
         return clock((self._total - step) / rate) if rate > 0 else "?"
@@ -159,7 +169,7 @@ class Progress:
         rows = bar(step, self._total, [pace, f"eta {self._eta(step, rate)}"], width)
         groups = [] if summary is None else _groups(summary, step)
         notes = [f"{name} {text}, {clock(now - at)} ago" for name, (text, at) in self._notes.items()]
-        groups.append([f"data wait {100 * waiting:.0f} %", *notes])
+        groups.append([f"data wait {100 * waiting:.0f} %", *self._speed(rate), *notes])
         return [*rows, *(line for group in groups for line in flow(map(visible, group), width))]
 
 

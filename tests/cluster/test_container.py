@@ -24,7 +24,7 @@ from tests.cluster.pods import Container, Volume
 from tests.faults.jobs import last_step
 
 WAIT_S = 240.0
-BUILD_TOOLS = ("gcc", "cc", "g++", "c++", "ld", "make", "cmake", "nvcc", "git", "pip", "pip3")
+BUILD_TOOLS = ("g++", "c++", "make", "cmake", "nvcc", "git", "pip", "pip3")  # gcc stays, for Triton
 
 
 def test_image_says_what_it_is_and_how_it_is_run(image: Image) -> None:
@@ -60,6 +60,26 @@ def test_image_holds_neither_tools_nor_what_the_build_was_told(image: Image) -> 
     for folder in volumes:
         left = root / str(folder).lstrip("/")
         assert not left.exists() or not os.listdir(left)
+
+
+def test_the_image_compiles_what_triton_needs_for_a_gpu_and_has_the_libraries_that_nccl_opens(
+    image: Image,
+) -> None:
+    """As its user; against a library that stands for the driver's, which comes with a GPU."""
+    program = """
+import ctypes, subprocess
+from triton.backends.nvidia import driver
+from triton.runtime.build import _build
+for name in ("libibverbs.so.1", "libmlx5.so.1"):
+    ctypes.CDLL(name)
+open("/tmp/stub.c", "w").write("int cuInit(unsigned flags) { return 0; }")
+subprocess.run(["gcc", "-shared", "-fPIC", "-o", "/tmp/libcuda.so.1", "/tmp/stub.c"], check=True)
+source = f"{driver.dirname}/driver.c"
+print(_build("made", source, "/tmp", ["/tmp"], driver.include_dirs, driver.libraries, []))
+"""
+    done = image.run("/opt/ppar/bin/python", "-c", program)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert Path(done.stdout.strip()).name.startswith("made")
 
 
 def folders(image: Image, root: Path) -> list[Path]:

@@ -156,6 +156,7 @@ def test_the_check_of_pod_security_knows_a_trespass() -> None:
     }
 
 
+RDMA = "rdma/hca_shared_devices_a"
 NO_RETRY = (exit_codes.CONFIG, exit_codes.INTERNAL, exit_codes.INTERRUPTED)
 
 
@@ -170,7 +171,7 @@ def test_a_plain_job_goes_by_the_exit_codes() -> None:
     assert job["spec"]["template"]["spec"]["restartPolicy"] == "Never"
 
 
-@pytest.mark.parametrize("name", ["jobset", "kueue", "cpu"])
+@pytest.mark.parametrize("name", ["jobset", "kueue", "rdma", "cpu"])
 def test_a_jobset_goes_by_the_exit_codes(name: str) -> None:
     jobset = one(overlay(name), "JobSet")
     assert {jobset_decision(jobset, code) for code in NO_RETRY} == {"FailJobSet"}
@@ -203,6 +204,9 @@ def test_pods_fit_the_configuration_they_read(name: str, tmp_path: Path) -> None
         assert job["spec"]["completions"] == job["spec"]["parallelism"] == nodes
         gpus = container(job)["resources"]["limits"].get("nvidia.com/gpu", 1)
         assert config.train.global_batch % (nodes * gpus) == 0
+        # A core for every rank and loader worker, as `doctor` asks for.
+        cores = float(container(job)["resources"]["requests"]["cpu"])
+        assert cores >= gpus * (1 + config.data.workers)
         load_config(
             tmp_path / "config.yaml",
             [each for each in container(job)["args"] if "=" in each[1:] and each[0] != "-"],
@@ -231,6 +235,49 @@ def test_configurations_are_those_of_the_repository_but_for_paths(
                 node = node[step]
             del node[last]
     assert here == there
+
+
+def variables(job: Manifest) -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container(job)["env"] if "value" in each}
+
+
+def test_rdma_differs_from_the_default_by_a_device_and_by_what_nccl_is_told() -> None:
+    (job,), (default,) = jobs(overlay("rdma")), jobs(overlay("jobset"))
+    ours, limits = variables(job), container(job)["resources"]["limits"]
+    added = ours.items() - variables(default).items()
+    assert added == {("NCCL_NET", "IB"), ("NCCL_SOCKET_IFNAME", "=eth0")}  # IB: never TCP in silence
+    assert ours["NCCL_DEBUG"] == "WARN"  # or an end with NCCL's error would not say why
+    assert set(limits) - set(container(default)["resources"]["limits"]) == {RDMA}
+    bare = copy.deepcopy(job)
+    del container(bare)["resources"]["limits"][RDMA]
+    container(bare)["env"] = container(default)["env"]
+    assert bare == default
+
+
+@pytest.mark.parametrize(
+    ("page", "base"),
+    [("jobs/k8s/components/rdma/kustomization.yaml", "rdma"), ("docs/operate/gpus.md", "jobset")],
+)
+def test_a_patch_that_is_recommended_does_what_it_says(page: str, base: str, tmp_path: Path) -> None:
+    """As it is written there: the name of another device plugin, and several GPUs a pod."""
+    text = re.sub("^# ?", "", (REPOSITORY / page).read_text(), flags=re.MULTILINE)
+    (patch,) = re.findall(r"^( *)patches:\n((?:\1 +.*\n)+)", text, re.MULTILINE)[:1]
+    tree = yaml.safe_load("patches:\n" + patch[1])
+    tree["resources"] = [os.path.relpath(K8S / "overlays" / base, tmp_path)]
+    (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(tree))
+    manifests = render(tmp_path)
+    check(one(manifests, "JobSet"))
+    (job,) = jobs(manifests)
+    limits, ports = container(job)["resources"]["limits"], container(job)["ports"]
+    if base == "rdma":
+        assert "YOURS/NAME" in limits
+        assert RDMA not in limits
+        return
+    gpus, workers = limits["nvidia.com/gpu"], configuration(manifests, tmp_path).data.workers
+    assert gpus > 1
+    assert float(container(job)["resources"]["requests"]["cpu"]) == gpus * (1 + workers)
+    metrics = {each["name"]: each["containerPort"] for each in ports if each["name"] != "ranks"}
+    assert metrics == {f"metrics-{rank}": 18400 + rank for rank in range(gpus)}
 
 
 def admitted(policy: Manifest, labels: dict[str, str], namespace: str, port: int) -> bool:

@@ -56,6 +56,8 @@ RANK_0 = {
     "ppar_rollbacks_total": set(),
     "ppar_samples_total": {"domain"},
     "ppar_step_duration_seconds_bucket": {"le"},
+    "ppar_images_per_second": set(),
+    "ppar_goodput_ratio": set(),
     "ppar_progress_ratio": set(),
     "ppar_train_steps": set(),
     "ppar_checkpoint_interval_steps": set(),
@@ -67,6 +69,7 @@ RANK_0 = {
     "ppar_miou": {"target"},
     "ppar_iou": {"target", "class"},
 }
+# Not here: ppar_mfu_ratio and ppar_device_memory_…, on machines where they are known.
 ONLY_WHEN_IT_HAPPENS = {"ppar_bad_samples_total": {"domain", "reason"}}
 PARTS = ("_bucket", "_sum", "_count")
 
@@ -159,6 +162,16 @@ def test_the_others_serve_themselves_alone(live: Live, rank: int) -> None:
         last = next(s.value for s in samples if s.name == name)
         assert 0 <= time.time() - last < TIMEOUT_S
     assert any(s.name == "process_resident_memory_bytes" for s in samples)
+
+
+def test_speed_and_goodput_are_those_of_the_records(live: Live) -> None:
+    found, now = {s.name: s.value for s in live.scrape(0)}, time.time()
+    speeds = [6 / (record["seconds"] + record["data_wait"]) for record in train_lines(live.run)]
+    assert min(speeds) <= found["ppar_images_per_second"] <= max(speeds)
+    began = read_lines(live.run / "metrics" / "time.jsonl")[0]["time"]
+    trained = sum(record["seconds"] for record in train_lines(live.run))  # a few steps more by now
+    assert 0 < found["ppar_goodput_ratio"] < 1
+    assert found["ppar_goodput_ratio"] == pytest.approx(trained / (now - began), rel=0.2)
 
 
 def test_targets_name_every_rank_of_the_job(live: Live) -> None:

@@ -68,6 +68,7 @@ def flat(batches: list[Batch]) -> dict[int, tuple[Any, ...]]:
             batch.labels[i].numpy().tobytes(),
             int(batch.domains[i]),
             int(batch.samples[i]),
+            batch.colours[i],
             batch.keys[i],
         )
         for batch in batches

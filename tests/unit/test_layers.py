@@ -26,6 +26,7 @@ DOORS = {
     "deepspeed": {"training.engine"},
     "torch.distributed": {"distributed"},
     "prometheus_client": {"monitoring"},
+    "zlib_ng": {"pictures"},
     "webdataset": {"data.loader", "data.shards.writer"},
 }
 # Rooms and modules of pure functions: they read no environment.

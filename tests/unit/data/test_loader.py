@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from ppar_dist.config.schema import AugmentConfig
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.order import Order
 from ppar_dist.data.reading import eval_samples, read_sample
@@ -27,24 +28,29 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_domains(tmp_path_factory.mktemp("shards"), samples_per_shard=8)
 
 
-def test_batches_are_what_the_order_says(root: Path) -> None:
-    cfg = config(root)
+@pytest.mark.parametrize("scale", [(0.75, 1.75), (1.0, 1.0)])
+def test_batches_are_what_the_order_says(root: Path, scale: tuple[float, float]) -> None:
+    """Of crops that are resized or padded, and of whole pictures."""
+    cfg = config(root, {"size": 36, "crop": (36, 48)})
+    cfg = cfg.model_copy(update={"augment": AugmentConfig(scale=scale)})
     indexes = open_sources(cfg)
     order = Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
     transform = TrainTransform(cfg.augment, cfg.data, cfg.seed)
     batches = drain(cfg)
     assert [batch.positions.tolist() for batch in batches] == [list(range(s, s + 6)) for s in range(0, 60, 6)]
     for batch in batches:
-        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (6, 3, 24, 32))
-        assert (batch.labels.dtype, batch.labels.shape) == (torch.uint8, (6, 24, 32))
+        assert (batch.images.dtype, batch.images.shape) == (torch.uint8, (6, 3, 36, 48))
+        assert (batch.labels.dtype, batch.labels.shape) == (torch.uint8, (6, 36, 48))
         for i, position in enumerate(batch.positions.tolist()):
             place = order.locate(position)
             decoded = read_sample(indexes[place.domain], place.sample, transform.min_side)
-            image, label = transform(decoded.image, decoded.label, position)
+            image, label, colours = transform(decoded.image, decoded.label, position)
             assert (batch.domains[i], batch.samples[i]) == (place.domain, place.sample)
             assert batch.keys[i] == f"{list(SIZES)[place.domain]}_{place.sample}"
+            assert image.permute(1, 2, 0).is_contiguous()  # all alike: another order is slow to stack
             assert torch.equal(batch.images[i], image)
             assert torch.equal(batch.labels[i], label)
+            assert batch.colours[i] == colours
 
 
 @pytest.mark.process

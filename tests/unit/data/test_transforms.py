@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms.v2 import functional as F
 
+from benchmarks.speed.colours import pillow_colours
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.config.schema import AugmentConfig, DataConfig
+from ppar_dist.data.colours import Colours, recoloured
 from ppar_dist.data.transforms import Draws, EvalTransform, TrainTransform
 
 STILL = {"flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
@@ -48,7 +51,7 @@ def neighbours_agree(ids: torch.Tensor) -> torch.Tensor:
 
 def test_shapes_and_types() -> None:
     image, label = coded_pair()
-    out, ids = TrainTransform(AugmentConfig(), data_config(), 0)(image, label, 5)
+    out, ids, _ = TrainTransform(AugmentConfig(), data_config(), 0)(image, label, 5)
     assert (out.dtype, out.shape) == (torch.uint8, (3, 90, 120))
     assert (ids.dtype, ids.shape) == (torch.uint8, (90, 120))
 
@@ -56,17 +59,19 @@ def test_shapes_and_types() -> None:
 def test_only_seed_and_position_matter() -> None:
     image, label = coded_pair()
     first = TrainTransform(AugmentConfig(), data_config(), 3)
-    expected: dict[int, tuple[torch.Tensor, torch.Tensor]] = {p: first(image, label, p) for p in range(12)}
+    expected = {p: first(image, label, p) for p in range(12)}
     torch.manual_seed(99)
     np.random.seed(99)
     again = TrainTransform(AugmentConfig(), data_config(), 3)
     for position in (11, 2, 7, 0):  # another order, another object, another global seed
-        out, ids = again(image, label, position)
-        assert torch.equal(out, expected[position][0])
-        assert torch.equal(ids, expected[position][1])
-    assert len({out.numpy().tobytes() for out, _ in expected.values()}) == 12
-    other, _ = TrainTransform(AugmentConfig(), data_config(), 4)(image, label, 0)
-    assert not torch.equal(other, expected[0][0])
+        out, ids, colours = again(image, label, position)
+        assert torch.equal(out, expected[position].image)
+        assert torch.equal(ids, expected[position].label)
+        assert colours == expected[position].colours
+    assert len({crop.image.numpy().tobytes() for crop in expected.values()}) == 12
+    assert len({crop.colours.gamma for crop in expected.values()} - {1.0}) > 6
+    other = TrainTransform(AugmentConfig(), data_config(), 4)(image, label, 0)
+    assert not torch.equal(other.image, expected[0].image)
 
 
 def test_global_random_state_is_untouched() -> None:
@@ -94,7 +99,7 @@ def test_image_and_label_stay_together(factor: int) -> None:
     transform = TrainTransform(augment, data_config(), 1)
     padded = flipped = 0
     for position in range(40):
-        out, ids = transform(small, label, position)
+        out, ids, _ = transform(small, label, position)
         shown = out.permute(1, 2, 0)  # (h, w, 3)
         outside = ids == IGNORE_INDEX
         padded += bool(outside.any())
@@ -122,7 +127,7 @@ def test_scale_is_uniform_and_honoured() -> None:
     augment = AugmentConfig.model_validate({**STILL, "scale": (1.0, 1.5)})
     transform = TrainTransform(augment, data_config(size=180, crop=(180, 240)), 0)
     for position in range(20):
-        out, ids = transform(Image.fromarray(pixels), np.zeros((180, 240), np.uint8), position)
+        out, ids, _ = transform(Image.fromarray(pixels), np.zeros((180, 240), np.uint8), position)
         scale = 1.0 + 0.5 * Draws.at(0, position).scale
         assert float((out[0, 90].float() / 255).sum()) == pytest.approx(40 * scale, abs=1.0)
         assert not (ids == IGNORE_INDEX).any()
@@ -134,7 +139,8 @@ def test_scale_is_uniform_and_honoured() -> None:
 def test_nothing_on_leaves_the_sample_as_it_is() -> None:
     image, label = coded_pair()
     augment = AugmentConfig.model_validate({**STILL, "scale": (1, 1)})
-    out, ids = TrainTransform(augment, data_config(size=180, crop=(180, 240)), 0)(image, label, 3)
+    out, ids, colours = TrainTransform(augment, data_config(size=180, crop=(180, 240)), 0)(image, label, 3)
+    assert colours == Colours()
     assert np.array_equal(out.permute(1, 2, 0).numpy(), np.asarray(image))
     assert np.array_equal(ids.numpy(), label)
 
@@ -149,9 +155,27 @@ def test_each_photometric_part_works_alone(name: str) -> None:
     chance = {} if name in ("grayscale", "blur") else {"photometric": 1.0}
     label = np.zeros((90, 120), np.uint8)
     transform = TrainTransform(AugmentConfig.model_validate({**off, **chance, name: on}), data_config(), 0)
-    out, ids = transform(Image.fromarray(pixels), label, 1)
-    assert not np.array_equal(out.permute(1, 2, 0).numpy(), pixels)
+    out, ids, colours = transform(Image.fromarray(pixels), label, 1)
+    assert np.array_equal(out.permute(1, 2, 0).numpy(), pixels)  # they are changed later
+    assert (recoloured(out[None], [colours])[0] - out).abs().mean() > 1
     assert not ids.any()
+
+
+def test_colours_are_close_to_those_of_pillow() -> None:
+    """The reference is torchvision on Pillow images, each step rounded and clamped."""
+    noise = np.random.default_rng(3).integers(90, 160, (9, 12, 3)).astype(np.uint8)
+    pixels = Image.fromarray(np.kron(noise, np.ones((10, 10, 1), np.uint8)))
+    augment = AugmentConfig.model_validate({"flip": 0, "blur": 0.5, "scale": (1, 1)})
+    transform = TrainTransform(augment, data_config(), 0)
+    differences, changes = [], []
+    for position in range(30):
+        crop = transform(pixels, np.zeros((90, 120), np.uint8), position)
+        found = recoloured(crop.image[None], [crop.colours])[0]
+        expected = F.pil_to_tensor(pillow_colours(pixels, augment, Draws.at(0, position)))
+        differences.append(float((found - expected).abs().mean()))
+        changes.append(float((found - crop.image).abs().mean()))
+    assert np.mean(differences) < 0.15 * np.mean(changes)
+    assert max(differences) < 15  # of 255
 
 
 def test_decisions_do_not_shift_one_another() -> None:
@@ -170,7 +194,7 @@ def test_tensors_are_accepted() -> None:
     for one, other in zip(
         transform(image, label, 8), transform(tensor, torch.from_numpy(label), 8), strict=True
     ):
-        assert torch.equal(one, other)
+        assert one == other if isinstance(one, Colours) else torch.equal(one, other)
 
 
 def test_min_side_covers_the_largest_scale() -> None:

@@ -35,6 +35,7 @@ NOT_GIVEN = [
     {"NVIDIA_VISIBLE_DEVICES": "void"},
     {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "0"},  # hidden on purpose
     {"CUDA_VISIBLE_DEVICES": "-1", "SLURM_JOB_GPUS": "0"},
+    {"CUDA_VISIBLE_DEVICES": "0,1", "LOCAL_RANK": "0"},  # of a launcher, which does not look
 ]
 
 

@@ -99,6 +99,11 @@ def test_a_run_says_where_it_stands(home: Path) -> None:
     assert facts["checkpoints"]["step-00000040"] == "whole"
     assert facts["last_logged"] == {"step": 10, "stage": 1, "loss/total": 0.5}
     assert facts["sources"] == ["a", "b"]
+    assert facts["goodput"] is None
+    times = ({"time": 100.0, "step": 0, "seconds": 0}, {"time": 150.0, "step": 10, "seconds": 30.5})
+    (metrics / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in times))
+    expected = {"ratio": 0.61, "training_s": 30.5, "lost_s": 0.0, "wall_s": 50.0}
+    assert inspect(home / "run")["goodput"] == expected
 
 
 def test_facts_are_json_and_lines(home: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 import urllib.request
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -142,6 +143,41 @@ def test_everything_a_step_says_is_scraped(metrics: Metrics) -> None:
     info = [dict(labels) for name, labels in found if name == "ppar_run_info"]
     assert info[0]["run"] == "tiny"
     assert info[0]["ranks"] == "3"
+
+
+def test_mfu_is_served_only_where_it_is_known(metrics: Metrics) -> None:
+    metrics.run.publish_speed(32.5, None)
+    found = read(metrics)
+    assert found["ppar_images_per_second", ()] == 32.5
+    assert not any("mfu" in name or "device_memory" in name for name, _ in found)
+    for mfu in (0.375, 0.5):
+        metrics.run.publish_speed(40.0, mfu)
+    assert read(metrics)["ppar_mfu_ratio", ()] == 0.5
+
+
+def test_goodput_is_asked_for_at_each_scrape(metrics: Metrics) -> None:
+    assert read(metrics)["ppar_goodput_ratio", ()] == 0
+    ratios = [0.25, 0.75]
+    metrics.run.follow_goodput(lambda: ratios[-1])
+    assert read(metrics)["ppar_goodput_ratio", ()] == 0.75
+    ratios.append(0.5)
+    assert read(metrics)["ppar_goodput_ratio", ()] == 0.5
+
+
+def test_the_memory_of_a_gpu_is_asked_for_at_each_scrape(
+    metrics: Metrics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metrics.rank.follow_memory(torch.device("cpu"))
+    assert not any("device_memory" in name for name, _ in read(metrics))
+    device, taken = torch.device("cuda", 1), {0: 5, 1: 3 << 30}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: taken[device.index])
+    properties = SimpleNamespace(total_memory=80 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    metrics.rank.follow_memory(device)
+    taken[1] = 7 << 30
+    found = read(metrics)
+    assert found["ppar_device_memory_peak_bytes", ()] == 7 << 30
+    assert found["ppar_device_memory_total_bytes", ()] == 80 << 30
 
 
 def test_sample_weights_are_a_cumulative_histogram_per_domain(metrics: Metrics) -> None:

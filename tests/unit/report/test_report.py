@@ -5,6 +5,7 @@ import io
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -116,6 +117,32 @@ def test_the_table_holds_what_results_json_holds(run: Path) -> None:
     target = json.loads((run / "results.json").read_text())["targets"]["night"]
     for value in (target["miou"], target["pixel_accuracy"], target["iou"]["road"]):
         assert f"{100 * value:.1f}" in page.text
+
+
+def tiles_of(run: Path) -> list[str]:
+    text = write_report(run).read_text()
+    return [re.sub(r"<[^>]+>", " ", tile).strip() for tile in re.findall(r'<div class="tile.*?</div>', text)]
+
+
+def test_speed_is_shown_where_it_was_recorded(run: Path, tmp_path: Path) -> None:
+    shown = " ".join(tiles_of(run))
+    assert not any(name in shown for name in ("goodput", "images per second", "MFU", "GiB"))
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    train = [json.loads(line) for line in (copy / "metrics" / "train.jsonl").read_text().splitlines()[:-1]]
+    for record, speed in zip(train, [100.0] * 5 + [1500.0] * 35, strict=True):  # the first steps are slow
+        record |= {"images_per_second": speed, "mfu": speed / 5000, "device_memory_peak": 1 << 30}
+    train[-1]["device_memory_peak"] = 5 << 29
+    (copy / "metrics" / "train.jsonl").write_text("".join(json.dumps(record) + "\n" for record in train))
+    times = [(1000.0, 0, 0), (1100.0, 40, 75.0), (1150.0, 20, 0), "junk", (1200.0, 30, 50.0)]
+    lines = [
+        dict(zip(("time", "step", "seconds"), item, strict=True)) if item != "junk" else {} for item in times
+    ]
+    (copy / "metrics" / "time.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = tiles_of(copy)
+    for tile in ("25.0  % goodput", "1 500.0  images per second, median", "30.0  % MFU, median"):
+        assert tile in found
+    assert "2.5  GiB of the first GPU at most" in found
 
 
 def test_pictures_decode_and_show_the_labels(run: Path) -> None:

@@ -202,6 +202,22 @@ def test_lines_in_a_log() -> None:
     assert done.stderr == b""
 
 
+def test_what_a_rate_amounts_to_stands_beside_it(capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[float] = []
+
+    def speed(rate: float) -> list[str]:
+        asked.append(rate)
+        return [f"{8 * rate:.1f} images/s", "MFU 41.5%"]
+
+    progress = Progress(2, 0, 1, speed)
+    progress.step(1, StepSummary({"total": 1.0}))
+    progress.close()
+    found = re.search(r" (\d+\.\d\d) step/s (\S+) images/s MFU 41\.5% eta ", capsys.readouterr().out)
+    assert found is not None
+    assert (found[1], found[2]) == (f"{asked[0]:.2f}", f"{8 * asked[0]:.1f}")
+    assert "MFU 41.5%" in progress._rows(100)[-1]
+
+
 def test_a_reader_that_leaves_does_not_end_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     read, write = os.pipe()
     os.close(read)

@@ -1,0 +1,129 @@
+"""Colours: one matrix for all affine steps, the same pixels in any batch, and no look at the device."""
+
+from __future__ import annotations
+
+import colorsys
+import math
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms.v2 import functional as F
+
+from ppar_dist.data.colours import (
+    Colours,
+    brightness,
+    composed,
+    contrast,
+    hue,
+    recoloured,
+    saturation,
+)
+
+LUMA = torch.tensor([0.299, 0.587, 0.114])
+STRONG = Colours(((1.4, -0.2, 0.1, 3.0), (0.0, 0.9, 0.3, -7.0), (0.2, 0.2, 0.6, 0.5)), 0.7, 1.2)
+
+
+def crops(low: int = 0, high: int = 256, size: tuple[int, int] = (37, 53)) -> torch.Tensor:
+    """uint8 (6, 3, H, W) random pixels."""
+    return torch.randint(
+        low, high, (6, 3, *size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def grey(image: torch.Tensor) -> torch.Tensor:
+    return torch.einsum("chw,c->hw", image.float(), LUMA)
+
+
+def test_nothing_drawn_leaves_every_pixel() -> None:
+    images = crops()
+    changed = recoloured(images, [Colours()] * 6)
+    assert changed.dtype == torch.float32
+    assert torch.equal(changed, images.float())
+
+
+def test_a_sample_has_the_same_pixels_in_any_batch() -> None:
+    images = crops().contiguous(memory_format=torch.channels_last)
+    before = images.clone()
+    drawn = [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), STRONG._replace(sigma=0.0), STRONG]
+    together = recoloured(images, drawn)
+    assert torch.equal(images, before)
+    order = [4, 0, 5, 2, 1, 3]
+    shuffled = recoloured(images[order], [drawn[i] for i in order])
+    for place, i in enumerate(order):
+        alone = recoloured(images[i : i + 1].contiguous(), drawn[i : i + 1])[0]
+        assert torch.equal(together[i], alone)
+        assert torch.equal(shuffled[place], alone)
+
+
+def test_the_device_is_not_waited_for() -> None:
+    """Tensors without values stand for those of a GPU: whoever asks for one is refused."""
+    images = crops().to("meta")
+    assert recoloured(images, [STRONG] * 6).shape == images.shape
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_steps_are_those_of_torchvision_in_any_order(turn: int) -> None:
+    """On values that nothing clamps."""
+    pairs = [
+        (brightness(0.8), lambda x: F.adjust_brightness(x, 0.8)),
+        (contrast(1.3), lambda x: F.adjust_contrast(x, 1.3)),
+        (saturation(1.2), lambda x: F.adjust_saturation(x, 1.2)),
+    ]
+    pairs = pairs[turn:] + pairs[:turn]
+    crop = crops(110, 150)[0]
+    expected = crop.float() / 255
+    for _, reference in pairs:
+        expected = reference(expected)
+    drawn = Colours(composed([step for step, _ in pairs], crop))
+    assert (recoloured(crop[None], [drawn])[0] - 255 * expected).abs().max() < 0.1
+
+
+def test_contrast_keeps_the_mean_grey_that_it_meets() -> None:
+    crop = crops(40, 100)[0].contiguous()
+    for layout in (crop, crop.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
+        flat = recoloured(layout[None], [Colours(composed([brightness(1.5), contrast(0.0)], layout))])[0]
+        torch.testing.assert_close(flat, torch.full_like(flat, 1.5 * float(grey(crop).mean())))
+
+
+def test_hue_turns_colours_and_keeps_grey() -> None:
+    crop = crops(90, 160)[0]
+    for turn in (-0.1, 0.05, 0.3):
+        turned = recoloured(crop[None], [Colours(composed([hue(turn)], crop))])[0]
+        torch.testing.assert_close(grey(turned), grey(crop), atol=0.02, rtol=0)
+        shifts = [
+            (colorsys.rgb_to_hsv(*after)[0] - colorsys.rgb_to_hsv(*before)[0] + 0.5) % 1.0 - 0.5
+            for before, after in zip(
+                crop.flatten(1).t().tolist(), turned.flatten(1).t().tolist(), strict=True
+            )
+        ]
+        assert float(np.median(shifts)) == pytest.approx(turn, abs=0.02)
+    plain = torch.full((3, 4, 5), 77, dtype=torch.uint8)
+    kept = recoloured(plain[None], [Colours(composed([hue(0.2)], plain))])[0]
+    torch.testing.assert_close(kept, plain.float(), atol=0.02, rtol=0)
+
+
+def test_no_saturation_is_grey() -> None:
+    crop = crops()[0]
+    grey_one = recoloured(crop[None], [Colours(composed([saturation(0.0)], crop))])[0]
+    torch.testing.assert_close(grey_one, grey(crop).expand(3, -1, -1))
+
+
+def test_gamma_comes_after_the_clamp() -> None:
+    doubled = Colours(((2, 0, 0, 0), (0, 2, 0, 0), (0, 0, 2, -60)), 1.5)
+    crop = crops()[0].double()
+    expected = (2 * crop - torch.tensor([0, 0, 60])[:, None, None]).clamp(0, 255)
+    changed = recoloured(crops()[:1], [doubled])[0]
+    torch.testing.assert_close(changed.double(), 255 * (expected / 255) ** 1.5, atol=1e-3, rtol=1e-5)
+
+
+@pytest.mark.parametrize("sigma", [0.3, 1.5])
+def test_blur_is_a_gaussian_whose_edges_repeat(sigma: float) -> None:
+    image = crops(size=(9, 7))[0]
+    weights = np.array([math.exp(-((x / sigma) ** 2) / 2) for x in range(-12, 13)])
+    wide = np.pad(image.numpy().astype(float), ((0, 0), (12, 12), (12, 12)), mode="edge")
+    kernel = np.outer(weights, weights) / weights.sum() ** 2
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (25, 25), axis=(1, 2))  # (3, 9, 7, 25, 25)
+    expected = (windows * kernel).sum((-1, -2))
+    found = recoloured(image[None], [Colours(sigma=sigma)])[0].numpy()
+    assert np.abs(found - expected).max() < 0.2
