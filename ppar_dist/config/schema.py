@@ -88,7 +88,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    """Training augmentation (torchvision.transforms.v2); every draw is seeded by position."""
+    """Training augmentation; every draw is seeded by position."""
 
     scale: tuple[Positive, Positive] = (0.75, 1.75)  # range of the random scaling
     flip: Ratio = 0.5  # chance of a horizontal flip

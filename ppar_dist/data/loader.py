@@ -56,8 +56,14 @@ class Batch:
         return recoloured(self.images, self.colours)
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on a device, contiguous; from pinned memory the copy does not block."""
-        return self._each(lambda tensor: tensor.to(device, non_blocking=True).contiguous())
+        """The same batch on a device; from pinned memory the copy does not block.
+
+        On a CPU contiguous; a GPU's images stay channels last, as its convolutions want them.
+        """
+        on_cpu = torch.device(device).type == "cpu"
+        return self._each(
+            lambda tensor: tensor.contiguous() if on_cpu else tensor.to(device, non_blocking=True)
+        )
 
     def pin_memory(self) -> Batch:
         """The same batch in page-locked memory."""

@@ -28,7 +28,7 @@ from ppar_dist.training.engine import BUCKET_ELEMENTS
 from ppar_dist.training.parts import recompute
 
 MFU = 0.4  # of a device's peak that a training reaches
-LOADER_MS = 43.0  # of CPU per image: a JPEG of 1914×1052, cropped to 512, on an AMD EPYC; where none is there
+LOADER_MS = 15.6  # of CPU per image: a JPEG of 1914×1052, cropped to 512, on an AMD EPYC; where none is there
 _PROBED = 12  # images that are loaded to measure it
 _FLOAT = 4  # bytes
 RESERVED = 1.5 * 2**30  # bytes of a device: context, work spaces of libraries

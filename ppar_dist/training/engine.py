@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -143,14 +143,17 @@ class Engine:
         if self._zero and self._adamw.state:
             self._link_moments()
         state: dict[str, torch.Tensor] = {}
-        for name, parameter in self._trained():
-            updates = self._updates(parameter)
+        trained = dict(self._trained())
+        for name, updates in self._updates(trained).items():
             if not updates:
                 continue  # no gradient has reached it so far
-            moments = {key: self._moment(parameter, key) for key in _MOMENTS}
+            moments = {key: self._moment(trained[name], key) for key in _MOMENTS}
             if self.world.is_main:
-                state |= {f"{key}.{name}": value.to("cpu", copy=True) for key, value in moments.items()}
+                for key, value in moments.items():
+                    state[f"{key}.{name}"] = value.to("cpu", non_blocking=True, copy=True)
                 state[f"step.{name}"] = torch.tensor(updates, dtype=torch.float32)
+        if self.world.device.type == "cuda":
+            torch.cuda.current_stream().synchronize()  # once, for all copies under way
         return state
 
     def load(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
@@ -184,11 +187,15 @@ class Engine:
     def _zero(self) -> bool:
         return self.config.engine.zero_stage > 0
 
-    def _updates(self, parameter: torch.nn.Parameter) -> float:
-        """How many updates a parameter has had; with ZeRO all have had as many."""
+    def _updates(self, trained: Mapping[str, nn.Parameter]) -> dict[str, float]:
+        """How many updates each parameter has had, in one transfer; with ZeRO all have had as many."""
         states = self._adamw.state
-        state = next(iter(states.values()), None) if self._zero else states.get(parameter)
-        return float(state["step"]) if state else 0.0
+        if self._zero:
+            first = next(iter(states.values()), None)
+            return dict.fromkeys(trained, float(first["step"]) if first else 0.0)
+        counted = {name: states[p]["step"] for name, p in trained.items() if states.get(p)}
+        counts = torch.stack(list(counted.values())).tolist() if counted else []
+        return dict.fromkeys(trained, 0.0) | dict(zip(counted, counts, strict=True))
 
     def _moment(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
         if self._zero:
