@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 _LONGEST = 403  # characters of one value
@@ -95,3 +95,8 @@ def problem(item: Any, known: Iterable[str] = ()) -> str:
     is_choice = item["type"] == "literal_error" and isinstance(item["input"], str)
     hint = guess(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"])) if is_choice else ""
     return f"{key}: {message}{value}{hint}" if key else message
+
+
+def some(names: Sequence[str]) -> str:
+    """Three of many names, as a message shows them."""
+    return ", ".join(names[:3]) + ", …" * (len(names) > 3)

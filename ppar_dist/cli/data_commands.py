@@ -85,14 +85,16 @@ def text(
     from ppar_dist.class_sets import class_set
     from ppar_dist.config.schema import BackboneConfig, TextConfig
     from ppar_dist.models.backbone import build_backbone
-    from ppar_dist.models.text import write_embeddings
+    from ppar_dist.models.text import check_templates, write_embeddings
 
+    templates = template or TextConfig().templates
+    check_templates(templates, "--template")
     names = [prompt for prompts in class_set(classes).prompts for prompt in prompts]
     backbone = build_backbone(BackboneConfig(name=model, pretrained=pretrained))
     encoder = backbone.text_tower()
     if encoder is None:
         raise UserError(f"{model} has no text tower; choose another --model")
-    write_embeddings(out, names, template or TextConfig().templates, encoder)
+    write_embeddings(out, names, templates, encoder)
     print(f"{out}: {len(names)} names of {classes}, {backbone.embed_dim} wide")
 
 

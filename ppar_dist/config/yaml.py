@@ -7,6 +7,7 @@ nesting and aliases until memory is full. Here all of these are a ``YAMLError`` 
 
 from __future__ import annotations
 
+import re
 from typing import Any, NoReturn
 
 import yaml
@@ -18,6 +19,7 @@ MAX_DEPTH = 32  # sections and lists within each other
 MAX_DIGITS = 400  # of a number: more than any float has
 
 _PLAIN = ("null", "bool", "int", "float", "str", "seq", "map", "merge")
+_OCTAL = re.compile(r"[-+]?0[0-7_]+")
 _TAGS = frozenset(f"tag:yaml.org,2002:{name}" for name in _PLAIN)
 
 
@@ -53,15 +55,17 @@ class StrictLoader(yaml.SafeLoader):
     def compose_mapping_node(self, anchor: Any) -> Any:
         """Compose a mapping; a repeated key is refused, one that overrides ``<<`` is not."""
         node = super().compose_mapping_node(anchor)
-        lines: dict[tuple[str, str], int] = {}
+        first: dict[Any, yaml.ScalarNode] = {}  # 0, 0x0, 0.0 and false are one key for Python
         for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                line, first = key.start_mark.line + 1, lines.get((key.tag, key.value))
-                if first is not None:
+            if isinstance(key, yaml.ScalarNode) and not key.tag.endswith(":merge"):
+                other = first.setdefault(self.construct_object(key), key)
+                if other is not key:
+                    line, before = (each.start_mark.line + 1 for each in (key, other))
+                    as_written = f" as {other.value!r}" * (key.value != other.value)
                     _refuse(
-                        f"key {key.value!r} in line {line} is in line {first} too; keep one", key.start_mark
+                        f"key {key.value!r} in line {line} is in line {before} too{as_written}; keep one",
+                        key.start_mark,
                     )
-                lines[key.tag, key.value] = line
         return node
 
     def construct_object(self, node: Any, deep: bool = False) -> Any:
@@ -71,6 +75,10 @@ class StrictLoader(yaml.SafeLoader):
         # Python limits decimal digits, but not hexadecimal and binary ones, nor 1:00:00, a number of base 60.
         if node.tag.endswith(":int") and len(node.value) > MAX_DIGITS:
             _refuse(f"a number of {len(node.value)} characters; at most {MAX_DIGITS}", node.start_mark)
+        if node.tag.endswith(":int") and _OCTAL.fullmatch(node.value):
+            _refuse(
+                f"{node.value!r} is octal in YAML; write the number without leading zeros", node.start_mark
+            )
         try:
             return super().construct_object(node, deep)
         except (ValueError, KeyError, IndexError):  # raised by int(), float() and the look-up of yes and no

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,11 @@ from pathlib import Path, PurePath
 
 from ppar_dist.errors import UserError
 from ppar_dist.pictures import SUFFIXES, is_clutter
-from ppar_dist.text import visible
+from ppar_dist.text import some, visible
 
 LEGEND = "legend.png"
+log = logging.getLogger(__name__)
+
 _ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
 
 
@@ -67,14 +70,19 @@ def _searched(folder: Path, out: Path) -> list[Path | Failure]:
         raise UserError(
             f"--out {folder} is the folder of the images, and results must not lie among them; give another"
         )
-    inside = list(_below(folder, out, ()))
+    others: list[Path] = []
+    inside = list(_below(folder, out, (), others))
     if not inside:
         raise UserError(f"folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}); give another")
+    if others:
+        names = some([visible(str(path.relative_to(folder))) for path in others])
+        told = "%s: passed over %d files that are no images by their endings: %s"
+        log.warning(told, folder, len(others), names)
     return inside
 
 
-def _below(folder: Path, out: Path, above: tuple[Path, ...]) -> Iterator[Path | Failure]:
-    """Pictures in a folder and those below; links are followed, but not in a circle."""
+def _below(folder: Path, out: Path, above: tuple[Path, ...], others: list[Path]) -> Iterator[Path | Failure]:
+    """Pictures in a folder and those below; ``others`` gets the rest. Links are followed, not in a circle."""
     real = folder.resolve()
     if real == out:
         return
@@ -90,9 +98,11 @@ def _below(folder: Path, out: Path, above: tuple[Path, ...]) -> Iterator[Path | 
         if is_clutter(item.name):
             continue
         if os.path.isdir(item):
-            yield from _below(item, out, (*above, real))
+            yield from _below(item, out, (*above, real), others)
         elif item.suffix.lower() in SUFFIXES:
             yield item
+        else:
+            others.append(item)
 
 
 def _names(files: Sequence[PurePath]) -> list[PurePath]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from ppar_dist import pictures
+from ppar_dist.data.shards.sample import encode_label
 from ppar_dist.pictures import PictureError, is_clutter, label_ids, open_label, open_picture, read_photo
 
 ORIENTATION = 0x112
@@ -153,6 +155,68 @@ def test_ids_are_the_stored_numbers_at_any_depth(depth: int, colour: int) -> Non
     np.testing.assert_array_equal(label_ids(open_label(raw)), ids)
 
 
+def grey_png(rows: bytes, packed: bytes | None = None) -> bytes:
+    """A PNG of 11x7 grey pixels: rows behind their filters, or bytes instead of their compressed form."""
+    content = zlib.compress(rows) if packed is None else packed
+    empty = png(11, 7, 8, 0, [])
+    kind, at = b"IDAT", empty.index(b"IDAT") - 4
+    crc = struct.pack(">I", zlib.crc32(kind + content))
+    return empty[:at] + struct.pack(">I", len(content)) + kind + content + crc + empty[-12:]
+
+
+IDS = np.random.default_rng(5).integers(0, 256, (7, 11)).astype(np.uint8)
+ROWS = b"".join(b"\0" + row.tobytes() for row in IDS)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encode_label(IDS),
+        grey_png(ROWS),
+        encode(IDS, "PNG"),  # with filters
+        grey_png(b"\1" + ROWS[1:12] + ROWS[12:]),  # one row with a filter
+        grey_png(ROWS + b"\0" * 12),  # a row too many
+        grey_png(ROWS[:-12]),  # a row too few
+        encode_label(IDS)[:-20],  # cut off behind the pixels
+        grey_png(ROWS).replace(b"IEND", b"tIME"),  # no end
+    ],
+)
+def test_plain_labels_are_read_as_pillow_reads_them(raw: bytes) -> None:
+    expected = np.asarray(Image.open(io.BytesIO(raw)))
+    np.testing.assert_array_equal(label_ids(open_label(raw)), expected)
+
+
+def test_what_prepare_writes_takes_the_fast_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(np, "asarray", None)  # what Pillow's pixels would be taken with
+    np.testing.assert_array_equal(label_ids(open_label(encode_label(IDS))), IDS)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        encode_label(IDS)[:-40],  # cut off
+        grey_png(b"", zlib.compress(ROWS)[:-9]),
+        grey_png(b"", b"\x78\x9c" + bytes(30)),
+        grey_png(b"\7" + ROWS[1:]),  # no such filter
+    ],
+)
+def test_damaged_labels_are_refused_as_pillow_refuses_them(raw: bytes) -> None:
+    with pytest.raises((OSError, SyntaxError, ValueError)):
+        Image.open(io.BytesIO(raw)).load()
+    with pytest.raises(PictureError, match="not a readable PNG"):
+        label_ids(open_label(raw))
+
+
+def test_a_bomb_is_inflated_no_further_than_its_pixels() -> None:
+    raw = grey_png(ROWS + bytes(1 << 26))
+    tracemalloc.start()
+    try:
+        np.testing.assert_array_equal(label_ids(open_label(raw)), IDS)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
 def test_labels_of_colours_with_transparency_or_turned_are_refused() -> None:
     for pixels in (PIXELS, np.dstack([PIXELS, PIXELS[..., :1]]), PIXELS[..., :2]):
         with pytest.raises(PictureError, match="a label is a PNG of one channel"):
@@ -191,3 +255,46 @@ def test_clutter(name: str) -> None:
 @pytest.mark.parametrize("name", ["a.jpg", "./a.jpg", "../a.jpg", "a.b/c.jpg", "thumbs.jpg"])
 def test_no_clutter(name: str) -> None:
     assert not is_clutter(name)
+
+
+def ppm(kind: bytes, values: np.ndarray, white: int) -> bytes:
+    head = b"%s\n%d %d\n%d\n" % (kind, values.shape[1], values.shape[0], white)
+    return head + values.astype(">u2").tobytes()
+
+
+def test_deep_ppms_are_read_by_their_range_or_refused() -> None:
+    grey = np.arange(0, 65536, 257).reshape(16, 16)
+    expected = np.repeat((grey // 257).astype(np.uint8)[..., None], 3, axis=2)
+    for raw in (ppm(b"P5", grey, 65535), ppm(b"P6", np.repeat(grey[..., None], 3, axis=2), 65535)):
+        np.testing.assert_array_equal(np.asarray(read_photo(raw)), expected)
+    np.testing.assert_array_equal(np.asarray(read_photo(ppm(b"P5", grey // 16, 65535), (0, 4095))), expected)
+    dark = np.full((4, 4, 3), 4095)
+    with pytest.raises(PictureError, match="nearly black on the full range"):
+        read_photo(ppm(b"P6", dark, 65535))
+    with pytest.raises(PictureError, match="16-bit colours in PPM; a range needs PNG"):
+        read_photo(ppm(b"P6", dark, 65535), (0, 4095))
+    # Pillow has stretched these before the range is applied.
+    assert np.asarray(read_photo(ppm(b"P5", dark[..., 0], 4095))).min() == 255
+    with pytest.raises(PictureError, match="values up to 4095, which fill its range; leave --range out"):
+        read_photo(ppm(b"P5", dark[..., 0], 4095), (0, 4095))
+
+
+def tiff(pixels: np.ndarray, photometric: int, sample_format: int) -> bytes:
+    """A grey TIFF of one strip, written from the specification."""
+    height, width = pixels.shape
+    bits = 8 * pixels.itemsize
+    entries = [(256, width), (257, height), (258, bits), (259, 1), (262, photometric), (273, 8 + 2 + 120 + 4)]
+    entries += [(277, 1), (278, height), (279, pixels.nbytes), (339, sample_format)]
+    body = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0\x08\0\0\0" + struct.pack("<H", len(entries)) + body + bytes(4) + pixels.tobytes()
+
+
+def test_tiffs_whose_values_would_be_others_are_refused() -> None:
+    deep = np.arange(0, 65536, 257, dtype="<u2").reshape(16, 16)
+    np.testing.assert_array_equal(np.asarray(read_photo(tiff(deep, 1, 1)))[..., 0], deep // 257)
+    with pytest.raises(PictureError, match="white as 0"):
+        read_photo(tiff(deep, 0, 1))
+    shallow = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    np.testing.assert_array_equal(np.asarray(read_photo(tiff(shallow, 0, 1)))[..., 0], 255 - shallow)
+    with pytest.raises(PictureError, match="signed values in 8 bits"):
+        read_photo(tiff(shallow.view(np.int8), 1, 2))

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
-
-from PIL import Image
+from typing import NamedTuple, TypeVar
 
 from ppar_dist.class_sets import class_set
 from ppar_dist.data.prepare import camvid, cityscapes, folder, gta5, labelmefacade, synthia, urbansyn
@@ -24,13 +22,21 @@ from ppar_dist.data.prepare.checking import (
     PairCheck,
     by_reason,
     how_stored,
+    notes,
+    pictures_passed_over,
     repeated_keys,
     report,
 )
 from ppar_dist.data.prepare.options import USUAL, Options
+from ppar_dist.data.prepare.replacing import (
+    files_digest,
+    refuse_no_folder,
+    refuse_other_files,
+    refuse_other_options,
+)
 from ppar_dist.data.prepare.source import Decoder, Domains, Pair, Source, unusable
-from ppar_dist.data.shards.manifest import AS_THEY_CAME, Prepared, read_domain_file
-from ppar_dist.data.shards.manifest import NAME as DOMAIN_FILE
+from ppar_dist.data.shards.manifest import AS_THEY_CAME, Prepared
+from ppar_dist.data.shards.sample import encode_label
 from ppar_dist.data.shards.writer import ShardSample, safe_key, write_domain
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import PictureError, Span, is_clutter, open_picture, photo_rgb
@@ -66,10 +72,9 @@ class _Encoder:
     jpeg: int | None
 
     def __call__(self, pair: Pair) -> ShardSample:
-        packed = io.BytesIO()
-        Image.fromarray(self.decode(pair.label)).save(packed, "PNG")
+        label = encode_label(self.decode(pair.label))
         metadata = {"dataset": self.dataset, "file": pair.image.name}
-        return ShardSample(safe_key(pair.key), self._image(pair.image), packed.getvalue(), metadata)
+        return ShardSample(safe_key(pair.key), self._image(pair.image), label, metadata)
 
     def _image(self, path: Path) -> bytes:
         raw = path.read_bytes()
@@ -119,20 +124,28 @@ def prepare(
         classes: name of the class set.
         options: what else is asked for.
         progress: called after each sample, and after each check.
-        tell: gets each line about pairs that are left out.
+        tell: gets each line about pairs and files that are left out, and about what looks like a mistake.
 
     Raises:
         DataError: unknown data set or class set, a missing folder, bad pairs (all of them are listed), or a
-            domain that is there was made with other options.
+            domain that is there was made with other options or of other files.
     """
     source = _source(dataset, options.mapping)
-    domains = _select(source, Path(root), options.limit, frozenset(options.exclude))
+    source.require(Path(root))
+    every = source.domains(Path(root))
+    domains = _select(source, Path(root), every, options.limit, frozenset(options.exclude))
+    passed_over = source.passed_over(every, Path(root))
+    refuse_no_folder(Path(out))
     decode = source.decoder(class_set(classes))
-    for name in domains:
-        _refuse_other_options(Path(out) / name, classes, source.name, options)
+    for name, pairs in domains.items():
+        refuse_other_options(Path(out) / name, classes, source.name, options)
+        refuse_other_files(Path(out) / name, pairs, options)
     checked = _check_all(
         source, domains, PairCheck(decode, options.span, options.jpeg is not None), options, progress, tell
     )
+    tell = tell or (lambda line: None)
+    for line in (*pictures_passed_over(passed_over, Path(root)), *notes(every, frozenset(options.exclude))):
+        tell(line)
     encode = _Encoder(source.name, decode, options.span, options.jpeg)
     folders = []
     for name, (pairs, bad, encoded) in checked.items():
@@ -140,10 +153,17 @@ def prepare(
             AS_THEY_CAME if not encoded else f"{encoded} of {len(pairs)} encoded as {_form(options.jpeg)}"
         )
         prepared = Prepared(
-            dataset=source.name, images=images, options=options.changing(), left_out=by_reason(bad)
+            dataset=source.name,
+            images=images,
+            options=options.changing(),
+            left_out=by_reason(bad),
+            files=files_digest(domains[name]),
+            passed_over=len(passed_over),
         )
         samples = _counted(_in_order(encode, pairs, options.workers), name, len(pairs), progress)
-        write_domain(Path(out) / name, classes, samples, prepared=prepared)
+        index = write_domain(Path(out) / name, classes, samples, prepared=prepared)
+        if not index.counts.any():
+            tell(f"{name}: no pixel of any label has a class of {classes}; check the mapping of its labels")
         folders.append(Path(out) / name)
     return folders
 
@@ -162,10 +182,10 @@ def _source(dataset: str, mapping: Path | None) -> Source:
     return folder.source(mapping) if mapping is not None else SOURCES[dataset]
 
 
-def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[str]) -> Domains:
+def _select(
+    source: Source, root: Path, domains: Domains, limit: int | None, exclude: frozenset[str]
+) -> Domains:
     """The domains without excluded pairs and clutter."""
-    source.require(root)
-    domains = source.domains(root)
     names = {name for pairs in domains.values() for pair in pairs for name in (pair.key, pair.image.stem)}
     if exclude - names:
         raise DataError(f"--exclude names samples that are not there: {sorted(exclude - names)}; drop them")
@@ -181,26 +201,6 @@ def _select(source: Source, root: Path, limit: int | None, exclude: frozenset[st
     if not chosen:
         raise DataError(f"{source.name}: no samples in {root}; --root holds {source.layout}")
     return chosen
-
-
-def _refuse_other_options(folder: Path, classes: str, dataset: str, options: Options) -> None:
-    """A domain that is there is replaced without being asked for only by the same again."""
-    if options.overwrite or not (folder / DOMAIN_FILE).exists():
-        return
-    wanted = (classes, dataset, options.changing())
-    there = read_domain_file(folder)
-    made = (there.class_set, there.prepared.dataset, there.prepared.options) if there.prepared else None
-    if made != wanted:
-        how = f"with {_words(*made)}" if made else "in a way that its file does not tell"
-        raise DataError(
-            f"{folder} is there already, made {how}; this would make it with {_words(*wanted)}. "
-            "Choose another --out, or replace it by --overwrite"
-        )
-
-
-def _words(classes: str, dataset: str, options: dict[str, Any]) -> str:
-    listed = {"classes": classes, "data set": dataset} | options
-    return ", ".join(f"{name} {value}" for name, value in listed.items())
 
 
 def _check_all(

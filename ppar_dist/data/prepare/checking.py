@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ppar_dist.data.prepare.source import Decoder, Pair, unusable
+from ppar_dist.data.prepare.source import Decoder, Domains, Pair, unusable
 from ppar_dist.data.shards.writer import safe_key
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import (
@@ -21,7 +22,7 @@ from ppar_dist.pictures import (
     photo_rgb,
     photo_size,
 )
-from ppar_dist.text import one_line
+from ppar_dist.text import one_line, some
 
 AS_IT_CAME, ENCODED = "as it came", "encoded again"
 _NO_LABEL = "no_label"
@@ -105,6 +106,26 @@ def report(domain: str, bad: Sequence[BadPair], total: int) -> list[str]:
     lines += [f"{domain}: {each.key}: {each.detail}" for each in others[:_LISTED]]
     if len(others) > _LISTED:
         lines.append(f"{domain}: and {len(others) - _LISTED} more bad pairs")
+    return lines
+
+
+def pictures_passed_over(paths: Sequence[Path], root: Path) -> list[str]:
+    """A line about pictures that belong to no pair; none where there are none."""
+    names = some([str(path.relative_to(root)) for path in paths])
+    told = f"passed over {len(paths)} pictures that belong to no pair, by name or ending: {names}"
+    return [told] * bool(paths)
+
+
+def notes(domains: Domains, exclude: frozenset[str]) -> list[str]:
+    """What the names of pairs suggest was not meant: one label for many images, a stem that excludes many."""
+    pairs = [pair for each in domains.values() for pair in each]
+    count = Counter(pair.label for pair in pairs)
+    shared = [pair.key for pair in pairs if count[pair.label] > 1]
+    lines = [f"{len(shared)} images share a label with another: {some(shared)}"] * bool(shared)
+    for name in sorted(exclude):
+        named = [pair.key for pair in pairs if name in (pair.key, pair.image.stem)]
+        if len(named) > 1:
+            lines.append(f"--exclude {name} leaves out {len(named)} samples: {some(named)}")
     return lines
 
 

@@ -70,6 +70,7 @@ SOURCE = Source(
     name="cityscapes",
     page="https://www.cityscapes-dataset.com/downloads/",
     layout=f"leftImg8bit/<split>/<city>/*{_IMAGE} and gtFine/<split>/<city>/*{_LABEL}",
+    whole=("leftImg8bit",),
     domains=_domains,
     decoder=index_labels(dict(enumerate(NAMES))),
 )

@@ -4,27 +4,48 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import SUFFIXES, is_clutter
 
+OTHER_SUFFIXES = frozenset(
+    {".heic", ".heif", ".avif", ".gif", ".jp2", ".j2k", ".jxl", ".jfif", ".jpe", ".pgm", ".pnm", ".pbm"}
+    | {".dng", ".cr2", ".nef", ".arw", ".exr", ".hdr", ".tga"}
+)
+"""Endings of pictures that are not read."""
 
-def images_below(folder: Path) -> list[Path]:
+
+def images_below(folder: Path, suffixes: frozenset[str] = SUFFIXES) -> list[Path]:
     """Image files of a folder and its subfolders, sorted by path; none when there is no folder.
 
-    Links to folders are followed, clutter is left out.
+    Links to folders are followed, but each real folder is searched once; clutter is left out.
 
     Raises:
         DataError: a folder cannot be listed.
     """
     found = []
-    for here, folders, names in os.walk(folder, onerror=_unlistable, followlinks=True):
-        folders[:] = [name for name in folders if not (is_clutter(name) or _leads_back(here, name))]
-        pictures = [name for name in names if os.path.splitext(name)[1].lower() in SUFFIXES]
-        found += [Path(here, name) for name in pictures if not is_clutter(name)]
+    for here, names in _folders_below(folder):
+        pictures = [name for name in names if os.path.splitext(name)[1].lower() in suffixes]
+        found += [here / name for name in pictures if not is_clutter(name)]
     return sorted(found)
+
+
+def _folders_below(folder: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Each real folder and the names in it, under its own path where it has one below, else by a link."""
+    seen, tops = set[str](), [folder]
+    while tops:
+        links = []
+        for top in tops:
+            for here, folders, names in os.walk(top, onerror=_unlistable):
+                real = os.path.realpath(here)
+                folders[:] = sorted(name for name in folders if real not in seen and not is_clutter(name))
+                links += [Path(here, name) for name in folders if os.path.islink(os.path.join(here, name))]
+                if real not in seen:
+                    yield Path(here), names
+                seen.add(real)
+        tops = links
 
 
 def labels_on_disk(wanted: Sequence[Path]) -> list[Path]:
@@ -58,12 +79,6 @@ def _by_folded_name(folder: Path) -> dict[str, list[str]]:
 
 def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).lower()
-
-
-def _leads_back(here: str, name: str) -> bool:
-    """Whether a folder is a link to one that it is in."""
-    path = Path(here, name)
-    return path.is_symlink() and Path(here).resolve().is_relative_to(path.resolve())
 
 
 def _unlistable(error: OSError) -> None:

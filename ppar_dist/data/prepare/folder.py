@@ -25,25 +25,28 @@ under whatever licence they have.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
 from ppar_dist.class_sets import CLASS_SETS, ClassSet
 from ppar_dist.config.yaml import read_yaml
 from ppar_dist.data.prepare.pairing import Layout
 from ppar_dist.data.prepare.patterns import PathPattern
 from ppar_dist.data.prepare.source import Colour, Decoder, Domains, Source, colour_labels, index_labels
+from ppar_dist.data.shards.writer import LONGEST_NAME
 from ppar_dist.errors import DataError
 from ppar_dist.text import guess
 
 IGNORE = "ignore"
 REST: Literal["*"] = "*"
 
+
 Value = Annotated[int, Field(ge=0, lt=1 << 16)] | Literal["*"]
+_VALUE: TypeAdapter[int | str] = TypeAdapter(Value)
 
 
 class FolderMapping(BaseModel):
@@ -51,12 +54,20 @@ class FolderMapping(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9{][A-Za-z0-9_{}-]*$")]
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9{][A-Za-z0-9_{}-]*$", max_length=LONGEST_NAME)]
     images: str = "images"
     labels: str = "labels"
     label_suffix: str = ""
     values: dict[Value, str] | None = None
     colours: dict[str, str] | None = None
+
+    @field_validator("values", mode="before")
+    @classmethod
+    def _no_booleans(cls, values: Any) -> Any:
+        for key in values if isinstance(values, dict) else ():
+            if isinstance(key, bool):
+                raise ValueError(f"a label value is a number, got {key} (YAML reads yes, no, on and off so)")
+        return values
 
 
 def read_mapping(path: Path) -> FolderMapping:
@@ -66,7 +77,8 @@ def read_mapping(path: Path) -> FolderMapping:
         DataError: it is missing or malformed, or names a class that no class set knows.
     """
     try:
-        mapping = FolderMapping.model_validate(read_yaml(path.read_text("utf-8")))
+        tree = read_yaml(path.read_text("utf-8"))
+        mapping = FolderMapping.model_validate(tree)
     except OSError as error:
         raise DataError(f"cannot read mapping file {path}: {error.strerror}; check the path") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -78,6 +90,7 @@ def read_mapping(path: Path) -> FolderMapping:
         raise DataError(f"mapping file {path} has either values: or colours:; keep exactly one")
     if not (mapping.values or mapping.colours or {}).keys() - {REST}:
         raise DataError(f"mapping file {path} lists no value or colour; write each with its class name")
+    _refuse_twice(path, tree.get("values") or ())
     _check_names(path, set((mapping.values or mapping.colours or {}).values()))
     return mapping
 
@@ -98,6 +111,7 @@ def source(mapping_file: Path) -> Source:
         layout=f"{mapping.images}{suffixes[0]} and {mapping.labels}{suffixes[1]}",
         domains=domains,
         decoder=_decoder(mapping, mapping_file),
+        whole=(str(layout.images.folder), str(layout.labels.folder)),
     )
     return described
 
@@ -119,6 +133,14 @@ def _decoder(mapping: FolderMapping, path: Path) -> Callable[[ClassSet], Decoder
     if len(legend) < len(colours.keys() - {REST}):
         raise DataError(f"mapping file {path} lists a colour twice; keep one")
     return colour_labels(legend, rest=colours.get(REST))
+
+
+def _refuse_twice(path: Path, keys: Iterable[Any]) -> None:
+    """Keys that differ in YAML, such as 0 and "0", may be one label value."""
+    first: dict[Any, Any] = {}
+    for key in keys:
+        if (other := first.setdefault(_VALUE.validate_python(key), key)) is not key:
+            raise DataError(f"mapping file {path} lists one value twice, as {other!r} and {key!r}; keep one")
 
 
 def _check_names(path: Path, names: set[str]) -> None:

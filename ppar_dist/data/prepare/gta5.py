@@ -69,6 +69,7 @@ SOURCE = Source(
     name="gta5",
     page="https://download.visinf.tu-darmstadt.de/data/from_games/",
     layout="images/<number>.png and labels/<number>.png",
+    whole=("images", "labels"),
     domains=_domains,
     decoder=_decoder,
 )

@@ -33,7 +33,9 @@ def _domains(root: Path) -> Domains:
         listed = root / f"{part}.txt"
         if not listed.is_file():
             raise SOURCE.missing(listed)
-        stems = [Path(line.strip()).name for line in listed.read_text("utf-8").splitlines() if line.strip()]
+        stems = [
+            Path(line.strip()).name for line in listed.read_text("utf-8-sig").splitlines() if line.strip()
+        ]
         stems = [stem.removesuffix(".jpg") for stem in stems]
         if not stems:
             raise DataError(f"{listed} names no image; get the list again from {SOURCE.page}")

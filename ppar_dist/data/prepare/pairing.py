@@ -12,7 +12,7 @@ from typing import NamedTuple
 from ppar_dist.data.prepare.finding import images_below, labels_on_disk
 from ppar_dist.data.prepare.patterns import PathPattern
 from ppar_dist.data.prepare.source import Domains, Pair
-from ppar_dist.data.shards.writer import safe_key
+from ppar_dist.data.shards.writer import LONGEST_NAME, safe_key
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import SUFFIXES
 
@@ -92,6 +92,8 @@ class Layout:
 
     def _by_pattern(self, root: Path, image: Path, values: dict[str, str]) -> _Placed:
         domain = self.name.fill(values)
+        if len(domain) > LONGEST_NAME:
+            self._refuse(f"a domain's name has {LONGEST_NAME} letters at most, got {domain!r}; shorten name:")
         if not _DOMAIN.fullmatch(domain):
             self._refuse(
                 f"a domain's name holds letters, digits, _ and - only, got {domain!r} for {image}; "

@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppar_dist.class_sets import ClassSet
-from ppar_dist.data.prepare.finding import images_below, labels_on_disk
+from ppar_dist.data.prepare.finding import OTHER_SUFFIXES, images_below, labels_on_disk
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import (
+    SUFFIXES,
     PictureError,
     label_ids,
     open_label,
     open_picture,
     photo_rgb,
+    refuse_turned,
 )
 
 Colour = tuple[int, int, int]
@@ -50,12 +52,19 @@ class Source:
     layout: str  # what its root folder holds, one line
     domains: Callable[[Path], Domains]  # root → pairs of each domain, in a fixed order
     decoder: Callable[[ClassSet], Decoder]
+    whole: tuple[str, ...] = ()  # folders below the root of which every picture should belong to a pair
 
     def missing(self, path: Path) -> DataError:
         """The error for a file or folder that the layout asks for and the root does not hold."""
         return DataError(
             f"{self.name}: no {path}; --root holds {self.layout}. Get the data set from {self.page}"
         )
+
+    def passed_over(self, domains: Domains, root: Path) -> list[Path]:
+        """The pictures of the ``whole`` folders, whatever their format, that belong to no pair."""
+        folders = {root / folder for folder in self.whole}
+        there = {path for folder in folders for path in images_below(folder, SUFFIXES | OTHER_SUFFIXES)}
+        return sorted(there - {path for pairs in domains.values() for pair in pairs for path in pair[1:]})
 
     def require(self, *folders: Path) -> None:
         """Raise the error of ``missing`` for the first of the folders that does not exist."""
@@ -138,11 +147,12 @@ def read_index(path: Path) -> NDArray[np.integer]:
 
 
 def read_colour(path: Path) -> NDArray[np.uint8]:
-    """The colours of a PNG, (H, W, 3); raises DataError where it has none."""
+    """The colours of a PNG, (H, W, 3); raises DataError where it has none, or is turned by its EXIF."""
     try:
         image = open_picture(path, ("PNG",))
         if image.mode not in ("RGB", "RGBA", "P"):
             raise PictureError("mode", f"of mode {image.mode}, not of colours; use the colour labels")
+        refuse_turned(image, path)
         return np.asarray(photo_rgb(image))
     except PictureError as error:
         raise unusable(path, error) from None

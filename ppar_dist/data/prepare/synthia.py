@@ -14,7 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ppar_dist.data.prepare.source import Domains, Source, index_labels, same_name_pairs, unusable
-from ppar_dist.pictures import PictureError, png_channels
+from ppar_dist.pictures import (
+    PictureError,
+    label_ids,
+    open_label,
+    open_picture,
+    png_channels,
+    refuse_turned,
+)
 
 NAMES = (
     "void",
@@ -45,12 +52,16 @@ NAMES = (
 
 
 def _read(path: Path) -> NDArray[np.integer]:
-    """The first channel of a PNG of 8 or 16 bits, (H, W)."""
+    """The first channel of a PNG, as stored, (H, W)."""
     try:
-        channels = png_channels(path.read_bytes())  # (C, H, W)
+        raw = path.read_bytes()
+        image = open_picture(raw, ("PNG",))
+        if len(image.getbands()) == 1:  # grey or palette of any depth
+            return label_ids(open_label(raw))
+        refuse_turned(image, raw)
+        first: NDArray[np.integer] = png_channels(raw)[0]
     except PictureError as error:
         raise unusable(path, error) from None
-    first: NDArray[np.integer] = channels[0]
     return first
 
 
@@ -63,6 +74,7 @@ SOURCE = Source(
     name="synthia",
     page="https://synthia-dataset.net/downloads/",
     layout="RGB/<number>.png and GT/LABELS/<number>.png (16 bit)",
+    whole=("RGB", "GT/LABELS"),
     domains=_domains,
     decoder=index_labels(dict(enumerate(NAMES)), _read),
 )

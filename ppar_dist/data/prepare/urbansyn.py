@@ -28,6 +28,7 @@ SOURCE = Source(
     name="urbansyn",
     page="https://huggingface.co/datasets/UrbanSyn/UrbanSyn",
     layout="rgb/rgb_<number>.png and ss/ss_<number>.png",
+    whole=("rgb", "ss"),
     domains=_domains,
     decoder=index_labels(NAMES),
 )

@@ -7,6 +7,7 @@ import json
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
@@ -16,14 +17,14 @@ import numpy.typing as npt
 
 from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
-from ppar_dist.data.shards.compressed import plain_shards
+from ppar_dist.data.shards.compressed import passed_over, plain_shards
 from ppar_dist.data.shards.grouping import USUAL, Endings
 from ppar_dist.data.shards.index import RECORD, DomainIndex
-from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, Prepared, read_domain_file
+from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, DomainFile, Prepared, read_domain_file
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.errors import DataError
 from ppar_dist.files.durable import fingerprint
-from ppar_dist.text import printable
+from ppar_dist.text import one_line, printable, some
 
 QUARANTINE = "quarantine.jsonl"
 _PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
@@ -50,6 +51,7 @@ class Findings:
     ignored: Counter[str] = field(default_factory=Counter)  # other members, by extension
     empty: list[str] = field(default_factory=list)  # shards without a good sample
     unpacked: list[str] = field(default_factory=list)  # compressed shards, and what became of each
+    passed_over: list[str] = field(default_factory=list)  # archives that are not among the shards
     turned: int = 0  # images that are turned upright by their EXIF orientation
 
     def add(self, shard: str, fault: Fault) -> None:
@@ -87,6 +89,11 @@ class Findings:
         if self.bad:
             counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
             lines.append(f"left out {self.bad.total()} bad samples ({counts}), listed in {QUARANTINE}")
+        if self.passed_over:
+            lines.append(
+                f"passed over {len(self.passed_over)} archives, which are in subfolders or of an ending that "
+                f"is not read: {some(self.passed_over)}"
+            )
         if self.empty:
             more = f" and {len(self.empty) - _NAMED} more" if len(self.empty) > _NAMED else ""
             lines.append(f"no good sample in {', '.join(self.empty[:_NAMED])}{more}")
@@ -132,7 +139,7 @@ def index_folder(
         prepared: how ``prepare`` made the shards; None keeps what an earlier index says of that.
 
     Raises:
-        DataError: no folder, or no samples.
+        DataError: no folder, no samples, or an earlier index says that the ids are of another class set.
         BadSamples: (a UserError) more bad samples than allowed; the message gives every reason with its
             count and an example.
     """
@@ -140,20 +147,42 @@ def index_folder(
     num_classes = find_class_set(class_set).num_classes
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; check the path, or {REMEDY}")
+    before = None if prepared else _before(folder)
+    _refuse_other_classes(folder, before, class_set)
     findings = Findings(name or folder.resolve().name)
+    findings.passed_over = passed_over(folder)
     rows = _Rows([], [], [], [])
     draft = folder / f".{QUARANTINE}.{os.getpid()}"
     try:
-        with draft.open("w", encoding="utf-8") as stream:
+        with writing(folder), draft.open("w", encoding="utf-8") as stream:
             _check_all(folder, num_classes, rows, findings, stream, progress, endings)
         if findings.exceed(max_bad_ratio):
             raise BadSamples(findings, _remedy(findings))
         if not rows.keys:
-            raise DataError(f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar); {REMEDY}")
-        _write(folder, class_set, rows, findings, draft, prepared or _prepared_before(folder))
+            over = f"; there are {some(findings.passed_over)}" * bool(findings.passed_over)
+            raise DataError(
+                f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar){over}; {REMEDY}"
+            )
+        with writing(folder):
+            _write(
+                folder, class_set, rows, findings, draft, prepared or (before.prepared if before else None)
+            )
     finally:
         draft.unlink(missing_ok=True)
     return DomainIndex.open(folder), findings
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What the system refuses while files are written to a folder is a DataError."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:  # not of the system, but of a library
+            raise
+        raise DataError(
+            f"cannot complete {folder} ({one_line(error)}); make room, or correct permissions or path"
+        ) from None
 
 
 def _check_all(
@@ -235,12 +264,26 @@ def _remedy(findings: Findings) -> str:
     )
 
 
-def _prepared_before(folder: Path) -> Prepared | None:
-    """What an earlier index of the folder says of how its shards were made."""
+def _before(folder: Path) -> DomainFile | None:
+    """What an earlier index of the folder says; None where there is none that can be read."""
     try:
-        return read_domain_file(folder).prepared
+        return read_domain_file(folder)
     except DataError:
         return None
+
+
+def _refuse_other_classes(folder: Path, before: DomainFile | None, class_set: str) -> None:
+    """Ids of one class set must not be read as those of another: index does not change what labels store."""
+    if before is None or before.class_set == class_set:
+        return
+    if before.prepared is not None:
+        remedy = f"run `ppar-dist prepare` again with --classes {class_set}"
+    else:
+        remedy = f"write other labels; or remove {folder / NAME}, if the earlier --classes was a mistake"
+    raise DataError(
+        f"the labels in {folder} store ids of {before.class_set}, says its {NAME}; indexing does not make "
+        f"them ids of {class_set}: {remedy}"
+    )
 
 
 def _write(

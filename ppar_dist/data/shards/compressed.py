@@ -6,9 +6,10 @@ import bz2
 import gzip
 import lzma
 import os
+import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ppar_dist.pictures import is_clutter
 
 UNPACKED = ".unpacked.tar"
 _ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst", ".tzst")
+_ARCHIVE = re.compile(r"\.(tar(\.\w+)?|tgz|tbz2?|txz|tzst|zip|7z|rar)$", re.IGNORECASE)
 _ZSTD = b"\x28\xb5\x2f\xfd"
 # First bytes of a file → its opener.
 _OPENERS: dict[bytes, Callable[..., Any]] = {
@@ -29,14 +31,15 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 def plain_shards(folder: Path, unpacked: list[str]) -> Iterator[tuple[Path, str | None]]:
     """The shards of a folder in the order of their names, and why one cannot be used, if so.
 
-    A compressed shard, whatever its ending, is unpacked to ``<name>.unpacked.tar`` beside itself, unless
-    that is there already and newer; a note of that goes to ``unpacked``.
+    A compressed shard, whatever its ending, is unpacked to ``<name>.unpacked.tar`` beside itself; a note of
+    that goes to ``unpacked``. So it is each time: neither age nor size tells whether a shard was replaced.
 
     Raises:
-        DataError: there is no room or no right to unpack.
+        DataError: there is no room or no right to unpack, or two shards would be unpacked to one name.
     """
     files = sorted(path for path in folder.iterdir() if path.is_file() and _ending(path) is not None)
     made = {path: _unpacked_name(path) for path in files if not _is_plain(path)}
+    _refuse_same_names(made)
     for path in files:
         if path not in made:
             if path not in made.values():
@@ -48,6 +51,13 @@ def plain_shards(folder: Path, unpacked: list[str]) -> Iterator[tuple[Path, str 
             yield path if problem else made[path], problem
 
 
+def passed_over(folder: Path) -> list[str]:
+    """Archives below a folder that are not among its shards: in subfolders, or of an ending not known."""
+    there = [path for path in folder.rglob("*") if _ARCHIVE.search(path.name) and path.is_file()]
+    names = (path.relative_to(folder) for path in there if path.parent != folder or _ending(path) is None)
+    return sorted(str(name) for name in names if not is_clutter(name))
+
+
 def _ending(path: Path) -> str | None:
     name = path.name.lower()
     if is_clutter(name):
@@ -57,6 +67,15 @@ def _ending(path: Path) -> str | None:
 
 def _unpacked_name(path: Path) -> Path:
     return path.with_name(path.name[: -len(_ending(path) or "")] + UNPACKED)
+
+
+def _refuse_same_names(made: Mapping[Path, Path]) -> None:
+    first: dict[Path, Path] = {}
+    for path, plain in made.items():
+        if (other := first.setdefault(plain, path)) != path:
+            raise DataError(
+                f"{other} and {path} would both be unpacked to {plain.name}; rename or remove one"
+            )
 
 
 def _is_plain(path: Path) -> bool:
@@ -74,8 +93,6 @@ def _magic(path: Path) -> bytes:
 
 def _unpack(path: Path, plain: Path, unpacked: list[str]) -> str | None:
     """Unpack a shard, as far as it can be; returns what is wrong with it."""
-    if plain.exists() and plain.stat().st_mtime_ns >= path.stat().st_mtime_ns:
-        return None
     draft = plain.with_name(f".{plain.name}.{os.getpid()}")
     opener = next(found for magic, found in _OPENERS.items() if _magic(path).startswith(magic))
     try:

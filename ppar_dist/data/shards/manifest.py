@@ -42,6 +42,8 @@ class Prepared(_Strict):
     images: _Text = AS_THEY_CAME  # or how they were encoded again
     options: dict[str, Any] = {}  # those that change what a domain holds
     left_out: dict[str, list[str]] = {}  # reason → keys of pairs that were left out
+    passed_over: _Number = 0  # pictures of the data set that belong to no pair
+    files: str = ""  # digest of the keys of all pairs and the sizes of their files
 
 
 class DomainFile(_Strict):

@@ -14,13 +14,14 @@ from typing import Any, BinaryIO, NamedTuple
 
 import webdataset
 
-from ppar_dist.data.shards.build_index import BadSamples, index_folder
+from ppar_dist.data.shards.build_index import BadSamples, index_folder, writing
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.manifest import Prepared
 from ppar_dist.errors import DataError
 
 _SHARD_BYTES = 256e6  # a shard ends when it has as many
 _PNG = b"\x89PNG"
+LONGEST_NAME = 200  # letters of a domain: while it is written, its folder's name has a process id as well
 _KEY_BYTES = 1024  # the most that an index takes
 # Variation selectors and fillers: keys that differ in them alone would look the same.
 _UNSEEN = re.compile(
@@ -74,23 +75,24 @@ def write_domain(
 
     Raises:
         DataError: a key is malformed or repeated, there are no samples, a sample is bad
-            (see ``index_folder``), or ``folder`` exists and is not a domain.
+            (see ``index_folder``), ``folder`` exists and is not a domain, or it cannot be written.
     """
     folder = Path(folder)
-    if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} exists and is not a domain folder; remove it or choose another --out")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir()
-    try:
-        _write_shards(staging, samples, samples_per_shard)
-        index_folder(staging, class_set, name=folder.name, prepared=prepared)
-        _publish(staging, folder)
-    except BadSamples as error:
-        raise BadSamples(error.findings, "Repair them, or leave them out (`--exclude KEY`)") from None
-    finally:
+    with writing(folder):
+        if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):
+            raise DataError(f"{folder} exists and is not a domain folder; remove it or choose another --out")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
         shutil.rmtree(staging, ignore_errors=True)
+        staging.mkdir()
+        try:
+            _write_shards(staging, samples, samples_per_shard)
+            index_folder(staging, class_set, name=folder.name, prepared=prepared)
+            _publish(staging, folder)
+        except BadSamples as error:
+            raise BadSamples(error.findings, "Repair them, or leave them out (`--exclude KEY`)") from None
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
     return DomainIndex.open(folder)
 
 

@@ -56,9 +56,17 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("index . --classes roads6 --max-bad-ratio nan", "is a share from 0 to 1, got nan"),
         ("doctor configs/demo.yaml --nproc 0", "--nproc is at least 1, got 0"),
         ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1"),
+        (
+            "text --classes roads6 --out o.npz --template street",
+            "--template is a sentence with {} for the name",
+        ),
         ("demo --out o --nproc 0", "--nproc is at least 1, got 0"),
         ("demo --out o --nproc -1", "--nproc is at least 1, got -1"),
         (f"demo --out o --config {DEMO} --nproc 5000000", "on 5000000 ranks; use fewer ranks"),
+        (
+            "evaluate run --target a=x --target a=y",
+            "each --target has a name of its own, got a twice; rename",
+        ),
         ("export run --out o.pt2 --size 0 240", "--size is from 1 to 16384 pixels each, got 0 240"),
         ("export run --out o.pt2 --size 180 100000000", "16384 pixels each, got 180 100000000"),
         ("health --nproc -1", "--nproc is at least 1, got -1"),
@@ -89,9 +97,16 @@ def test_a_wrong_line_is_one_line_and_78(
 
 
 def test_a_text_file_is_looked_up_in_the_folder_of_weights(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PPAR_WEIGHTS", raising=False)
+    caplog.set_level("INFO", "ppar_dist.config.weights")
+    (tmp_path / "text.npz").write_bytes(b"")  # another of that name, which nobody asked for
     (tmp_path / "weights").mkdir()
     (tmp_path / "weights" / "text.npz").write_bytes(b"")
     arguments = ["doctor", str(config), "text.file=elsewhere/text.npz", "--quick"]
@@ -101,6 +116,8 @@ def test_a_text_file_is_looked_up_in_the_folder_of_weights(
     monkeypatch.setenv("PPAR_WEIGHTS", str(tmp_path / "weights"))
     parser.main(arguments)
     assert f"{tmp_path}/weights/text.npz" in capsys.readouterr().out
+    found = f"elsewhere/text.npz is not here: $PPAR_WEIGHTS has {tmp_path}/weights/text.npz, which is used"
+    assert [record.message for record in caplog.records if "text.npz" in record.message] == [found]
 
 
 @pytest.mark.parametrize(

@@ -233,3 +233,13 @@ def test_a_lack_of_memory_fails_one_picture(
     assert [type(item) for item in found.failed] == [Failure]
     assert "not enough memory" in found.failed[0].reason
     assert len(found.done) == 1
+
+
+def test_files_of_a_folder_that_are_no_images_are_told(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("a.jpg", "b.heic", "sub/c.gif", ".DS_Store"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(b"")
+    assert len(picture_files([tmp_path / "in"], tmp_path / "out")[0]) == 1
+    assert "passed over 2 files that are no images by their endings: b.heic, sub/c.gif" in caplog.text

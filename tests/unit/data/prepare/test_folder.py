@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from ppar_dist.data.prepare import Options, folder, prepare
 from ppar_dist.data.prepare.finding import images_below, labels_on_disk
 from ppar_dist.data.prepare.source import Pair
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.manifest import read_domain_file
+from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import UserError
 
 VALUES = "values: {0: sky, 3: road, 255: ignore}\n"
@@ -446,3 +449,74 @@ def test_all_other_colours_and_values_count_as_the_rest(tmp_path: Path, rest: st
         UserError, match=r"value 77 is not a label .* 48 of 48 pixels have it\. .*\"\*\": ignore"
     ):
         made(tmp_path / "r", "name: t\nvalues: {3: sky}\n")
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ('{0: sky, 3: road, "0": road}', "lists one value twice, as 0 and '0'; keep one"),
+        ("{0: sky, 0x0: road}", "key '0x0' in line 3 is in line 3 too as '0'; keep one"),
+        ("{0: sky, 0.0: road}", "key '0.0' in line 3 is in line 3 too as '0'; keep one"),
+        ("{0: sky, false: road}", "key 'false' in line 3 is in line 3 too as '0'; keep one"),
+        ("{no: sky, 3: road}", "a label value is a number, got False"),
+        ("{010: sky, 3: road}", "'010' is octal in YAML"),
+    ],
+)
+def test_keys_that_mean_one_value_or_none_are_refused(tmp_path: Path, values: str, message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        folder.read_mapping(mapping(tmp_path, f"name: c\n\nvalues: {values}\n"))
+
+
+def test_each_real_folder_is_searched_once(tmp_path: Path) -> None:
+    touch(tmp_path, "in/x/a.jpg", "in/y/b.jpg", "elsewhere/c.jpg")
+    for link, target in (("x/ty", "../y"), ("y/tx", "../x"), ("e1", "../elsewhere"), ("e2", "../elsewhere")):
+        (tmp_path / "in" / link).symlink_to(target)
+    found = [str(path.relative_to(tmp_path / "in")) for path in images_below(tmp_path / "in")]
+    assert found == ["e1/c.jpg", "x/a.jpg", "y/b.jpg"]
+
+
+def told(root: Path, text: str, **options: Any) -> tuple[Path, list[str]]:
+    lines: list[str] = []
+    chosen = Options(mapping=mapping(root, text), **options)
+    (out,) = prepare("folder", root, root.parent / "out", "roads6", chosen, tell=lines.append)
+    return out, lines
+
+
+def test_pictures_that_are_passed_over_are_told_and_counted(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("images/a_rgb.png", "images/b_rbg.png", "images/c_rgb.jpeg", "labels/a.png", "labels/b.png"):
+        picture(root / name)
+    touch(root, "images/d_rgb.HEIC", "images/readme.txt")
+    out, lines = told(root, 'name: c\nimages: "images/{f}_rgb.png"\nlabels: "labels/{f}.png"\n')
+    assert lines == [
+        "passed over 4 pictures that belong to no pair, by name or ending: images/b_rbg.png, "
+        "images/c_rgb.jpeg, images/d_rgb.HEIC, …"
+    ]
+    assert read_domain_file(out).prepared.passed_over == 4
+
+
+def test_shared_labels_broad_excludes_and_labels_without_a_class_are_told(tmp_path: Path) -> None:
+    root = tmp_path / "in"
+    for name in ("images/s/a.png", "images/t/a.png", "images/t/b.png", "labels/a.png", "labels/b.png"):
+        picture(root / name, 255)
+    _, lines = told(root, 'name: c\nimages: "images/{s}/{f}.png"\nlabels: "labels/{f}.png"\n', exclude=("a",))
+    assert lines == [
+        "2 images share a label with another: s_a, t_a",
+        "--exclude a leaves out 2 samples: s_a, t_a",
+        "c: no pixel of any label has a class of roads6; check the mapping of its labels",
+    ]
+
+
+def test_where_a_domain_cannot_be_is_refused_before_the_work(tmp_path: Path) -> None:
+    picture(tmp_path / "in/images/a.png")
+    picture(tmp_path / "in/labels/a.png")
+    (tmp_path / "out").write_text("")
+    with pytest.raises(UserError, match=r"--out is a folder to write to, got .*/out: .*/out is not a folder"):
+        told(tmp_path / "in", "name: c\n")
+    with pytest.raises(UserError, match="name: String should have at most 200 characters"):
+        told(tmp_path / "in", f"name: {'c' * 260}\n")
+    with pytest.raises(UserError, match=r"cannot complete .*/out/c \(.*File exists"):
+        write_domain(tmp_path / "out/c", "roads6", [])
+    chosen = Options(mapping=mapping(tmp_path / "in", "name: c\n"))
+    with pytest.raises(UserError, match=r"cannot complete .*File name too long"):
+        prepare("folder", tmp_path / "in", tmp_path / ("o" * 300), "roads6", chosen)

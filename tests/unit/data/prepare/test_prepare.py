@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import struct
 import zlib
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from ppar_dist.class_sets import CLASS_SETS, IGNORE_INDEX
 from ppar_dist.data.prepare import (
@@ -24,6 +25,7 @@ from ppar_dist.data.prepare import (
     prepare,
     synthia,
 )
+from ppar_dist.data.shards.build_index import index_folder
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.manifest import read_domain_file
 from ppar_dist.data.shards.sample import decode_label
@@ -54,22 +56,22 @@ def save_index(path: Path, values: np.ndarray, palette: bool = False) -> None:
     image.save(path)
 
 
-def save_png16(path: Path, channels: np.ndarray) -> None:
-    """A 16-bit RGB PNG written from the specification: no filter, one IDAT."""
+def png(header: bytes, rows: bytes) -> bytes:
+    """A PNG written from the specification: no filter, one IDAT."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
+    parts = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + parts
+
+
+def save_png16(path: Path, channels: np.ndarray) -> None:
+    """A 16-bit RGB PNG."""
     height, width, _ = channels.shape
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in channels)
-    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", zlib.compress(rows))
-        + chunk(b"IEND", b"")
-    )
+    path.write_bytes(png(struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0), rows))
 
 
 def labels_of(folder: Path) -> dict[str, np.ndarray]:
@@ -132,7 +134,7 @@ def test_labelmefacade_follows_its_lists_and_colours(tmp_path: Path) -> None:
         save_image(tmp_path / "images" / f"{stem}.jpg")
         (tmp_path / "labels").mkdir(exist_ok=True)
         Image.fromarray(native).save(tmp_path / "labels" / f"{stem}.png")
-    (tmp_path / "train.txt").write_text("b__1\n")
+    (tmp_path / "train.txt").write_text("\ufeffb__1\n", "utf-8")  # as Notepad leaves it
     (tmp_path / "test.txt").write_text("a__2\n\n")
     train, test = prepare("labelmefacade", tmp_path, tmp_path / "out", "roads6")
     assert (train.name, test.name) == ("labelmefacade_train", "labelmefacade_test")
@@ -459,3 +461,77 @@ def test_clutter_is_never_a_sample_of_any_data_set(tmp_path: Path) -> None:
         save_index(tmp_path / f"gtFine/{split}/x/{name}_gtFine_labelIds.png", np.zeros((H, W)))
     (folder,) = prepare("cityscapes", tmp_path, tmp_path / "out", "cityscapes19")
     assert list(labels_of(folder)) == ["a"]
+
+
+def test_another_data_set_does_not_replace_a_domain_unasked(tmp_path: Path) -> None:
+    for root, stems in (("one", "ab"), ("more", "bcd"), ("sizes", "ab")):
+        for stem in stems:
+            size = (H * 2, W * 2) if root == "sizes" else (H, W)
+            save_image(tmp_path / root / f"images/{stem}.png", size)
+            save_index(tmp_path / root / f"labels/{stem}.png", np.zeros(size))
+    mapping = tmp_path / "map.yaml"
+    mapping.write_text("name: town\nvalues: {0: road}\n")
+
+    def make(root: str, **options: bool) -> Path:
+        return prepare(
+            "folder", tmp_path / root, tmp_path / "out", "roads6", Options(mapping=mapping, **options)
+        )[0]
+
+    made = make("one")
+    before = (made / "domain.json").read_text()
+    with pytest.raises(
+        UserError,
+        match=r"1 of its samples .* \(a\) and 2 of this data set are not in it \(c, d\).*--overwrite",
+    ):
+        make("more")
+    with pytest.raises(UserError, match="files of other sizes"):
+        make("sizes")
+    assert (made / "domain.json").read_text() == before
+    (tmp_path / "one").rename(tmp_path / "moved")
+    make("moved")
+    # A domain of an earlier version does not tell its files: its keys are compared.
+    tree = json.loads(before)
+    del tree["prepared"]["files"]
+    (made / "domain.json").write_text(json.dumps(tree))
+    with pytest.raises(UserError, match=r"\(c, d\)"):
+        make("more")
+    make("moved")
+    assert read_domain_file(made).prepared.files == json.loads(before)["prepared"]["files"]
+    assert len(DomainIndex.open(make("more", overwrite=True))) == 3
+    with pytest.raises(UserError, match=r"prepare` again with --classes camvid11"):
+        index_folder(made, "camvid11")
+
+
+def test_synthia_labels_of_one_channel_are_read_as_stored(tmp_path: Path) -> None:
+    """Four bits a pixel, written from the specification: 17 times the id is what decoders give."""
+    values = RNG.integers(0, 16, (H, W)).astype(np.uint8)
+    rows = b"".join(b"\0" + bytes(row[::2] << 4 | row[1::2]) for row in values)
+    save_image(tmp_path / "RGB/0.png")
+    (tmp_path / "GT/LABELS").mkdir(parents=True)
+    (tmp_path / "GT/LABELS/0.png").write_bytes(png(struct.pack(">IIBBBBB", W, H, 4, 0, 0, 0, 0), rows))
+    (folder,) = prepare("synthia", tmp_path, tmp_path / "out", "cityscapes19")
+    names = dict(enumerate(synthia.NAMES))
+    np.testing.assert_array_equal(labels_of(folder)["0"], train_ids("cityscapes19", names, values))
+
+
+def test_a_colour_label_that_is_turned_is_refused(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 3
+    save_image(tmp_path / "images/a.png")
+    (tmp_path / "labels").mkdir()
+    Image.new("RGB", (W, H), (1, 2, 3)).save(tmp_path / "labels/a.png", exif=exif)
+    (tmp_path / "map.yaml").write_text('name: town\ncolours: {"1,2,3": road}\n')
+    with pytest.raises(UserError, match=r"labels/a.png is turned by an EXIF orientation.*store it upright"):
+        prepare("folder", tmp_path, tmp_path / "out", "roads6", Options(mapping=tmp_path / "map.yaml"))
+
+
+def test_pictures_of_a_known_layout_that_belong_to_no_pair_are_told(tmp_path: Path) -> None:
+    camvid_root(tmp_path / "root")
+    save_index(tmp_path / "root/labels/0016E5_00009.png", np.zeros((H, W)))
+    (tmp_path / "root/images/0016E5_00009.heic").write_bytes(b"?")
+    lines: list[str] = []
+    prepare("camvid", tmp_path / "root", tmp_path / "out", "roads6", tell=lines.append)
+    assert lines == [
+        "passed over 2 pictures that belong to no pair, by name or ending: images/0016E5_00009.heic, "
+        "labels/0016E5_00009.png"
+    ]

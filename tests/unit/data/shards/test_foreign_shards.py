@@ -7,6 +7,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.build_index import BadSamples, index_folder
 from ppar_dist.data.shards.grouping import endings_of
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import UserError
 from tests.unit.data.shards.test_bad_shards import pair, write_tar
 from tests.unit.street_shards import scene
@@ -128,9 +131,8 @@ def test_compressed_shards_are_unpacked(tmp_path: Path, name: str, pack: Callabl
     assert index.shards == ("s.unpacked.tar",)
     assert index.read(0).image == IMAGE
     assert findings.lines()[0].startswith(f"unpacked {name} to s.unpacked.tar")
-    again, findings = index_folder(tmp_path / "d", "roads6")
+    again, _ = index_folder(tmp_path / "d", "roads6")
     assert again.fingerprint == index.fingerprint
-    assert not findings.unpacked, "it is there already"
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, bz2.compress, lzma.compress])
@@ -181,3 +183,63 @@ def test_a_turned_image_is_read_upright(tmp_path: Path, turn: int, min_side: int
     write_tar(tmp_path / "b.tar", [("b.jpg", packed.getvalue()), ("b.png", scene(0, 24, 24)[1])])
     with pytest.raises(BadSamples, match="image is upright"):
         index_folder(tmp_path, "roads6")
+
+
+def test_a_replaced_compressed_shard_is_read_whatever_its_age(tmp_path: Path) -> None:
+    for key in "ab":
+        write_tar(tmp_path / "plain", pair(key))
+        (tmp_path / "d").mkdir(exist_ok=True)
+        (tmp_path / "d/s.tgz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+        os.utime(tmp_path / "d/s.tgz", (1e9, 1e9))  # as cp -p and rsync -a leave it
+        assert keys(index_folder(tmp_path / "d", "roads6")[0]) == [key]
+
+
+def test_two_compressed_shards_of_one_name_are_refused(tmp_path: Path) -> None:
+    for key, name in (("a", "s.tgz"), ("b", "s.tar.gz")):
+        write_tar(tmp_path / "plain", pair(key))
+        (tmp_path / name).write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    with pytest.raises(
+        UserError, match=r"s.tar.gz and .*s.tgz would both be unpacked to s.unpacked.tar; rename"
+    ):
+        index_folder(tmp_path, "roads6")
+
+
+def test_ids_of_one_class_set_are_not_indexed_as_those_of_another(tmp_path: Path) -> None:
+    write_tar(tmp_path / "s.tar", pair("a"))
+    index_folder(tmp_path, "roads6")
+    with pytest.raises(UserError, match=r"ids of roads6, .*ids of camvid11: .*remove .*domain.json"):
+        index_folder(tmp_path, "camvid11")
+    assert DomainIndex.open(tmp_path).class_set == "roads6"
+    (tmp_path / "domain.json").unlink()
+    assert index_folder(tmp_path, "camvid11")[0].class_set == "camvid11"
+
+
+def test_archives_that_are_passed_over_are_told(tmp_path: Path) -> None:
+    (tmp_path / "more").mkdir()
+    write_tar(tmp_path / "s.tar", pair("a"))
+    write_tar(tmp_path / "more/t.tar", pair("b"))
+    for name in ("u.tar.lz4", "v.tar.Z", "w.zip", "notes.txt"):
+        (tmp_path / name).write_bytes(b"?")
+    findings = index_folder(tmp_path, "roads6")[1]
+    assert findings.lines() == [
+        "passed over 4 archives, which are in subfolders or of an ending that is not read: more/t.tar, "
+        "u.tar.lz4, v.tar.Z, …"
+    ]
+    (tmp_path / "s.tar").unlink()
+    with pytest.raises(UserError, match=r"holds no samples .*; there are more/t.tar, u.tar.lz4"):
+        index_folder(tmp_path, "roads6")
+
+
+def test_a_file_too_large_for_the_system_is_no_traceback(tmp_path: Path) -> None:
+    """The same way as a full disk: an OSError in the middle of a write."""
+    write_tar(tmp_path / "d/s.tar", pair("a"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8, hard))
+    try:
+        with pytest.raises(UserError, match=r"cannot complete .*/d \(.*File too large.*\); make room"):
+            index_folder(tmp_path / "d", "roads6")
+        with pytest.raises(UserError, match=r"cannot complete .*/new \(.*File too large.*\); make room"):
+            write_domain(tmp_path / "new", "roads6", [("a", IMAGE, LABEL, {})])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [path.name for path in tmp_path.iterdir()] == ["d"]
