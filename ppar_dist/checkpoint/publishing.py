@@ -98,7 +98,7 @@ def _fill(folder: Path, snapshot: Snapshot, began: float) -> None:
         "bytes": sum(entry["bytes"] for entry in files.values()),
         "files": files,
     }
-    durable.write_text(folder / MANIFEST, json.dumps(sealed(manifest), indent=1))
+    durable.write(folder / MANIFEST, json.dumps(sealed(manifest), indent=1))
     durable.sync_folder(folder)
 
 

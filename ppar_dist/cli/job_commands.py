@@ -133,6 +133,7 @@ def doctor(
     nproc: int | None = None,
     nodes: int = 1,
     quick: bool = False,
+    device: str | None = None,
     as_json: Json = False,
 ) -> int:
     """Check a configuration before a job starts, or the health of a run's folder.
@@ -142,6 +143,7 @@ def doctor(
         nproc: ranks on each machine (default: as train)
         nodes: machines
         quick: compare sizes of shards instead of their hashes
+        device: also tell what the job needs of its GPUs, without any: cuda (those here, else H100), or a name
     """
     from ppar_dist.doctor.findings import Status
 
@@ -150,14 +152,16 @@ def doctor(
     if path.is_dir() and not _is_packaged(path):
         from ppar_dist.doctor.runs import examine_run
 
-        if overrides:
-            raise UserError(f"{path} is a run; {overrides[0]} has no effect on it, leave it out")
+        if extra := [*overrides, *(["--device"] if device is not None else [])]:
+            raise UserError(f"{path} is a run; {extra[0]} has no effect on it, leave it out")
         report = examine_run(path)
     else:
         from ppar_dist.doctor.job import examine_config
 
         subject, ranks = " ".join([str(path), *overrides]), nproc or _usual_ranks(path, overrides)
-        report = examine_config(subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress)
+        report = examine_config(
+            subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress, device
+        )
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
@@ -165,10 +169,11 @@ def doctor(
 
 def _usual_ranks(path: Path, overrides: Sequence[str]) -> int:
     """As train starts them; one where that refuses, which the report tells."""
+    from ppar_dist.config.load import load_config
     from ppar_dist.launch.front import default_ranks
 
     with contextlib.suppress(UserError):
-        return default_ranks(_load(path, overrides).engine.device)
+        return default_ranks(load_config(path, overrides).engine.device)
     return 1
 
 
@@ -185,7 +190,8 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
     from ppar_dist.config.load import load_config
     from ppar_dist.config.weights import find_weights
 
-    return find_weights(load_config(path, overrides), Path(os.environ.get("PPAR_WEIGHTS", ".")))
+    settings, folder = load_config(path, overrides), os.environ.get("PPAR_WEIGHTS")
+    return find_weights(settings, Path(folder)) if folder else settings
 
 
 @app.command(help_flags=(), version_flags=())

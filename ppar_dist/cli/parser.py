@@ -5,6 +5,7 @@ Exit codes are those of ``exit_codes.py``. A user's mistake prints one line to s
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import os
@@ -20,6 +21,16 @@ from ppar_dist.errors import UserError
 from ppar_dist.launch.rank import note_exit
 from ppar_dist.processes.rank_log import last_words
 from ppar_dist.text import one_line, visible_lines
+
+_ROOM = "a file that is written needs room: free some, raise the limit, or choose another place"
+_RIGHTS = "a file that is used needs the rights: give them, or choose another place"
+_KIND = "there a file is expected and a folder is, or a folder and a file: rename it, or choose another place"
+# What storage says that a retry cannot cure, and the remedy. Training has its own answers (rank_job).
+_OF_STORAGE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _ROOM),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), _RIGHTS),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST), _KIND),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -56,10 +67,20 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
+    except OSError as error:
+        if error.errno not in _OF_STORAGE:
+            return _internal(error)
+        place = "the output" if error.filename is None else error.filename
+        last_words(f"ppar-dist: {visible_lines(f'{place}: {error.strerror}; {_OF_STORAGE[error.errno]}')}")
+        return exit_codes.CONFIG
     except Exception as error:  # a bug: all that a user can cause is a UserError
-        logging.getLogger(__name__).exception("internal error")
-        last_words(f"ppar-dist: internal error: {type(error).__name__}: {visible_lines(str(error))}")
-        return exit_codes.INTERNAL
+        return _internal(error)
+
+
+def _internal(error: Exception) -> int:
+    logging.getLogger(__name__).exception("internal error", exc_info=error)
+    last_words(f"ppar-dist: internal error: {type(error).__name__}: {visible_lines(str(error))}")
+    return exit_codes.INTERNAL
 
 
 def _hint(arguments: list[str]) -> str:
@@ -85,5 +106,6 @@ def _prepare_streams() -> None:
 
 
 def _quieten_libraries() -> None:
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of its retries would be told twice
     for name in ("httpx", "PIL", "timm", "torch.distributed"):
         logging.getLogger(name).setLevel(logging.WARNING)

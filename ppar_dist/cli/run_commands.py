@@ -28,6 +28,8 @@ def evaluate(
         name, separator, folder = item.partition("=")
         if not (separator and name and folder):
             raise UserError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
+        if name in targets:
+            raise UserError(f"each --target has a name of its own, got {name} twice; rename one")
         targets[name] = Path(folder)
     if not targets:
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
@@ -111,7 +113,7 @@ def export(
 
     Args:
         out: a .pt2 file
-        size: height and width (default: the training crop)
+        size: height and width that the program is fixed to (default: any)
     """
     if size is not None and not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")

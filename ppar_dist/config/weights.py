@@ -1,14 +1,18 @@
 """Files of weights that a configuration names: where they are looked up.
 
 One rule for ``text.file`` and ``model.backbone.pretrained``: a relative path that is not a file here is
-looked up by its file name in the folder ``$PPAR_WEIGHTS``. ``pretrained`` names a file where it has a suffix.
+looked up by its file name in the folder ``$PPAR_WEIGHTS``, which is said in the log.
+``pretrained`` names a file where it has a suffix.
 """
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from ppar_dist.config.schema import Config
+
+log = logging.getLogger(__name__)
 
 REMEDY = "or let $PPAR_WEIGHTS name the folder that holds the file"  # ends a message
 
@@ -34,5 +38,8 @@ def weights_file(pretrained: str | None) -> Path | None:
 def _found(file: Path, folder: Path) -> Path:
     if file.is_absolute() or file.exists():
         return file
-    found = folder / file.name
-    return found.resolve() if found.exists() else file
+    found = (folder / file.name).resolve()
+    if not found.exists():
+        return file
+    log.info("%s is not here: $PPAR_WEIGHTS has %s, which is used", file, found)
+    return found

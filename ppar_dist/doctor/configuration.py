@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
-from open_clip.pretrained import get_pretrained_cfg
+from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
+from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning
 from ppar_dist.errors import UserError
 from ppar_dist.models.text import text_prototypes
+from ppar_dist.models.timm_trunk import tagged_models
 
 
 def refusal(problems: str) -> Finding:
@@ -65,14 +68,16 @@ def weights(case: ConfigCase) -> Finding | None:
             f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
             f"correct the path, {REMEDY}",
         )
-    if backbone.kind == "timm" or ":" in backbone.name:
+    if ":" in backbone.name:
         return None  # the library itself decides where these come from
-    tag = get_pretrained_cfg(backbone.name.replace("/", "-"), backbone.pretrained)
+    if backbone.kind == "timm":
+        tagged = tagged_models(backbone.name)
+        known = f"{backbone.name.split('.')[0]}.{backbone.pretrained}" in tagged
+        return None if known else _unknown_tag(backbone, tagged)
+    model = backbone.name.replace("/", "-")
+    tag = get_pretrained_cfg(model, backbone.pretrained)
     if not tag:
-        return failure(
-            f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
-            "correct the path, or take a tag that open_clip lists for this model",
-        )
+        return _unknown_tag(backbone, list_pretrained_tags_by_model(model))
     found = _downloaded(tag)
     if found is None:
         return warning(
@@ -82,6 +87,13 @@ def weights(case: ConfigCase) -> Finding | None:
             "or set model.backbone.pretrained to a file",
         )
     return ok(f"{backbone.pretrained} of {backbone.name}, downloaded before: {found}", file=str(found))
+
+
+def _unknown_tag(backbone: BackboneConfig, known: Sequence[str]) -> Finding:
+    return failure(
+        f"model.backbone.pretrained={backbone.pretrained} is neither a file nor a tag of {backbone.name}",
+        f"correct the path, or take what {backbone.kind} has of it: {listing(known) or 'nothing'}",
+    )
 
 
 def text(case: ConfigCase) -> Finding | None:

@@ -39,7 +39,7 @@ from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import LeftOut
-from ppar_dist.evaluation.palette_images import palette_image
+from ppar_dist.evaluation.palette_images import palette_image, write_picture
 from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells, survey_sources
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.ppar.cells import cells_to_pixels
@@ -256,7 +256,7 @@ def _write(result: Audit, found: list[_Found], classes: ClassSet) -> None:
     rows = []
     for number, one in enumerate(found):
         name = f"{number:03d}.png"
-        _picture(one, classes).save(result.folder / name)
+        write_picture(_picture(one, classes), result.folder / name)
         rows.append({**one.region.to_dict(), "picture": name})
     text = {"images": result.images, "trust": result.trust, "regions": rows}
     write_atomically(result.folder / paths.REGIONS, json.dumps(text, indent=1) + "\n")

@@ -12,14 +12,14 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ppar_dist.checkpoint import opened, read_state, write_atomically
+from ppar_dist.checkpoint import opened, read_manifest, read_state, write_atomically
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.schema import Config
 from ppar_dist.data.quarantine import FEW_SAMPLES
@@ -34,6 +34,7 @@ from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.evaluation.prediction_examples import ExampleFolder, spread
 from ppar_dist.run import paths
 
+_TRAINED_ON = "trained on this domain: no score of domains it never saw"
 _NAMED = 20  # samples left out of a domain that the log names; of more, only their number
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class TargetResult:
     pixel_accuracy: float | None
     iou: dict[str, float | None]
     left_out: int = 0  # samples that could not be used, and are not among the images
+    trained_on: bool = False  # a source of the checkpoint: the score says nothing of domains it never saw
     stored: str = ""  # how `prepare` encoded the images again; "" where it did not, or made another
 
 
@@ -101,6 +103,7 @@ class Results:
             figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
             lines.append("  ".join([first.ljust(widths[0]), *figures]))
         lines.append(f"{self.run}: {self.checkpoint}, step {self.step}")
+        lines += [f"{name}: {_TRAINED_ON}" for name, item in self.targets.items() if item.trained_on]
         lines += [f"{name}: images are {item.stored}" for name, item in self.targets.items() if item.stored]
         return "\n".join(lines)
 
@@ -155,6 +158,7 @@ def evaluate(
     with opened(Path(path), which) as checkpoint:
         segmentor, config, classes = read_segmentor(checkpoint, device)
         step = int(read_state(checkpoint).get("step", 0))
+        sources = read_manifest(checkpoint).get("data", {}).values()  # fingerprints
         run = config.run.name or config.run.dir.name
         log.info("scoring %s of %s, step %d", checkpoint.name, run, step)
     most = config.data.max_bad_ratio
@@ -167,7 +171,8 @@ def evaluate(
         samples = eval_samples(index, 0, len(index), config.data.size, left_out)
         matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
         refuse_too_many([name], [left_out.count], [len(index)], most)
-        results[name] = target_result(index, matrix, count, left_out.count)
+        found = target_result(index, matrix, count, left_out.count)
+        results[name] = replace(found, trained_on=index.fingerprint in sources)
     if folder is not None:
         folder.close()
     return Results(run, checkpoint.name, step, classes.classes, results)
@@ -185,6 +190,8 @@ def score(
     if is_run and not os.access(path, os.W_OK):  # before the work, not after it
         log.warning("%s may not be written: its %s stays as it is", path, paths.RESULTS)
         is_run = False
+    if is_run and (path / paths.RESULTS).is_dir():
+        raise UserError(f"{path / paths.RESULTS} is a file of results, but here a folder; rename it")
     pictures = paths.predictions(path) if is_run and which == "latest" else None
     results = evaluate(path, targets, device, which, pictures, progress)
     if is_run:
@@ -300,7 +307,7 @@ def target_result(
     iou = [_figure(value) for value in matrix.iou().tolist()]
     miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
     by_class = dict(zip(index.classes, iou, strict=True))
-    return TargetResult(index.name, images, miou, accuracy, by_class, left_out, index.encoded_again)
+    return TargetResult(index.name, images, miou, accuracy, by_class, left_out, stored=index.encoded_again)
 
 
 def held_out(

@@ -1,14 +1,17 @@
-"""Label maps as pictures: palette PNG, overlay and legend."""
+"""Label maps as pictures: palette PNG, overlay and legend; and their files."""
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
+from ppar_dist.files.durable import write_atomically
 
 _ROW, _SWATCH, _PAD = 28, 18, 10
 _STRIP = 1 << 20  # pixels of a picture that are worked on at once
@@ -51,6 +54,17 @@ def overlay_image(
         blend = np.asarray(image.crop(box), np.float32) * (1 - alpha) + colours[part] * alpha
         image.paste(Image.fromarray(np.rint(blend).astype(np.uint8)), box)
     return image
+
+
+def write_picture(picture: Image.Image, path: Path, quality: int = 92) -> None:
+    """Write a picture, ``.jpg`` as JPEG and others as PNG; who finds it under its name finds all of it.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    encoded = io.BytesIO()  # of a file that Pillow writes itself, it overlooks what a full disk does not take
+    picture.save(encoded, "JPEG" if path.suffix == ".jpg" else "PNG", quality=quality)
+    write_atomically(path, encoded.getbuffer())
 
 
 def strips(size: tuple[int, int]) -> Iterator[tuple[int, int, int, int]]:

@@ -7,7 +7,6 @@ and a small part more, whatever the number of classes.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +21,7 @@ from ppar_dist.class_sets import ClassSet
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.labelling import labels_of, logits_of
 from ppar_dist.evaluation.load import load_segmentor
-from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image
+from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image, write_picture
 from ppar_dist.evaluation.photos import attempt, groups, model_input, read
 from ppar_dist.evaluation.picture_files import LEGEND, Failure, PictureFile, picture_files, possible_results
 from ppar_dist.pictures import Span, check_span
@@ -166,8 +165,8 @@ class _Predictor:
         overlay = png if max(photo.size) > _LONGEST_JPEG else jpeg
         try:
             labels.parent.mkdir(parents=True, exist_ok=True)
-            _save(palette_image(pixels, self.classes), labels)
-            _save(overlay_image(photo, pixels, self.classes), overlay)
+            write_picture(palette_image(pixels, self.classes), labels)
+            write_picture(overlay_image(photo, pixels, self.classes), overlay)
         except OSError as error:
             with contextlib.suppress(OSError):  # the first failure is the one to report
                 labels.unlink(missing_ok=True)
@@ -175,16 +174,6 @@ class _Predictor:
                 f"cannot write its results: {_said(error)}; make room, or shorten its name"
             ) from None
         return PredictedImage(file.path, labels, overlay)
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    """Write a picture; who finds it under its name finds all of it."""
-    temporary = path.with_name(f".{os.getpid()}{path.suffix}")
-    try:
-        picture.save(temporary, quality=92)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_out(out: Path, files: Sequence[PictureFile], overwrite: bool) -> None:
@@ -204,7 +193,7 @@ def _check_out(out: Path, files: Sequence[PictureFile], overwrite: bool) -> None
 def _start(out: Path, classes: ClassSet) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        _save(legend_image(classes), out / LEGEND)
+        write_picture(legend_image(classes), out / LEGEND)
     except OSError as error:
         raise UserError(f"cannot write into folder {out}: {_said(error)}; give another --out") from None
 

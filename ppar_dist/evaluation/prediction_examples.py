@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ppar_dist.checkpoint import write_atomically
 from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
-from ppar_dist.evaluation.palette_images import palette_image
+from ppar_dist.evaluation.palette_images import palette_image, write_picture
 from ppar_dist.run import paths
 
 PER_TARGET = 4
@@ -54,9 +54,10 @@ class ExampleFolder:
             kind: f"{stem}-{kind}.{'jpg' if kind == 'image' else 'png'}"
             for kind in ("image", "label", "prediction")
         }
-        Image.fromarray(image.permute(1, 2, 0).numpy()).save(self.folder / files["image"], quality=88)
-        palette_image(truth, self.classes).save(self.folder / files["label"])
-        palette_image(guess, self.classes).save(self.folder / files["prediction"])
+        photo = Image.fromarray(image.permute(1, 2, 0).numpy())
+        write_picture(photo, self.folder / files["image"], quality=88)
+        write_picture(palette_image(truth, self.classes), self.folder / files["label"])
+        write_picture(palette_image(guess, self.classes), self.folder / files["prediction"])
         self._entries.append({"target": target, "key": key, "accuracy": accuracy, **files})
 
     def close(self) -> None:

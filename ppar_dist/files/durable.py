@@ -10,6 +10,7 @@ from pathlib import Path
 
 # Large, because a thread that hashes asks for Python's lock after each piece and may wait 5 ms for it.
 _PIECE = 16 << 20
+_TAIL = 40  # characters of a name in that of its temporary file: a longest name has no room for more
 
 
 def sync(path: Path) -> None:
@@ -39,24 +40,28 @@ def make_folder(path: Path) -> None:
     sync_folder(path.parent)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a text file and wait until its content is on its storage."""
-    with path.open("w", encoding="utf-8") as file:
-        file.write(text)
+def write(path: Path, content: str | bytes | memoryview) -> None:
+    """Write a file, text as UTF-8, and wait until its content is on its storage."""
+    with path.open("wb") as file:
+        file.write(content.encode() if isinstance(content, str) else content)
         file.flush()
         os.fsync(file.fileno())
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Replace a text file so that readers, also after a power cut, see the old or the new content whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+def write_atomically(path: Path, content: str | bytes | memoryview) -> None:
+    """Replace a file so that readers, also after a power cut, see the old or the new content whole.
+
+    Raises:
+        OSError: it cannot be written; ``filename`` is ``path``.
+    """
+    temporary = path.with_name(f".{path.name[-_TAIL:]}.{os.getpid()}")
     try:
-        write_text(temporary, text)
+        write(temporary, content)
         temporary.replace(path)
-    except OSError:
+    except OSError as error:
         with contextlib.suppress(OSError):  # the first failure is the one to report
             temporary.unlink(missing_ok=True)
-        raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
     sync_folder(path.parent)
 
 

@@ -62,6 +62,8 @@ def settle(
     machines = None
     if LOCAL_RANK in variables:
         _refuse_options(variables, nproc, by_hand)
+    elif by_hand and world_size > 1:
+        _refuse_other_machines(variables, nproc, nodes, node_rank)
     elif not by_hand:
         machines = _pods(variables, nproc, rank, world_size) if found else _pods_of_trainjob(variables, nproc)
     is_rank = bool(found) and (LOCAL_RANK in variables or (nproc is None and not by_hand))
@@ -98,7 +100,32 @@ def _complete(variables: Mapping[str, str], found: list[str]) -> tuple[int, int]
         if name != WORLD_SIZE and not (variables[name].isdecimal() and int(variables[name]) < world_size):
             text = _shown(variables, [name, WORLD_SIZE])
             raise UserError(f"{name} is a number from 0 to WORLD_SIZE - 1, got {text}; {_unset(found)}")
+    if LOCAL_RANK in variables and LOCAL_WORLD_SIZE in variables:
+        _check_local(variables, world_size)
     return int(variables[RANK]), world_size
+
+
+def _check_local(variables: Mapping[str, str], world_size: int) -> None:
+    here, shown = variables[LOCAL_WORLD_SIZE], [LOCAL_RANK, LOCAL_WORLD_SIZE, WORLD_SIZE]
+    if not (here.isdecimal() and int(variables[LOCAL_RANK]) < int(here) <= world_size):
+        raise UserError(
+            "LOCAL_WORLD_SIZE is a number above LOCAL_RANK and at most WORLD_SIZE, got "
+            f"{_shown(variables, shown)}; {_unset([RANK, *shown])}"
+        )
+
+
+def _refuse_other_machines(
+    variables: Mapping[str, str], nproc: int | None, nodes: int | None, node_rank: int | None
+) -> None:
+    """The command line has the last word on the machines, but not another one than the environment."""
+    rank, world_size = int(variables[RANK]), int(variables[WORLD_SIZE])
+    fits = nodes is None or (rank < nodes and world_size in (nodes, nodes * (nproc or 1)))
+    if not fits or node_rank not in (None, rank):
+        asked = f"--nodes {nodes}" if not fits else f"--node-rank {node_rank}"
+        raise UserError(
+            f"{asked} is not what {_shown(variables, [RANK, WORLD_SIZE])} says of this machine: several "
+            f"would race for one run; correct one of them, or {_unset([RANK, WORLD_SIZE])}"
+        )
 
 
 def _refuse_options(variables: Mapping[str, str], nproc: int | None, by_hand: bool) -> None:
@@ -146,13 +173,14 @@ def _pods_of_trainjob(variables: Mapping[str, str], nproc: int | None) -> Nodes 
 
 
 def _ranks_of_pod(variables: Mapping[str, str], nproc: int | None) -> int:
-    """Ranks of a pod, as far as its job numbers them; refuses the command for fewer, which would wait."""
+    """Ranks of a pod, as far as its job numbers them; refuses the command for others, which would wait."""
     text = variables.get(_RANKS_OF_POD, "1")  # torchrun takes "auto", "gpu", "cpu" too: not counted
     each = int(text) if text.isdecimal() and int(text) > 0 else 1
-    if each > 1 and nproc is None:
+    if each > 1 and nproc != each:
+        asked, remedy = ("one", "add") if nproc is None else (nproc, "give")
         raise UserError(
             f"{_shown(variables, [WORLD_SIZE, _RANKS_OF_POD])} asks for {each} ranks on this machine, the "
-            f"command for one; add --nproc {each}"
+            f"command for {asked}; {remedy} --nproc {each}"
         )
     return each
 

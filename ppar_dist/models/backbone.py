@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
-from ppar_dist.models.features import Features, FeatureShape
+from ppar_dist.models.features import Features, FeatureShape, ceil_div
 from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.text import TextEncoder
 from ppar_dist.models.weight_file import LoadReport
@@ -121,7 +121,9 @@ class Backbone(nn.Module):
         height, width = (self._padded(size) - size for size in images.shape[-2:])
         if height or width:
             normalised = F.pad(normalised, (0, width, 0, height))
-        return normalised.to(next(self.tower.parameters()).dtype)
+        convolutional = normalised.is_cuda and getattr(self, "neck", None) is None
+        layout = torch.channels_last if convolutional else torch.contiguous_format  # for tensor cores
+        return normalised.to(next(self.tower.parameters()).dtype).contiguous(memory_format=layout)
 
     def dense_features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Dense joint features of raw images, as a teacher needs them."""
@@ -132,7 +134,8 @@ class Backbone(nn.Module):
         self, dense: Float[Tensor, "B D _ _"], height: int, width: int
     ) -> Float[Tensor, "B D h w"]:
         """Drop the cells that hold padding alone: h = ceil(H / dense_stride), w likewise."""
-        return dense[..., : math.ceil(height / self.dense_stride), : math.ceil(width / self.dense_stride)]
+        rows, columns = (ceil_div(side, self.dense_stride) for side in (height, width))
+        return dense[..., :rows, :columns]
 
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; what is frozen stays in eval mode."""
@@ -165,7 +168,7 @@ class Backbone(nn.Module):
         return []
 
     def _padded(self, size: int) -> int:
-        return math.ceil(4 * math.ceil(size / 4) / self.multiple) * self.multiple
+        return ceil_div(4 * ceil_div(size, 4), self.multiple) * self.multiple
 
 
 def _check_features(backbone: Backbone, cfg: BackboneConfig) -> None:

@@ -39,6 +39,7 @@ from ppar_dist.models.weight_file import LoadReport
 from ppar_dist.text import one_line
 
 _NOT_LOADED = ("No pretrained weights loaded", "No potential checkpoint path found")  # of open_clip's log
+_NOT_DOWNLOADED = "Failed to download weights"
 _SCHEMAS = ("local-dir:", "hf-hub:")  # open_clip names that bring configuration and weights themselves
 
 
@@ -98,7 +99,7 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> tuple[Any, LoadReport | 
     settings: dict[str, Any] = {} if schema else _settings_of_tags(cfg.name, tag)
     settings |= cfg.options
     try:
-        with _unless_random(cfg.pretrained is None and load_weights):
+        with _quieter_log(cfg.pretrained is None and load_weights):
             model = open_clip.create_model(
                 cfg.name,
                 pretrained=cfg.pretrained if load_weights and tag else None,
@@ -108,10 +109,16 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> tuple[Any, LoadReport | 
                 **settings,
             )
     except UNREADABLE as error:
+        if str(error).startswith(_NOT_DOWNLOADED):
+            raise UserError(
+                f"the weights {cfg.pretrained} of {cfg.name} are not on this machine and cannot be "
+                "downloaded: download them elsewhere and set model.backbone.pretrained (--pretrained of "
+                "`ppar-dist text`) to the file, or start where there is a network "
+                f"({one_line(error).split(' Last error: ')[-1]})"
+            ) from None
         raise UserError(
             f"model.backbone: cannot build {cfg.name} with pretrained={cfg.pretrained}: {one_line(error)}; "
-            "give options that it takes and weights of this very model; without a network, download them "
-            "elsewhere and set pretrained to the file"
+            "give options that it takes and weights of this very model"
         ) from None
     report = load_clip(model, cfg, file) if file is not None else None
     _check_finite(model, cfg)
@@ -119,12 +126,13 @@ def _create(cfg: BackboneConfig, load_weights: bool) -> tuple[Any, LoadReport | 
 
 
 @contextlib.contextmanager
-def _unless_random(random: bool) -> Iterator[None]:
-    """Hide open_clip's warning of random weights, but where they stay random: it loads no file here."""
+def _quieter_log(random: bool) -> Iterator[None]:
+    """Hide what open_clip logs and raises, and its warning of random weights, but where they stay random."""
     root = logging.getLogger()
 
     def shows(record: logging.LogRecord) -> bool:
-        return random or not str(record.msg).startswith(_NOT_LOADED)
+        hidden = (_NOT_DOWNLOADED,) if random else (_NOT_DOWNLOADED, *_NOT_LOADED)  # it loads no file here
+        return not str(record.msg).startswith(hidden)
 
     root.addFilter(shows)
     try:

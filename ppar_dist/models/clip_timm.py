@@ -85,7 +85,7 @@ class ClipTimm(Backbone):
                 -1, 1 + self.prefix, -1
             )  # wherever the head looks, it sees the cell
         joint: Tensor = self.tower.head(self.tower.trunk.forward_head(cells))  # (B·h·w, D)
-        return unflatten(joint, 0, (len(final), *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
+        return unflatten(joint, 0, (final.shape[0], *grid)).permute(0, 3, 1, 2)  # (B, D, h, w)
 
 
 def _any_image_size(trunk: Any, vision_cfg: dict[str, Any]) -> Any:

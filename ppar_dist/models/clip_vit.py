@@ -70,7 +70,7 @@ class ClipViT(Backbone):
         patches = self.tower.conv1(images)  # (B, C, h, w)
         grid = (patches.shape[2], patches.shape[3])
         tokens = patches.flatten(2).transpose(1, 2)  # (B, N, C)
-        first = self.tower.class_embedding.to(tokens.dtype).expand(len(tokens), 1, -1)
+        first = self.tower.class_embedding.to(tokens.dtype).expand(tokens.shape[0], 1, -1)
         position = resize_positions(self.tower.positional_embedding, self.tower.grid_size, grid)
         tokens = torch.cat([first, tokens], 1) + position.to(tokens.dtype)  # the class token is first, once
         return self.tower.ln_pre(tokens), grid

@@ -24,7 +24,15 @@ from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.clip_names import is_hugging_face, is_weight, open_clip_names
 from ppar_dist.models.load_errors import UNREADABLE
-from ppar_dist.models.weight_file import FORMS, LoadReport, WeightFile, check_values, named, read_weights
+from ppar_dist.models.weight_file import (
+    FORMS,
+    LoadReport,
+    WeightFile,
+    check_values,
+    named,
+    read_weights,
+    types_of,
+)
 from ppar_dist.text import one_line
 
 _ACTS = {"quick_gelu": True, "gelu": False}  # Hugging Face's names of the two
@@ -41,8 +49,9 @@ def load_clip(model: Any, cfg: BackboneConfig, path: Path) -> LoadReport:
         return _load_big_vision(model, cfg, path)
     file = read_weights(path)
     naming = "Hugging Face's names" if is_hugging_face(file.tensors) else "open_clip's names"
-    form = f"{file.form} with {naming}, {_types(file.tensors)}"
-    zeros = check_values(path, {name: value for name, value in file.tensors.items() if is_weight(name)})
+    weights = {name: value for name, value in file.tensors.items() if is_weight(name)}
+    form = f"{file.form} with {naming}, {types_of(weights.values())}"
+    zeros = check_values(path, weights)
     state = _converted(model, file, form)
     misfit = _compare(model, state)
     if misfit.refused:
@@ -74,6 +83,7 @@ class _Misfit:
     missing: tuple[str, ...]
     left_over: tuple[str, ...]
     shapes: tuple[str, ...]  # with both shapes
+    whole: tuple[str, ...]  # weights of whole numbers, as quantised ones are, with their type
     tower_alone: bool  # the file has nothing of a text tower, which is no fault
 
     @property
@@ -89,7 +99,7 @@ class _Misfit:
     @property
     def refused(self) -> bool:
         """Whether the file is of another model."""
-        return bool(self.lacking or self.unknown or self.shapes)
+        return bool(self.lacking or self.unknown or self.shapes or self.whole)
 
     def text(self) -> str:
         """What differs, in words."""
@@ -98,6 +108,7 @@ class _Misfit:
             parts = ["missing: visual.proj, the projection to the joint space (a CLIPVisionModel has none)"]
         parts += [f"left over: {named(self.unknown)}"] if self.unknown else []
         parts += [f"of another shape: {named(self.shapes)}"] if self.shapes else []
+        parts += [f"no floats, as quantised weights are none: {named(self.whole)}"] if self.whole else []
         return "; ".join(parts)
 
 
@@ -114,6 +125,11 @@ def _compare(model: nn.Module, state: dict[str, Tensor]) -> _Misfit:
             f"{name} {tuple(state[name].shape)} instead of {tuple(own[name].shape)}"
             for name in differ
             if is_weight(name)
+        ),
+        whole=tuple(
+            f"{name} ({str(state[name].dtype).removeprefix('torch.')})"
+            for name in weights
+            if name in state and own[name].is_floating_point() and not state[name].is_floating_point()
         ),
         tower_alone=not any(name in state for name in weights if not name.startswith("visual.")),
     )
@@ -191,14 +207,6 @@ def _remedy(name: str, quick: bool) -> str:
     if wanted in open_clip.list_models() and wanted != name:
         return f"model.backbone.name: {wanted}"
     return f"model.backbone.options: {{quick_gelu: {'true' if quick else 'false'}}}"
-
-
-def _types(tensors: dict[str, Tensor]) -> str:
-    kinds = {
-        str(value.dtype).removeprefix("torch.") for value in tensors.values() if value.is_floating_point()
-    }
-    other = kinds - {"float32"}
-    return " and ".join(sorted(kinds)) + (" (converted to float32)" if other else "")
 
 
 def _load_big_vision(model: Any, cfg: BackboneConfig, path: Path) -> LoadReport:

@@ -28,3 +28,8 @@ class FeatureShape:
     dense_stride: int
     embed_dim: int  # D
     multiple: int  # height and width are padded to a multiple of this
+
+
+def ceil_div(number: int, divisor: int) -> int:
+    """The quotient, rounded up, as an exported program can hold it for sizes that it does not know."""
+    return -(-number // divisor)

@@ -28,7 +28,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
-from ppar_dist.models.features import Features
+from ppar_dist.models.features import Features, ceil_div
 from ppar_dist.models.pyramid import SimplePyramid
 from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.models.text import text_prototypes
@@ -162,7 +162,7 @@ class Segmentor(nn.Module):
                 align_corners=False,
                 recompute_scale_factor=False,
             )
-        return maps[..., : math.ceil(height / 4), : math.ceil(width / 4)]
+        return maps[..., : ceil_div(height, 4), : ceil_div(width, 4)]
 
     def _classify(self, narrow: Tensor, level: Tensor) -> Tensor:
         logits = self._learned_logits(narrow)
@@ -192,7 +192,7 @@ class Segmentor(nn.Module):
 
     def _dense(self, found: Features, narrow: Tensor, asked: bool, height: int, width: int) -> Tensor:
         if not asked:
-            return narrow.new_zeros(len(narrow), self.backbone.embed_dim, 0, 0)
+            return narrow.new_zeros(narrow.shape[0], self.backbone.embed_dim, 0, 0)
         if found.dense is not None:
             return self.backbone.crop_dense(found.dense, height, width)
         assert self.projection is not None

@@ -8,6 +8,7 @@ Letters: K classes, D width of the joint image-text space, N names.
 
 from __future__ import annotations
 
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,10 +23,14 @@ from torch import Tensor
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.schema import TextConfig
 from ppar_dist.errors import UserError
+from ppar_dist.files.durable import write_atomically
 from ppar_dist.text import one_line
 
 if TYPE_CHECKING:
     from ppar_dist.models.backbone import Backbone
+
+
+_SAME = 1e-6  # of 1 - cosine: far above rounding, far below any two texts
 
 
 class TextEncoder(Protocol):
@@ -49,7 +54,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
 
     Raises:
         UserError: the file is missing, malformed, of another width or lacks a class; there is no text
-            tower; centring leaves nothing of a class.
+            tower; two classes have the same vector; centring leaves nothing of a class.
     """
     if cfg.file is not None:
         means = _from_file(cfg.file, classes)
@@ -61,6 +66,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
             "take text.file from the same CLIP model, or set model.backbone.embed_dim (kind: timm)"
         )
     prototypes = F.normalize(means.double(), dim=1)
+    _refuse_same(prototypes, classes.classes)
     if cfg.center:
         prototypes = _centred(prototypes)
     return prototypes.float()
@@ -72,26 +78,50 @@ def write_embeddings(
     """Write the .npz that ``text.file`` reads: a row norm(mean over templates of norm(E_text)) per name.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: a template lacks its {}, two names have the same vector, or the file cannot be written.
     """
+    check_templates(templates, "a template")
     rows = []
     for name in names:
         sentences = [template.replace("{}", name) for template in templates]
         mean = F.normalize(encoder.encode(sentences).double(), dim=1).mean(0)  # (D,)
         rows.append(F.normalize(mean, dim=0).float())
+    _refuse_same(torch.stack(rows).double(), names)
+    content = io.BytesIO()
+    np.savez(content, names=np.array(list(names)), embeddings=torch.stack(rows).numpy())
     try:
-        np.savez(path, names=np.array(list(names)), embeddings=torch.stack(rows).numpy())
+        write_atomically(path, content.getbuffer())
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; give another --out") from None
+
+
+def check_templates(templates: Sequence[str], what: str) -> None:
+    """Refuse templates without a place for the name: all classes would have the same text.
+
+    Raises:
+        UserError: there is one, or no template at all.
+    """
+    wrong = [template for template in templates if "{}" not in template]
+    if wrong or not templates:
+        raise UserError(f"{what} is a sentence with {{}} for the name, got {wrong or 'none'}; add {{}}")
+
+
+def _refuse_same(vectors: Float[Tensor, "N D"], names: Sequence[str]) -> None:
+    """Refuse unit vectors of which two are equal up to rounding: what they stand for cannot be told apart."""
+    near = (vectors @ vectors.t()).triu(1) > 1 - _SAME
+    if bool(near.any()):
+        first, second = (names[int(number)] for number in near.nonzero()[0])
+        raise UserError(
+            f"the text embeddings of {first} and {second} are the same: no model could tell them "
+            "apart; give each a text of its own (a template holds {} for the name)"
+        )
 
 
 def _centred(prototypes: Tensor) -> Tensor:
     centred = prototypes - prototypes.mean(0)
     lengths: Tensor = centred.norm(dim=1)
     if bool((lengths < 1e-6).any()):
-        raise UserError(
-            "text.center leaves nothing of a class (one class, or equal texts); set text.center=false"
-        )
+        raise UserError("text.center leaves nothing of a class (there is one class); set text.center=false")
     return centred / lengths[:, None]
 
 
@@ -99,11 +129,7 @@ def _from_tower(templates: tuple[str, ...], classes: ClassSet, backbone: Backbon
     encoder = backbone.text_tower() if backbone is not None else None
     if encoder is None:
         raise UserError("the backbone has no text tower: set text.file to an .npz of names and embeddings")
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong or not templates:
-        raise UserError(
-            f"text.templates are sentences with {{}} for the name, got {wrong or 'none'}; add {{}}"
-        )
+    check_templates(templates, "each of text.templates")
     means = []
     for prompts in classes.prompts:
         sentences = [template.replace("{}", prompt) for prompt in prompts for template in templates]
@@ -147,4 +173,10 @@ def _read_embeddings(path: Path) -> dict[str, np.ndarray]:
         )
     if not np.isfinite(embeddings).all() or not np.linalg.norm(embeddings, axis=1).all():
         raise UserError(f"text.file={path} holds a non-finite or zero embedding; compute it again in fp32")
-    return dict(zip((str(name) for name in names), embeddings, strict=True))
+    vectors = dict(zip((str(name) for name in names), embeddings, strict=True))
+    if len(vectors) < len(names):
+        twice = sorted(name for name in vectors if (names == name).sum() > 1)
+        raise UserError(
+            f"text.file={path} holds one row per name, but several of {', '.join(twice)}; keep one"
+        )
+    return vectors

@@ -9,7 +9,10 @@ Letters: B images, C_l channels of level l, D width of the joint image-text spac
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,20 @@ from ppar_dist.config.schema import BackboneConfig
 from ppar_dist.config.weights import REMEDY
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
+from ppar_dist.models.clip_names import is_weight
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.pyramid import SimplePyramid, pyramid_strides
 from ppar_dist.models.resize import resize_bilinear
-from ppar_dist.models.weight_file import LoadReport, check_values, form_of
+from ppar_dist.models.weight_file import LoadReport, check_values, read_weights, types_of
 from ppar_dist.text import one_line
+
+# Where training scripts keep weights, in timm's order: averages before the last step's.
+_ENTRIES = ("state_dict_ema", "model_ema", "state_dict", "model")
+_FORMS = (
+    f"a state dict saved by torch (.pt, .bin, .pth; plain or under {', '.join(_ENTRIES)}) or safetensors, "
+    "with timm's names, and NumPy's files where the model reads them"
+)
 
 
 class TimmTrunk(Backbone):
@@ -95,8 +106,7 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
         options.setdefault("dynamic_img_size", True)
     report: LoadReport | None = None
     if cfg.pretrained is not None and load_weights:
-        trunk = _with_weights(known, cfg, options)
-        report = _report(Path(cfg.pretrained))
+        trunk, report = _with_weights(known, cfg, options)
     else:
         trunk = _create(known, cfg, options)
     mean, std = (
@@ -105,6 +115,12 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     backbone = TimmTrunk(trunk, cfg, cfg.embed_dim, mean, std)
     backbone.report = report
     return backbone
+
+
+def tagged_models(name: str) -> list[str]:
+    """The MODEL.TAG that timm has weights of, for a model with or without a tag."""
+    tagged: list[str] = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
+    return tagged
 
 
 def _known_name(name: str) -> str:
@@ -127,12 +143,24 @@ def _create(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn.Modul
         ) from None
 
 
-def _with_weights(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn.Module:
-    """The trunk with its weights; every weight matrix must have come from the file."""
+def _with_weights(
+    name: str, cfg: BackboneConfig, options: dict[str, Any]
+) -> tuple[nn.Module, LoadReport | None]:
+    """The trunk with its weights, and what a file held; each must have come from there.
+
+    To see that, a second trunk is filled with other values: what is equal in both was not in the file. Tags
+    and NumPy's files, which timm reads itself, are compared with a fresh trunk, where matrices alone tell.
+    """
     file, plain = cfg.pretrained or "", name.split(".")[0]
-    tagged = timm.list_models(f"{plain}.*", pretrained=True)
-    if Path(file).is_file():
-        overlay: dict[str, Any] = {"file": file}
+    path, tagged = Path(file), tagged_models(name)
+    report: LoadReport | None = None
+    other: dict[str, Any] | None = None
+    if path.is_file() and path.suffix not in (".npz", ".npy"):
+        tensors, report = _read(path)
+        overlay: dict[str, Any] = {"state_dict": tensors}
+        other = {"state_dict": {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}}
+    elif path.is_file():
+        overlay = {"file": file}
     elif f"{plain}.{file}" in tagged:
         name, overlay = f"{plain}.{file}", {}
     else:
@@ -141,43 +169,59 @@ def _with_weights(name: str, cfg: BackboneConfig, options: dict[str, Any]) -> nn
             f"(with weights: {', '.join(tagged) or 'none'}); correct the path or the tag, {REMEDY}"
         )
     seed = torch.initial_seed()
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), _unheard():
         torch.manual_seed(seed)
-        fresh = _create(name, cfg, options).state_dict()
+        second = _create(name, cfg, options) if other is None else _load(name, file, options, other)
     with torch.random.fork_rng():
-        torch.manual_seed(seed)  # the same draws: what is equal afterwards was not in the file
+        torch.manual_seed(seed)  # the same draws
         trunk = _load(name, file, options, overlay)
-    missed = [k for k, v in trunk.state_dict().items() if v.ndim > 1 and torch.equal(v, fresh[k])]
+    compared = {k: v for k, v in second.state_dict().items() if v.is_floating_point()}
+    if other is None:
+        compared = {k: v for k, v in compared.items() if v.ndim > 1}
+    missed = [k for k, v in trunk.state_dict().items() if k in compared and torch.equal(v, compared[k])]
     if missed:
+        form = f" ({report.form})" if report is not None else ""
         raise UserError(
-            f"model.backbone.pretrained={file} does not hold {missed[0]} of {name} "
-            f"({len(missed)} weights are missing); give a checkpoint of this very model"
+            f"model.backbone.pretrained={file}{form} does not hold {missed[0]} of {name} as floats "
+            f"(missing weights and statistics: {len(missed)}); give a checkpoint of this very model"
         )
-    return trunk
+    return trunk, report
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Without timm's warnings, which the other of two trunks gives too."""
+    logger = logging.getLogger("timm")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]) -> nn.Module:
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        trunk = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     except UNREADABLE as error:
         raise UserError(
             f"model.backbone.pretrained={file} cannot be loaded into {name}: {one_line(error)}; "
-            "give a checkpoint of this very model"
+            "give a checkpoint of this very model; without a network, a tag's weights downloaded elsewhere"
         ) from None
+    for module in trunk.modules():  # timm keeps the overlay, and with it all tensors of the file
+        if "state_dict" in (facts := vars(module).get("pretrained_cfg") or {}):
+            facts["state_dict"] = None
+    return trunk
 
 
-def _report(file: Path) -> LoadReport | None:
-    """What a file holds, its values checked; None for a tag, and for NumPy's files, which models read."""
-    if not file.is_file() or file.suffix in (".npz", ".npy"):
-        return None
-    tensors = {
-        name: value
-        for name, value in timm.models.load_state_dict(str(file), weights_only=True).items()
-        if isinstance(value, Tensor)
-    }
-    return LoadReport(
-        file, f"{form_of(file)} with timm's names", len(tensors), zeros=check_values(file, tensors)
-    )
+def _read(file: Path) -> tuple[dict[str, Tensor], LoadReport]:
+    """The tensors of a file without the names of wrappers, their values checked."""
+    content = read_weights(file, _FORMS, _ENTRIES)
+    zeros = check_values(file, content.tensors)
+    weights = [value for name, value in content.tensors.items() if is_weight(name)]
+    form = f"{content.form} with timm's names, {types_of(weights)}"
+    report = LoadReport(file, form, len(content.tensors), zeros=zeros)
+    return timm.models.clean_state_dict(content.tensors), report
 
 
 def _padding_multiple(trunk: nn.Module, strides: tuple[int, ...]) -> int:

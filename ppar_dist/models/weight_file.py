@@ -7,7 +7,7 @@ TorchScript archive, for its tensors alone.
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -66,8 +66,13 @@ class LoadReport:
         return "; ".join(part for part in parts if part)
 
 
-def read_weights(path: Path) -> WeightFile:
+def read_weights(path: Path, accepted: str = FORMS, under: Sequence[str] = ("state_dict",)) -> WeightFile:
     """Read a file of weights.
+
+    Args:
+        path: the file.
+        accepted: ends a refusal.
+        under: entries of a file saved by torch that may hold the weights; the first that is there does.
 
     Raises:
         UserError: it has none of the forms, is damaged, or would run code.
@@ -78,11 +83,14 @@ def read_weights(path: Path) -> WeightFile:
         if form == "TorchScript archive":
             tensors, quick = read_torchscript(path)
         else:
-            tensors, quick = _tensors(_content(path, form)), None
+            content = load_file(path) if form == "safetensors" else _load(path)
+            entry = _entry(content, under)
+            tensors, quick = _tensors(content if entry is None else content[entry]), None
+            form += "" if entry is None else f" under {entry}"
     except UNREADABLE as error:
         cause = _CODE if isinstance(error, UnpicklingError) else one_line(error)
         raise UserError(
-            f"model.backbone.pretrained={path} cannot be read as {form}: {cause}; accepted are {FORMS}"
+            f"model.backbone.pretrained={path} cannot be read as {form}: {cause}; accepted are {accepted}"
         ) from None
     if quick is None and _OPENAI in tensors:
         quick = True  # all of OpenAI's were trained with it
@@ -116,23 +124,43 @@ def named(names: Iterable[str], most: int = 3) -> str:
 
 
 def check_values(path: Path, tensors: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Names of matrices that are 0 throughout; values that are not finite are refused."""
-    zeros = []
+    """Names of matrices that are 0 throughout, where not all are; what no training leaves is refused."""
+    zeros, matrices = [], sum(value.ndim > 1 for value in tensors.values())
     for name, value in tensors.items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
             raise UserError(
                 f"model.backbone.pretrained={path}: weights are not finite in {name}; save them in fp32"
             )
+        if name.endswith("running_var") and bool((value < 0).any()):
+            raise UserError(
+                f"model.backbone.pretrained={path}: a variance is at least 0, but {name} is not; the file is "
+                "damaged, take another"
+            )
         if value.ndim > 1 and not bool(value.any()):
             zeros.append(name)
+    if matrices and len(zeros) == matrices:
+        raise UserError(f"model.backbone.pretrained={path}: all of its weights are 0; take another file")
     return tuple(zeros)
 
 
-def _content(path: Path, form: str) -> Any:
-    if form == "safetensors":
-        return load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return content["state_dict"] if isinstance(content, dict) and "state_dict" in content else content
+def types_of(tensors: Iterable[Tensor]) -> str:
+    """Their kinds of numbers, and whether they become float32."""
+    kinds = sorted({str(value.dtype).removeprefix("torch.") for value in tensors})
+    return " and ".join(kinds) + (" (converted to float32)" if any(_converts(kind) for kind in kinds) else "")
+
+
+def _converts(kind: str) -> bool:
+    return "float" in kind and kind != "float32"
+
+
+def _load(path: Path) -> Any:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _entry(content: Any, under: Sequence[str]) -> str | None:
+    """Where a file keeps its weights; None: it holds nothing else."""
+    known = content if isinstance(content, Mapping) else {}
+    return next((name for name in under if known.get(name) is not None), None)
 
 
 def _tensors(content: Any) -> dict[str, Tensor]:

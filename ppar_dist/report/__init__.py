@@ -169,6 +169,7 @@ def _table(records: RunRecords, classes: Sequence[str]) -> list[dict[str, Any]]:
         accuracy, miou = _percent(item.get("pixel_accuracy")), _percent(item.get("miou"))
         left_out = item.get("left_out")
         images = f"{item.get('images')} ({left_out} left out)" if left_out else item.get("images")
+        name += " (trained on)" if item.get("trained_on") else ""
         rows.append({"name": name, "images": images, "miou": miou, "accuracy": accuracy, "cells": cells})
     return rows
 

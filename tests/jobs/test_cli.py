@@ -39,6 +39,7 @@ from tests.ranks import (
     write_config,
 )
 from tests.sabotage.pace import Pace
+from tests.unit.tiny_run import make_domain
 
 
 def config_file(root: Path, tmp_path: Path, **sections: dict[str, Any]) -> str:
@@ -83,6 +84,19 @@ def test_evaluate_agrees_with_the_table_of_the_run(finished: Path, blocks: Path)
     assert json.loads(done.stdout)["targets"]["unseen"]["miou"] == pytest.approx(written, abs=1e-6)
 
 
+def test_a_domain_that_was_trained_on_is_told(finished: Path, blocks: Path, tmp_path: Path) -> None:
+    make_domain(tmp_path / "foreign", 2)
+    shutil.copytree(blocks / "right", tmp_path / "copy")  # by its content, wherever it lies
+    names = ["copy", "foreign"]
+    run = str(shutil.copytree(finished, tmp_path / "run"))
+    done = run_command(["evaluate", run, *(f"--target={name}={tmp_path / name}" for name in names)])
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stdout.splitlines() if "trained on" in line]
+    assert told == ["copy: trained on this domain: no score of domains it never saw"]
+    kept = json.loads((tmp_path / "run" / "results.json").read_text())["targets"]
+    assert {name: kept[name]["trained_on"] for name in names} == {"copy": True, "foreign": False}
+
+
 def test_predict_writes_palette_overlay_and_legend(finished: Path, tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
@@ -110,7 +124,7 @@ def test_a_checkpoint_alone_is_enough(finished: Path, blocks: Path, tmp_path: Pa
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert facts["file"] == str(tmp_path / "mine.pt2")
-    assert (facts["checkpoint"], facts["input_shape"]) == ("mine", [1, 3, 48, 64])
+    assert (facts["checkpoint"], facts["input_shape"]) == ("mine", ["batch", 3, "height", "width"])
     assert len(facts["classes"]) == facts["output_shape"][1] == 6
 
 
@@ -337,7 +351,8 @@ def scrape_until(
 
 
 def untimed(record: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in record.items() if key not in ("seconds", "data_wait")}
+    times = ("seconds", "data_wait", "images_per_second")
+    return {key: value for key, value in record.items() if key not in times}
 
 
 def wait_for(path: Path) -> None:

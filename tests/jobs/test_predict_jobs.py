@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.ranks import TIMEOUT_S, rank_environment, run_command
+from ppar_dist.data.shards.writer import write_domain
+from tests.ranks import TIMEOUT_S, encode, rank_environment, run_command
 from tests.unit.tiny_run import make_run
 
 PEAK = """
@@ -89,3 +91,68 @@ def test_the_memory_is_that_of_the_picture(run: Path, tmp_path: Path) -> None:
         peaks[name] = int(done.stdout)
     each = (peaks["large"] - peaks["small"]) / (6000 * 4000)
     assert each < 14, f"{each:.1f} bytes a pixel"  # 8 while it is decoded; the planes of 6 classes are 24
+
+
+def limited(arguments: list[str], kib: int) -> subprocess.CompletedProcess[str]:
+    """``ppar-dist ARGUMENTS`` where no file may grow beyond ``kib`` KiB: to a writer, a disk that is full."""
+    command = [
+        "bash",
+        "-c",
+        f'ulimit -f {kib}; exec "$@"',
+        "-",
+        sys.executable,
+        "-m",
+        "ppar_dist",
+        *arguments,
+    ]
+    return subprocess.run(
+        command, env=rank_environment(), text=True, capture_output=True, timeout=TIMEOUT_S, check=False
+    )
+
+
+def test_a_result_that_has_no_room_is_no_result(run: Path, tmp_path: Path) -> None:
+    # An overlay of 20 to 64 KiB, which Pillow writes at once: of that, storage takes a part without an error.
+    noise = np.random.default_rng(0).integers(0, 256, (160, 200, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "large.jpg")
+    Image.fromarray(noise[:40, :60]).save(tmp_path / "small.jpg")
+    pictures, out = [str(tmp_path / f"{name}.jpg") for name in ("large", "small")], tmp_path / "out"
+    done = limited(["predict", str(run), *pictures, "--out", str(out)], 20)
+    assert done.returncode == 78
+    assert "large.jpg: cannot write its results: File too large; make room" in done.stderr
+    assert done.stderr.splitlines()[-1] == "1 of 2 done, 1 failed"
+    assert {path.name for path in out.iterdir()} == {"legend.png", "small.png", "small_overlay.jpg"}
+    for path in out.iterdir():
+        with Image.open(path) as picture:
+            picture.load()  # raises where a part is missing
+
+
+@pytest.mark.parametrize("command", ["report", "export", "evaluate"])
+def test_a_file_that_has_no_room_leaves_the_one_before(run: Path, tmp_path: Path, command: str) -> None:
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    out, options = run / "report.html", []
+    if command == "export":
+        out = tmp_path / "model.pt2"
+        options = ["--out", str(out)]
+    elif command == "evaluate":  # its pictures do not fit
+        out, options = run / "results.json", ["--target", f"a={tmp_path / 'large'}"]
+        pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+        label = np.zeros((300, 400), np.uint8)
+        write_domain(tmp_path / "large", "roads6", [("s", encode(pixels, "JPEG"), encode(label, "PNG"), {})])
+    out.write_text("before")
+    done = limited([command, str(run), *options], 1)
+    assert done.returncode == 78, done.stderr
+    assert "File too large; a file that is written needs room" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert out.read_text() == "before"
+    assert not [path for path in out.parent.iterdir() if path.name.startswith(f".{out.name}")]
+
+
+@pytest.mark.parametrize("line", ["report RUN", "evaluate RUN --target a=A", "export RUN --out RUN/m.pt2"])
+def test_a_folder_with_the_name_of_a_file(run: Path, tmp_path: Path, line: str) -> None:
+    domain, run = run.parent / "shards" / "a", Path(shutil.copytree(run, tmp_path / "run"))
+    for name in ("report.html", "m.pt2", *(["results.json"] if "evaluate" in line else [])):
+        (run / name).mkdir()
+    done = run_command(line.replace("a=A", f"a={domain}").replace("RUN", str(run)).split())
+    assert done.returncode == 78, done.stderr
+    assert "folder" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -74,8 +74,8 @@ def test_its_run_resumes_and_computes_what_the_earlier_program_did(run: Path) ->
     assert done.returncode == 0, done.stderr
     assert find_checkpoint(run) == run / "checkpoints" / "step-00000006"
 
-    # The same colours are drawn as ever, but since then done in other arithmetic: by 2 of 255 on average. Step 5
-    # shows that weights, statistics and samples are those that were saved; step 6 that it was taken.
+    # The same colours are drawn as ever, but since then done in other arithmetic: by 2 of 255 on average.
+    # Step 5 shows that weights, statistics and samples are those that were saved; step 6 that it was taken.
     expected = json.loads((HERE / "steps_5_and_6.json").read_text())
     for kind, lines in expected.items():
         found = read_lines(run / "metrics" / f"{kind}.jsonl")[-len(lines) :]

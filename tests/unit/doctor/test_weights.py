@@ -90,7 +90,22 @@ def test_a_timm_trunks_file_is_loaded_too(doctor: Doctor, tmp_path: Path) -> Non
     file = write(weights, tmp_path / "a.safetensors")
     found = doctor(model=model(file, "convnext_atto", kind="timm", embed_dim=16))["weights"]
     assert found["status"] == "ok"
-    assert f"safetensors with timm's names, {len(weights)} tensors" in found["found"]
+    assert f"safetensors with timm's names, float32, {len(weights)} tensors" in found["found"]
     torch.save({"a": torch.ones(2)}, file)
     found = doctor(model=model(file, "convnext_atto", kind="timm", embed_dim=16))["weights"]
     assert found["status"] == "failure"
+
+
+@pytest.mark.parametrize(("kind", "name"), [("timm", "resnet18"), ("open_clip", "RN50")])
+def test_a_tag_that_the_library_does_not_list_is_a_failure(doctor: Doctor, kind: str, name: str) -> None:
+    known = {"timm": "resnet18.a1_in1k", "open_clip": "openai"}[kind]
+    backbone = {
+        "kind": kind,
+        "name": name,
+        "pretrained": "a1_in2k",
+        "embed_dim": 16 if kind == "timm" else None,
+    }
+    found = doctor(model={"backbone": backbone})["weights"]
+    assert found["status"] == "failure"
+    assert f"pretrained=a1_in2k is neither a file nor a tag of {name}" in found["found"]
+    assert known in found["remedy"]

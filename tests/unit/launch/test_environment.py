@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from ppar_dist.errors import UserError
@@ -54,6 +56,18 @@ def test_a_launchers_rank_is_believed_and_sees_no_mpi() -> None:
         (SET | {"WORLD_SIZE": "0"}, "WORLD_SIZE is a number from 1 to"),
         (SET | {"MASTER_PORT": "70000"}, "MASTER_PORT is a number from 1 to 65535, got .70000."),
         (SET | {"LOCAL_RANK": "1"}, "LOCAL_RANK is a number from 0"),
+        (
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "x"},
+            "LOCAL_WORLD_SIZE is a number above LOCAL_RANK and .*=x, WORLD",
+        ),
+        (
+            TORCHRUN | {"LOCAL_WORLD_SIZE": "99"},
+            "at most WORLD_SIZE, got LOCAL_RANK=1, LOCAL_WORLD_SIZE=99, ",
+        ),
+        (
+            TORCHRUN | {"LOCAL_RANK": "2"},
+            "got LOCAL_RANK=2, LOCAL_WORLD_SIZE=2, WORLD_SIZE=4; unset RANK LOCAL",
+        ),
         (
             {"OMPI_COMM_WORLD_SIZE": "2"},
             "OMPI_COMM_WORLD_SIZE=2 says that 2 copies of this command were started",
@@ -169,9 +183,33 @@ def test_the_command_line_wins_over_a_lonely_pod() -> None:
     assert (machines.count, machines.rank, machines.host) == (1, 0, "127.0.0.1")
     assert variables == {}
     for options in ({"nodes": 3, "master": "b:1"}, {"nodes": 1}, {"node_rank": 1}):
-        variables = dict(POD)
+        variables = dict(SET)
         assert settle(variables, 2, **options) is None, "the machines are those of the command line"
         assert variables == {}
+    for variables in (dict(POD), POD | {"WORLD_SIZE": "4"}):  # counts machines, or their ranks
+        assert settle(variables, 2, nodes=2, node_rank=1, master="b:1") is None
+        assert variables == {}
+
+
+@pytest.mark.parametrize(
+    ("variables", "options", "message"),
+    [
+        (POD, {"node_rank": 0}, "--node-rank 0 is not what RANK=1, WORLD_SIZE=2 says of this machine"),
+        (POD, {"nodes": 1}, "--nodes 1 is not what RANK=1, WORLD_SIZE=2 says .* or unset RANK WORLD_SIZE"),
+        (POD, {"nodes": 3, "node_rank": 1, "master": "b:1"}, "--nodes 3 is not"),
+        (
+            POD | PET | {"WORLD_SIZE": "4"},
+            {"nproc": 1},
+            "asks for 2 ranks .* the command for 1; give --nproc 2",
+        ),
+        (TRAINJOB | {"PET_NPROC_PER_NODE": "2"}, {"nproc": 1}, "the command for 1; give --nproc 2"),
+    ],
+)
+def test_a_command_line_of_other_ranks_is_refused(
+    variables: dict[str, str], options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        settle(dict(variables), **options)
 
 
 def test_description() -> None:

@@ -185,6 +185,19 @@ def test_the_openai_tag_implies_quickgelu_also_without_its_weights() -> None:
     assert "QuickGELU" not in {type(m).__name__ for m in build_backbone(plain, load_weights=False).modules()}
 
 
+def test_a_download_that_fails_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(
+        UserError, match=r"^the weights openai of RN50 .*: download them elsewhere and set "
+    ) as e:
+        built("RN50", "openai")
+    assert str(e.value).count("ownload") == 2, "the remedy, and no library's words about it"
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
 def test_statistics_are_those_of_the_weights() -> None:
     torch.testing.assert_close(built("tiny-rn").mean, CLIP_MEAN)
     siglip = {"embed_dim": 192, "vision_cfg": {"timm_model_name": "vit_tiny_patch16_224", "timm_pool": "map"}}

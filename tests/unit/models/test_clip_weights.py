@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -361,7 +362,72 @@ def test_a_timm_trunks_file_is_reported_and_its_values_checked(tmp_path: Path) -
     weights = timm.create_model("convnext_atto", num_classes=7).state_dict()
     config = {"kind": "timm", "embed_dim": 8}
     report = built(write(weights, tmp_path / "a.safetensors"), "convnext_atto", **config).report
-    assert (report.form, report.tensors) == ("safetensors with timm's names", len(weights))
+    assert (report.form, report.tensors) == ("safetensors with timm's names, float32", len(weights))
     weights["stem.0.bias"][0] = float("nan")
     with pytest.raises(UserError, match=r"b.pt: weights are not finite in stem.0.bias"):
         built(write(weights, tmp_path / "b.pt"), "convnext_atto", **config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: {k: v for k, v in w.items() if v.ndim != 1}, "does not hold conv1.1.weight of resnet10t"),
+        (lambda w: {k: v for k, v in w.items() if "running" not in k}, "does not hold conv1.1.running_mean"),
+        (
+            lambda w: {k: v for k, v in w.items() if k != "layer2.0.bn1.bias"},
+            "layer2.0.bn1.bias of resnet10t",
+        ),
+        (
+            lambda w: {k: (99 * v).to(torch.int8) for k, v in w.items()},
+            "(safetensors with timm's names, int8) does",
+        ),
+        (
+            lambda w: w | {"bn1.running_var": -w["bn1.running_var"]},
+            "a variance is at least 0, but bn1.running",
+        ),
+        (lambda w: {k: torch.zeros_like(v) for k, v in w.items()}, "all of its weights are 0"),
+    ],
+)
+def test_all_of_a_timm_trunk_comes_from_its_file(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]], message: str
+) -> None:
+    """Also values that a fresh model has: of its own BatchNorm, nothing is missing."""
+    import timm
+
+    model = timm.create_model("resnet10t", num_classes=7)
+    config = {"kind": "timm", "embed_dim": 8}
+    whole = built(write(model.state_dict(), tmp_path / "a.safetensors"), "resnet10t", **config)
+    assert torch.equal(whole.tower.layer2[0].conv1.weight, model.layer2[0].conv1.weight)
+    assert all(not vars(part).get("pretrained_cfg", {}).get("state_dict") for part in whole.modules())
+    with pytest.raises(UserError, match=re.escape(message)):
+        built(write(change(model.state_dict()), tmp_path / "b.safetensors"), "resnet10t", **config)
+
+
+def test_the_entry_that_a_timm_file_was_read_from_is_told(tmp_path: Path) -> None:
+    import timm
+
+    last, average = (timm.create_model("convnext_atto", num_classes=7).state_dict() for _ in range(2))
+    torch.save({"state_dict": {f"module.{k}": v for k, v in last.items()}}, tmp_path / "a.pt")
+    torch.save({"state_dict": last, "state_dict_ema": average, "epoch": 3}, tmp_path / "b.pt")
+    for file, entry, weights in (("a.pt", "state_dict", last), ("b.pt", "state_dict_ema", average)):
+        found = built(tmp_path / file, "convnext_atto", kind="timm", embed_dim=8)
+        assert found.report.form.startswith(f"state dict under {entry} with timm's names")
+        assert torch.equal(found.tower.stem_0.weight, weights["stem.0.weight"])
+
+
+def test_a_timm_file_that_is_no_weights_is_described_in_the_same_words(tmp_path: Path) -> None:
+    for name in ("page.pt", "page.safetensors", "page"):
+        (tmp_path / name).write_bytes(b"<!DOCTYPE html><html>")
+        with pytest.raises(UserError, match=r"it begins with b'<!DOCTYPE html>.*; accepted are a state dict"):
+            built(tmp_path / name, "convnext_atto", kind="timm", embed_dim=8)
+
+
+def test_quantised_and_empty_weights_are_refused(tmp_path: Path) -> None:
+    quantised = {k: (99 * v).to(torch.int8) if v.is_floating_point() else v for k, v in state().items()}
+    message = refused(write(quantised, tmp_path / "a.pt"))
+    assert "state dict with open_clip's names, int8" in message
+    assert "no floats, as quantised weights are none: positional_embedding (int8)" in message
+    one = state() | {"visual.proj": state()["visual.proj"].to(torch.int8)}
+    assert "are none: visual.proj (int8); give" in refused(write(one, tmp_path / "b.pt"))
+    nothing = {k: torch.zeros_like(v) for k, v in state().items()}
+    assert "all of its weights are 0" in refused(write(nothing, tmp_path / "c.pt"))

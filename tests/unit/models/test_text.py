@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 from collections.abc import Sequence
@@ -126,6 +127,18 @@ def test_a_written_file_gives_the_prototypes_of_its_tower(tmp_path: Path) -> Non
     torch.testing.assert_close(from_file, from_tower, atol=1e-5, rtol=1e-5)
 
 
+def test_names_without_a_text_of_their_own_are_not_written(tmp_path: Path) -> None:
+    path = tmp_path / "text.npz"
+    with pytest.raises(UserError, match=r"a template is a sentence with \{\} .*got \['a street'\]; add"):
+        write_embeddings(path, ["road", "tree"], ["a photo of a {}.", "a street"], Encoder())
+    with pytest.raises(UserError, match="of road and road are the same"):
+        write_embeddings(path, ["road", "tree", "road"], TEMPLATES, Encoder())
+    path.mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*: Is a directory; give another --out"):
+        write_embeddings(path, ["road", "tree"], TEMPLATES, Encoder())
+    assert [path.name] == [found.name for found in tmp_path.iterdir()]
+
+
 def write(path: Path, **arrays: np.ndarray) -> TextConfig:
     np.savez(path, **arrays)
     return TextConfig(file=path)
@@ -146,8 +159,16 @@ def test_refusals_name_the_remedy(tmp_path: Path) -> None:
         text_prototypes(write(path, names=names, embeddings=rows * 0), CLASSES, None)
     with pytest.raises(UserError, match=r"3 wide, the backbone's joint space 5"):
         text_prototypes(write(path, names=names, embeddings=rows[:, :3]), CLASSES, FakeBackbone())
+    one = dataclasses.replace(
+        CLASSES, **{name: getattr(CLASSES, name)[:1] for name in ("classes", "palette", "members", "prompts")}
+    )
     with pytest.raises(UserError, match=r"text.center=false"):
-        text_prototypes(write(path, names=names, embeddings=np.ones((3, 5))), CLASSES, None)
+        text_prototypes(write(path, names=names, embeddings=rows), one, None)
+    with pytest.raises(UserError, match=r"of tree and car are the same: .*give each a text of its own"):
+        text_prototypes(write(path, names=names, embeddings=rows[[0, 1, 1]] * [[1], [2], [3]]), CLASSES, None)
+    twice = np.array(["road", "tree", "car", "tree"])
+    with pytest.raises(UserError, match="one row per name, but several of tree; keep one"):
+        text_prototypes(write(path, names=twice, embeddings=np.eye(4, 5)), CLASSES, None)
     with pytest.raises(UserError, match=r"no text tower: set text.file"):
         text_prototypes(TextConfig(), CLASSES, None)
     with pytest.raises(UserError, match=r"add \{\}"):
