@@ -9,6 +9,7 @@ Letters: B samples, (H, W) pixels of the crop.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
@@ -29,6 +30,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # grey of red, green and blue (ITU-R BT
 # RGB → YIQ: grey, and a plane of colours in which a turn changes the hue alone.
 _YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
+_SAME: tuple[Row, Row, Row] = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
 _REACH = 5  # pixels that a blur looks to each side: more than three sigmas of the strongest
 
 
@@ -91,8 +93,13 @@ def _mean(crop: UInt8[Tensor, "3 H W"]) -> Array:
 def recoloured(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> Float[Tensor, "B 3 H W"]:
     """Images of values 0 to 255 with their colours changed, on the device where they are.
 
-    Samples are taken one by one, so that each has the same pixels in any batch.
+    Each sample has the same pixels in any batch, and those that came where nothing is drawn for it.
     """
+    return all_at_once(images, colours) if images.is_cuda else one_by_one(images, colours)
+
+
+def one_by_one(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> Float[Tensor, "B 3 H W"]:
+    """For a CPU: what is not drawn is not computed."""
     changed = images.to(torch.float32, memory_format=torch.contiguous_format)
     for image, (matrix, gamma, sigma) in zip(changed, colours, strict=True):
         if matrix is not None:
@@ -104,6 +111,30 @@ def recoloured(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> 
     return changed
 
 
+def all_at_once(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> Float[Tensor, "B 3 H W"]:
+    """For a GPU, which a call costs more than its pixels: as many calls for a batch as for a sample.
+
+    The numbers travel as one table. What is not drawn for a sample is done with numbers that change nothing.
+    """
+    changed = images.to(torch.float32, memory_format=torch.contiguous_format)
+    rows = [
+        [*itertools.chain(*(matrix or _SAME)), gamma, *_weights(sigma)] for matrix, gamma, sigma in colours
+    ]
+    table = torch.tensor(rows).to(images.device, non_blocking=True)[..., None, None]
+    *matrix, gamma = table[:, :13].unbind(1)  # (B, 1, 1) each
+    if any(each.matrix is not None for each in colours):
+        red, green, blue = changed.unbind(1)
+        by_row = zip(*[iter(matrix)] * 4, strict=True)
+        planes = [red * r + green * g + blue * b + more for r, g, b, more in by_row]
+        changed = torch.stack(planes, 1).clamp_(0.0, 255.0)
+    if any(each.gamma != 1.0 for each in colours):
+        power = gamma[:, None]
+        changed = torch.where(power == 1.0, changed, (changed / 255.0).pow(power) * 255.0)
+    if any(each.sigma for each in colours):
+        changed = _spread(changed, [weight[:, None] for weight in table[:, 13:].unbind(1)])
+    return changed
+
+
 def _mixed(image: Float[Tensor, "3 H W"], matrix: Sequence[Row]) -> Float[Tensor, "3 H W"]:
     # Numbers of the host, plane by plane: a product of matrices would be rounded as the device is set to.
     red, green, blue = image
@@ -112,15 +143,35 @@ def _mixed(image: Float[Tensor, "3 H W"], matrix: Sequence[Row]) -> Float[Tensor
 
 
 def _blurred(image: Float[Tensor, "3 H W"], sigma: float) -> Float[Tensor, "3 H W"]:
-    """By sums of shifted images, rows first: faster on a CPU than a convolution, and float32 everywhere."""
-    height, width = image.shape[1:]
-    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-_REACH, _REACH + 1)]
-    weights = [weight / sum(weights) for weight in weights]
-    padded = F.pad(image[None], [_REACH] * 4, mode="replicate")[0]  # (3, H+10, W+10)
-    blurred = torch.zeros_like(padded[..., :width])  # (3, H+10, W)
+    return _spread(image[None], _weights(sigma))[0]
+
+
+def _spread(images: Float[Tensor, "B 3 H W"], weights: Sequence[float | Tensor]) -> Float[Tensor, "B 3 H W"]:
+    """Sums of shifted images, rows first: faster on a CPU than a convolution, and float32 everywhere.
+
+    ``weights`` are numbers, or tensors (B, 1, 1, 1) of a number for each sample.
+    """
+    height, width = images.shape[2:]
+    padded = F.pad(images, [_REACH] * 4, mode="replicate")  # (B, 3, H+10, W+10)
+    rows = torch.zeros_like(padded[..., :width])  # (B, 3, H+10, W)
     for start, weight in enumerate(weights):
-        blurred.add_(padded[..., start : start + width], alpha=weight)
-    result = torch.zeros_like(image)
+        _add(rows, padded[..., start : start + width], weight)
+    result = torch.zeros_like(images)
     for start, weight in enumerate(weights):
-        result.add_(blurred[:, start : start + height], alpha=weight)
+        _add(result, rows[..., start : start + height, :], weight)
     return result
+
+
+def _add(total: Tensor, part: Tensor, weight: float | Tensor) -> None:
+    if isinstance(weight, float):
+        total.add_(part, alpha=weight)
+    else:
+        total.addcmul_(part, weight)
+
+
+def _weights(sigma: float) -> list[float]:
+    """Of a Gaussian blur, from one end of its reach to the other; 0 pixels wide it changes nothing."""
+    if not sigma:
+        return [float(offset == 0) for offset in range(-_REACH, _REACH + 1)]
+    weights = [math.exp(-0.5 * (offset / sigma) ** 2) for offset in range(-_REACH, _REACH + 1)]
+    return [weight / sum(weights) for weight in weights]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import colorsys
 import math
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
@@ -12,16 +13,22 @@ from torchvision.transforms.v2 import functional as F
 
 from ppar_dist.data.colours import (
     Colours,
+    all_at_once,
     brightness,
     composed,
     contrast,
     hue,
+    one_by_one,
     recoloured,
     saturation,
 )
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 STRONG = Colours(((1.4, -0.2, 0.1, 3.0), (0.0, 0.9, 0.3, -7.0), (0.2, 0.2, 0.6, 0.5)), 0.7, 1.2)
+
+
+Way = Callable[[torch.Tensor, Sequence[Colours]], torch.Tensor]
+each_way = pytest.mark.parametrize("way", [one_by_one, all_at_once])
 
 
 def crops(low: int = 0, high: int = 256, size: tuple[int, int] = (37, 53)) -> torch.Tensor:
@@ -35,31 +42,40 @@ def grey(image: torch.Tensor) -> torch.Tensor:
     return torch.einsum("chw,c->hw", image.float(), LUMA)
 
 
-def test_nothing_drawn_leaves_every_pixel() -> None:
+@each_way
+def test_nothing_drawn_leaves_every_pixel(way: Way) -> None:
     images = crops()
-    changed = recoloured(images, [Colours()] * 6)
+    changed = way(images, [Colours()] * 6)
     assert changed.dtype == torch.float32
     assert torch.equal(changed, images.float())
 
 
-def test_a_sample_has_the_same_pixels_in_any_batch() -> None:
+@each_way
+def test_a_sample_has_the_same_pixels_in_any_batch(way: Way) -> None:
     images = crops().contiguous(memory_format=torch.channels_last)
     before = images.clone()
     drawn = [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), STRONG._replace(sigma=0.0), STRONG]
-    together = recoloured(images, drawn)
+    together = way(images, drawn)
     assert torch.equal(images, before)
     order = [4, 0, 5, 2, 1, 3]
-    shuffled = recoloured(images[order], [drawn[i] for i in order])
+    shuffled = way(images[order], [drawn[i] for i in order])
     for place, i in enumerate(order):
-        alone = recoloured(images[i : i + 1].contiguous(), drawn[i : i + 1])[0]
+        alone = way(images[i : i + 1].contiguous(), drawn[i : i + 1])[0]
         assert torch.equal(together[i], alone)
         assert torch.equal(shuffled[place], alone)
+    assert torch.equal(together[1], images[1].float()), "nothing is drawn for it"
 
 
-def test_the_device_is_not_waited_for() -> None:
+def test_both_ways_give_the_same_pixels() -> None:
+    images, drawn = crops(), [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), STRONG, STRONG]
+    torch.testing.assert_close(all_at_once(images, drawn), one_by_one(images, drawn), rtol=0, atol=1e-3)
+
+
+@each_way
+def test_the_device_is_not_waited_for(way: Way) -> None:
     """Tensors without values stand for those of a GPU: whoever asks for one is refused."""
     images = crops().to("meta")
-    assert recoloured(images, [STRONG] * 6).shape == images.shape
+    assert way(images, [STRONG] * 6).shape == images.shape
 
 
 @pytest.mark.parametrize("turn", range(3))
