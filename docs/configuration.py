@@ -1,4 +1,4 @@
-"""Write ``configuration.md``: every key of the configuration, read from ``ppar_dist/config/schema.py``.
+"""Write ``configuration.md``: every key of the configuration, from the sections in ``ppar_dist/config/``.
 
 ``python docs/configuration.py``. What a key means is the comment on its line there.
 """
@@ -14,7 +14,8 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from ppar_dist.config import schema
+from ppar_dist.config.schema import Config
+from ppar_dist.config.section import Section
 
 PAGE = Path(__file__).with_suffix(".md")
 _HEAD = """\
@@ -25,7 +26,7 @@ A run is described by one YAML file; `key=value` arguments of a command replace 
 `ppar-dist config CONFIG` prints the whole configuration with its defaults. Unknown keys, wrong types and
 impossible combinations are refused when the file is read, all of them in one message.
 
-This page is made from `ppar_dist/config/schema.py` by `python docs/configuration.py`.
+This page is made from the sections in `ppar_dist/config/` by `python docs/configuration.py`.
 """
 _SIGNS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
 _NAMES = {
@@ -40,16 +41,16 @@ _NAMES = {
 
 def page() -> str:
     """The whole page."""
-    return _HEAD + "".join(_section(schema.Config, ""))
+    return _HEAD + "".join(_section(Config, ""))
 
 
-def _section(model: type[schema.Section], path: str) -> list[str]:
+def _section(model: type[Section], path: str) -> list[str]:
     """Heading, table and inner sections of a model; ``path`` is its key, with a dot at the end."""
     hints, meanings = get_type_hints(model, include_extras=True), _meanings(model)
     rows, inner = [], []
     for name, field in model.model_fields.items():
         kinds = (field.annotation, *get_args(field.annotation))
-        child = next((k for k in kinds if isinstance(k, type) and issubclass(k, schema.Section)), None)
+        child = next((k for k in kinds if isinstance(k, type) and issubclass(k, Section)), None)
         if child is not None:
             inner += _section(child, f"{path}{name}" + ("." if child is field.annotation else "[]."))
         if child is not field.annotation:
@@ -60,7 +61,7 @@ def _section(model: type[schema.Section], path: str) -> list[str]:
     return [title, f"\n{(inspect.getdoc(model) or '').replace('``', '`')}\n", *table, *inner]
 
 
-def _meanings(model: type[schema.Section]) -> dict[str, str]:
+def _meanings(model: type[Section]) -> dict[str, str]:
     """The comment on the lines of each field."""
     source = inspect.getsource(model)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)

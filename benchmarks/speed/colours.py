@@ -20,7 +20,7 @@ from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as F
 
 from benchmarks.speed.loader import configuration
-from ppar_dist.config.schema import AugmentConfig
+from ppar_dist.config.data_section import AugmentConfig
 from ppar_dist.data.colours import recoloured
 from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.index import DomainIndex

@@ -34,8 +34,9 @@ from torchvision import tv_tensors
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 
+from ppar_dist.config.data_section import AugmentConfig
 from ppar_dist.config.load import parse_config
-from ppar_dist.config.schema import AugmentConfig, Config
+from ppar_dist.config.schema import Config
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.pictures import label_ids, open_label

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.ppar.objective import Objective
 
 # B images, K classes, M domains, D joint width, (h, w) grid, pixels per cell

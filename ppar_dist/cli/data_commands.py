@@ -83,7 +83,7 @@ def text(
         template: such as 'a photo of a {}.'; may be repeated
     """
     from ppar_dist.class_sets import class_set
-    from ppar_dist.config.schema import BackboneConfig, TextConfig
+    from ppar_dist.config.model_section import BackboneConfig, TextConfig
     from ppar_dist.models.backbone import build_backbone
     from ppar_dist.models.text import check_templates, write_embeddings
 

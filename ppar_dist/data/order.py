@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ppar_dist.config.schema import MAX_SOURCES
+from ppar_dist.config.data_section import MAX_SOURCES
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4  # pairs of half rounds; below, small permutations are visibly uneven

@@ -21,7 +21,7 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from ppar_dist.class_sets import IGNORE_INDEX
-from ppar_dist.config.schema import AugmentConfig, DataConfig
+from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.data import colours
 from ppar_dist.data.colours import Colours
 

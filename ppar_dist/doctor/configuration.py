@@ -10,7 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning

@@ -18,7 +18,7 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.features import Features, FeatureShape, ceil_div
 from ppar_dist.models.load_errors import UNREADABLE

@@ -26,7 +26,7 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.weights import REMEDY
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from open_clip.transformer import ResidualAttentionBlock, VisionTransformer
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape

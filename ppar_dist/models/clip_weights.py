@@ -20,7 +20,7 @@ from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed,
 from open_clip.transformer import QuickGELU
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.clip_names import is_hugging_face, is_weight, open_clip_names
 from ppar_dist.models.load_errors import UNREADABLE

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import FeaturePyramidNetwork
 
-from ppar_dist.config.schema import DecoderConfig
+from ppar_dist.config.model_section import DecoderConfig
 
 
 def build_decoder(

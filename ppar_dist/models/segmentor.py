@@ -23,7 +23,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
 from ppar_dist.class_sets import ClassSet
-from ppar_dist.config.schema import Config, ModelConfig, OptimConfig
+from ppar_dist.config.model_section import ModelConfig
+from ppar_dist.config.schema import Config, OptimConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import cosine_logits

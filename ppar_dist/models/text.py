@@ -21,7 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ppar_dist.class_sets import ClassSet
-from ppar_dist.config.schema import TextConfig
+from ppar_dist.config.model_section import TextConfig
 from ppar_dist.errors import UserError
 from ppar_dist.files.durable import write_atomically
 from ppar_dist.text import one_line

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.weights import REMEDY
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.monitoring.registry import Registry, set_known
 from ppar_dist.monitoring.weight_histogram import SampleWeights
 from ppar_dist.ppar.alignment import Stage

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ppar_dist.config.schema import AlignmentConfig
+from ppar_dist.config.method_section import AlignmentConfig
 from ppar_dist.models.losses import masked_mean
 
 

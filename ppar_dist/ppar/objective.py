@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.losses import masked_mean
 from ppar_dist.ppar import alignment, cells, reweighting, statistics

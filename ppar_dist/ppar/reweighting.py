@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ppar_dist.config.schema import ReweightingConfig
+from ppar_dist.config.method_section import ReweightingConfig
 from ppar_dist.ppar.alignment import pooled_alignment
 
 # Upper edges of the weight histogram (Prometheus "le"); weights above the last go to one more bin.

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar import alignment, diagnostics, statistics
 from ppar_dist.ppar.cells import unit

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BankConfig
+from ppar_dist.config.method_section import BankConfig
 from ppar_dist.models.segmentor import Segmentor
 
 

@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 
-from ppar_dist.config.schema import TrustConfig
+from ppar_dist.config.method_section import TrustConfig
 from ppar_dist.ppar.gaussian import LinearClassifier, Moments, pooled_discriminant
 
 _WITNESSES = 2  # other domains that must have a class: of two that contradict, either may be wrong

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from ppar_dist.class_sets import class_set
-from ppar_dist.config.schema import BackboneConfig, TextConfig
+from ppar_dist.config.model_section import BackboneConfig, TextConfig
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.files.jsonl import JsonLines, drop_after

@@ -21,7 +21,7 @@ from benchmarks.runs import Run, plan_run, provenance, run_all, source_trees
 from benchmarks.streets import TRACKS
 from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import evaluate
 from tests.unit.tiny_run import make_config, make_domain, make_run

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config.schema import AugmentConfig
+from ppar_dist.config.data_section import AugmentConfig
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.order import Order
 from ppar_dist.data.reading import eval_samples, read_sample

@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional as F
 
 from benchmarks.speed.colours import pillow_colours
 from ppar_dist.class_sets import IGNORE_INDEX
-from ppar_dist.config.schema import AugmentConfig, DataConfig
+from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.data.colours import Colours, recoloured
 from ppar_dist.data.transforms import Draws, EvalTransform, TrainTransform
 

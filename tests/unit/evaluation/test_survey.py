@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.data.reading import EvalSample
 from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells
 from ppar_dist.models.backbone import Backbone

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ppar_dist.config.schema import BackboneConfig
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.clip_vit import resize_positions, value_path

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ppar_dist.class_sets import class_set
-from ppar_dist.config.schema import BackboneConfig, TextConfig
+from ppar_dist.config.model_section import BackboneConfig, TextConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.text import text_prototypes

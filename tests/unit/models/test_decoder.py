@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ppar_dist.config.schema import DecoderConfig
+from ppar_dist.config.model_section import DecoderConfig
 from ppar_dist.models.decoder import build_decoder, group_norm
 
 CHANNELS, STRIDES = (8, 12, 16, 20), (4.0, 8.0, 16.0, 32.0)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import parse_config
-from ppar_dist.config.schema import BackboneConfig, ModelConfig, OptimConfig
+from ppar_dist.config.model_section import BackboneConfig, ModelConfig
+from ppar_dist.config.schema import OptimConfig
 from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.models.cosine import EPSILON, cosine_logits

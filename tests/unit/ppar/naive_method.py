@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 
 Vector = np.ndarray
 

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppar_dist.config.schema import AlignmentConfig
+from ppar_dist.config.method_section import AlignmentConfig
 from ppar_dist.models.losses import masked_mean
 from ppar_dist.ppar.alignment import (
     DifficultyHistogram,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.errors import UserError
 from ppar_dist.ppar.objective import BatchLosses, Figures, Objective
 from tests.unit.ppar.naive_method import Image, NaiveMethod, Sample

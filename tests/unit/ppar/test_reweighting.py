@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from ppar_dist.config.schema import ReweightingConfig
+from ppar_dist.config.method_section import ReweightingConfig
 from ppar_dist.ppar.cells import unit
 from ppar_dist.ppar.reweighting import (
     WEIGHT_EDGES,

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ppar_dist.config.schema import TrustConfig
+from ppar_dist.config.method_section import TrustConfig
 from ppar_dist.ppar.trust import Cells, LabelWeights, Survey, reliability, survey
 
 K, D = 4, 6

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from ppar_dist.config.load import parse_config
-from ppar_dist.config.schema import BackboneConfig, DecoderConfig, ModelConfig
+from ppar_dist.config.model_section import BackboneConfig, DecoderConfig, ModelConfig
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.training.parts import as_written, blocks, compile_parts, recompute

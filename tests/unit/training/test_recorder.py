@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ppar_dist.config.schema import PparConfig
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.training.recorder import named_counts

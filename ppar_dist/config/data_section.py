@@ -1,0 +1,81 @@
+"""Sections of the data: sources, their order, what is cut from them and how it is changed."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, field_validator, model_validator
+
+from ppar_dist.config.fields import Count, NonNegative, Number, PathField, Positive, Ratio, Whole
+from ppar_dist.config.section import Section
+
+MAX_SOURCES = 1024  # each has at least one of the 1024 slots that share out positions (``data.order``)
+
+
+class SourceConfig(Section):
+    """One labelled source domain: a folder of shards under ``data.root`` and its sampling weight."""
+
+    name: str  # folder below data.root
+    weight: Positive | None = None  # relative share of positions; None: in proportion to its size
+
+
+class DataConfig(Section):
+    """Source domains, their order, and the size of what the model sees."""
+
+    root: PathField  # folder of the sources
+    classes: str  # class set: roads6, cityscapes19, camvid11
+    sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # names alone are enough
+    size: Count = 180  # pixels of the shorter side before random scaling, and at evaluation
+    crop: tuple[Count, Count] = (180, 240)  # height, width in pixels
+    holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # last part of each source, never trained on
+    block: Count = 16  # consecutive samples that stay together (sequential reads)
+    window: Count = 8  # blocks among which samples are permuted
+    workers: Annotated[Whole, Field(ge=0)] = 1  # loader processes per rank
+    max_bad_ratio: Ratio = (
+        0.01  # of a domain's samples; more bad ones than that, each counted once, end the job
+    )
+
+    @field_validator("sources", mode="before")
+    @classmethod
+    def _names_are_enough(cls, value: Any) -> Any:
+        if isinstance(value, (list, tuple)):
+            return tuple({"name": item} if isinstance(item, str) else item for item in value)
+        return value
+
+    @model_validator(mode="after")
+    def _sources_agree(self) -> DataConfig:
+        if len(self.sources) > MAX_SOURCES:
+            raise ValueError(
+                f"at most {MAX_SOURCES} sources, got {len(self.sources)}; pack some into one domain"
+            )
+        names = [source.name for source in self.sources]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"each source is named once, {twice} are repeated; use weight instead")
+        given = [source.weight is not None for source in self.sources]
+        if any(given) and not all(given):
+            raise ValueError("give every source a weight, or none (then size decides)")
+        return self
+
+
+class AugmentConfig(Section):
+    """Training augmentation; every draw is seeded by position."""
+
+    scale: tuple[Positive, Positive] = (0.75, 1.75)  # range of the random scaling
+    flip: Ratio = 0.5  # chance of a horizontal flip
+    photometric: Ratio = 0.8  # chance of colour jitter
+    brightness: NonNegative = 0.5  # factor drawn from 1 ± this; the next two alike
+    contrast: NonNegative = 0.5  # as brightness
+    saturation: NonNegative = 0.5  # as brightness
+    hue: Annotated[Number, Field(ge=0, le=0.5)] = 0.1  # shift drawn from ± this part of the circle
+    grayscale: Ratio = 0.1  # chance of grey
+    gamma: tuple[Positive, Positive] | None = (0.5, 2.0)  # drawn log-uniformly; None: off
+    blur: Ratio = 0.2  # chance of a Gaussian blur
+
+    @model_validator(mode="after")
+    def _ranges_rise(self) -> AugmentConfig:
+        for name in ("scale", "gamma"):
+            pair = getattr(self, name)
+            if pair is not None and pair[0] > pair[1]:
+                raise ValueError(f"{name} is (low, high), got {pair}; swap the two")
+        return self

@@ -1,0 +1,56 @@
+"""Sections of the model: backbone, decoder, classifier and text prototypes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ppar_dist.config.fields import Count, PathField, PlainValues, Positive
+from ppar_dist.config.section import Section
+
+
+class BackboneConfig(Section):
+    """An image tower and where its weights come from."""
+
+    kind: Literal["open_clip", "timm"] = "open_clip"  # library that builds the tower
+    name: str = "ViT-B-16"  # model name in that library
+    pretrained: str | None = None  # a tag, or a checkpoint file (has a suffix); None: random initialisation
+    options: PlainValues = Field(default={})  # passed to the library's constructor
+    embed_dim: Count | None = None  # joint width D; only for kind: timm, whose trunk has none
+    dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm
+    trainable: Literal["all", "none"] = "all"  # none: the tower is frozen
+    batch_norm: Literal["frozen", "sync"] = "frozen"  # frozen: as loaded; sync: over all ranks (GPUs)
+    checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third slower
+
+    @model_validator(mode="after")
+    def _width_is_known(self) -> BackboneConfig:
+        if self.kind == "timm" and self.embed_dim is None:
+            raise ValueError("kind: timm needs embed_dim, the width of the text embeddings (512)")
+        if self.kind == "open_clip" and self.embed_dim is not None:
+            raise ValueError("embed_dim comes from the open_clip model; remove it")
+        return self
+
+
+class DecoderConfig(Section):
+    """From multi-level features to narrow pixel features."""
+
+    kind: Literal["fpn", "aspp"] = "fpn"  # feature pyramid, or atrous pyramid pooling
+    width: Count = 96  # channels of the pixel features
+
+
+class TextConfig(Section):
+    """Original text prototypes (OTP): a file of embeddings, or the backbone's own text tower."""
+
+    file: PathField | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
+    templates: tuple[str, ...] = ("a photo of a {}.",)  # for the text tower
+    center: bool = True  # subtract the mean of all prototypes
+
+
+class ModelConfig(Section):
+    """The segmentor: backbone, decoder and classifier."""
+
+    backbone: BackboneConfig
+    decoder: DecoderConfig = DecoderConfig()
+    classifier: Literal["otp", "otp_init", "linear"] = "otp"  # fixed text, trained from it, or plain
+    logit_scale: Positive = 20.0  # factor on cosine similarities
