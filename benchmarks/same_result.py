@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors.torch import load_file
 
+from ppar_dist.checkpoint import METHOD, read_model, read_moments
 from ppar_dist.class_sets import class_set
 
 HERE = Path(__file__).parents[1]
 STEPS = 20
 _TIMES = ("seconds", "data_wait", "images_per_second", "mfu", "device_memory_peak")  # of the machine
-_TENSORS = ("model", "optimizer", "ppar")
 
 
 def run(code: Path, arguments: Sequence[str]) -> None:
@@ -61,10 +61,11 @@ def figures(folder: Path) -> list[dict[str, Any]]:
 def tensors(folder: Path) -> dict[str, str]:
     """A hash of every tensor of the last checkpoint."""
     last = max((folder / "checkpoints").glob("step-*"))
+    parts = {"model": read_model(last), "moments": read_moments(last), "method": load_file(last / METHOD)}
     return {
-        f"{file}/{name}": hashlib.sha256(value.tobytes()).hexdigest()
-        for file in _TENSORS
-        for name, value in load_file(last / f"{file}.safetensors").items()
+        f"{part}/{name}": hashlib.sha256(value.numpy().tobytes()).hexdigest()
+        for part, found in parts.items()
+        for name, value in found.items()
     }
 
 

@@ -33,7 +33,6 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.run.audit import audit
 
 GLOBAL_BATCH = 6
-_TENSORS = ("model", "optimizer", "ppar")
 
 
 def history(run: Path) -> list[tuple[int, str]]:
@@ -62,10 +61,12 @@ def tensors(run: Path) -> dict[str, torch.Tensor]:
     newest = checkpoint.find_checkpoint(run)
     if newest is None:
         raise FileNotFoundError(f"{run} holds no whole checkpoint")
-    found: dict[str, torch.Tensor] = {}
-    for name in _TENSORS:
-        found |= {f"{name}/{key}": value for key, value in load_file(newest / f"{name}.safetensors").items()}
-    return found
+    parts = {
+        "model": checkpoint.read_model(newest),
+        "moments": checkpoint.read_moments(newest),
+        "method": load_file(newest / checkpoint.METHOD),
+    }
+    return {f"{part}/{key}": value for part, found in parts.items() for key, value in found.items()}
 
 
 def difference(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> float:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from ppar_dist.checkpoint.layout import (
     FORMAT,
     MANIFEST,
+    READABLE,
     STATE,
     checkpoint_name,
     is_sealed,
@@ -125,7 +126,7 @@ def _problems(folder: Path, by_content: bool) -> list[str]:
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         written = manifest["format"]
-        if written != FORMAT:
+        if written not in READABLE:
             return [_other_format(written)]
         if not is_sealed(manifest):
             return [f"{MANIFEST} differs from what was written (its own sha256)"]
@@ -142,10 +143,11 @@ def _problems(folder: Path, by_content: bool) -> list[str]:
 def _other_format(written: object) -> str:
     if isinstance(written, int) and written < FORMAT:
         return (
-            f"format {written} was written by an earlier version of ppar_dist, this one reads {FORMAT}; "
+            f"format {written} was written by an earlier version of ppar_dist, this one reads "
+            f"{READABLE[0]} to {FORMAT}; "
             "continue with that version, or train again in another run.dir"
         )
-    return f"format {written} is not {FORMAT}, the one this version reads"
+    return f"format {written} is not {FORMAT} or an earlier one, as this version reads"
 
 
 def _file_problem(folder: Path, name: str, size: int, sha256: str, by_content: bool) -> str | None:

@@ -9,10 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-FORMAT = 3
+FORMAT = 4
+READABLE = (3, 4)  # 3 held all moments in one file, and a frozen teacher in METHOD
 MODEL = "model.safetensors"
 OPTIMIZER = "optimizer.safetensors"
 METHOD = "ppar.safetensors"
+FROZEN = "frozen.safetensors"
+TEACHER = "teacher.safetensors"
 GENERATOR = "rng.safetensors"
 STATE = "state.json"
 MANIFEST = "manifest.json"
@@ -23,6 +26,7 @@ DELETING = ".deleting-"
 
 _SEAL = "manifest_sha256"
 _NAME = re.compile(r"step-([0-9]+)")
+_MOMENTS_NAME = re.compile(r"optimizer-\d+-of-\d+\.safetensors")
 _REPLACED_NAME = re.compile(re.escape(REPLACED) + r"(step-[0-9]+)\.([0-9]+)")
 
 
@@ -38,6 +42,16 @@ def checkpoints_dir(run: Path) -> Path:
 def checkpoint_name(step: int) -> str:
     """Folder name of the checkpoint taken after ``step`` steps."""
     return f"step-{step:08d}"
+
+
+def moments_name(rank: int, ranks: int) -> str:
+    """The file of the moments that a rank writes."""
+    return OPTIMIZER if ranks == 1 else f"optimizer-{rank:05d}-of-{ranks:05d}.safetensors"
+
+
+def is_of_moments(name: str) -> bool:
+    """Whether a file of a checkpoint holds moments."""
+    return name == OPTIMIZER or _MOMENTS_NAME.fullmatch(name) is not None
 
 
 def step_of(folder: Path) -> int | None:

@@ -10,8 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from ppar_dist.checkpoint.joint import JointSave
 from ppar_dist.checkpoint.layout import read_manifest
-from ppar_dist.checkpoint.publishing import Snapshot, publish
+from ppar_dist.checkpoint.publishing import Snapshot, publish, write_part
 from ppar_dist.text import one_line
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,8 @@ class Outcome:
         folder: where it was published; None if it was not.
         error: why not, in one line; None if it was.
         seconds: the writing took, from beginning to end.
-        bytes: size of its files; 0 if it was not published.
+        bytes: size of its files; 0 if it was not published, and on other ranks than 0.
+        linked: bytes of them that an earlier checkpoint has too, as the same files.
     """
 
     step: int
@@ -34,10 +36,11 @@ class Outcome:
     error: str | None
     seconds: float
     bytes: int
+    linked: int = 0
 
 
 class Writer:
-    """Writes one checkpoint at a time. For one thread of rank 0; the other ranks need none."""
+    """Writes one checkpoint, or a rank's part of it, at a time. For one thread."""
 
     def __init__(self, run: Path, background: bool = True) -> None:
         """Write into ``run``: in a thread of its own, or (``background=False``) in the caller's."""
@@ -45,13 +48,19 @@ class Writer:
         self._thread: threading.Thread | None = None
         self._outcomes: deque[Outcome] = deque()
 
-    def submit(self, snapshot: Snapshot, then: Callable[[Path], object] | None = None) -> float:
+    def submit(
+        self,
+        snapshot: Snapshot,
+        then: Callable[[Path], object] | None = None,
+        joint: JointSave | None = None,
+    ) -> float:
         """Have a snapshot written, once the write before it has ended: memory holds two at most.
 
         Args:
             snapshot: its tensors must not change from now on.
             then: called with the published folder where the writing is done, to delete old checkpoints,
                 say; what it raises is a warning.
+            joint: the ranks that write it together; None: this one alone.
 
         Returns:
             Seconds this call held its caller.
@@ -61,11 +70,11 @@ class Writer:
         if self._background:
             # A daemon: storage that hangs must not keep the process from ending.
             self._thread = threading.Thread(
-                target=self._write, args=(snapshot, then), name="checkpoint-writer", daemon=True
+                target=self._write, args=(snapshot, then, joint), name="checkpoint-writer", daemon=True
             )
             self._thread.start()
         else:
-            self._write(snapshot, then)
+            self._write(snapshot, then, joint)
         return time.monotonic() - began
 
     @property
@@ -99,12 +108,20 @@ class Writer:
             self._thread.join()
             self._thread = None
 
-    def _write(self, snapshot: Snapshot, then: Callable[[Path], object] | None) -> None:
+    def _write(
+        self, snapshot: Snapshot, then: Callable[[Path], object] | None, joint: JointSave | None
+    ) -> None:
         began = time.monotonic()
         try:
-            folder = publish(self._run, snapshot)
-            size = int(read_manifest(folder)["bytes"])
-            outcome = Outcome(snapshot.step, folder, None, time.monotonic() - began, size)
+            if joint is not None and joint.rank != 0:
+                write_part(self._run, snapshot, joint)
+                outcome = Outcome(snapshot.step, None, None, time.monotonic() - began, 0)
+            else:
+                folder = publish(self._run, snapshot, joint)
+                manifest = read_manifest(folder)
+                linked = sum(each["bytes"] for each in manifest["files"].values() if "linked" in each)
+                seconds = time.monotonic() - began
+                outcome = Outcome(snapshot.step, folder, None, seconds, int(manifest["bytes"]), linked)
         except Exception as error:  # whatever it is, the training thread must know
             outcome = Outcome(snapshot.step, None, one_line(error), time.monotonic() - began, 0)
         try:

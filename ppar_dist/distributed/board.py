@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
@@ -50,17 +50,18 @@ class Board:
         with self._connected() as store:
             store.set(self._key(self._world.rank), text)
 
-    def read(self) -> dict[int, str]:
-        """What each rank has posted last, by rank; without the ranks that never posted.
+    def read(self, of: Iterable[int] | None = None) -> dict[int, str]:
+        """What each rank, or each of some, has posted last, by rank; without those that never posted.
 
         Raises:
             BoardUnreachable: the store does not answer; a later call connects again.
         """
         with self._connected() as store:
-            unknown = set(range(self._world.world_size)) - self._known
+            asked = set(range(self._world.world_size) if of is None else of)
+            unknown = asked - self._known
             # Only for keys that exist: a store waits for the others to be made.
             self._known |= {rank for rank in unknown if store.check([self._key(rank)])}
-            ranks = sorted(self._known)
+            ranks = sorted(asked & self._known)
             values = store.multi_get([self._key(rank) for rank in ranks]) if ranks else []
             return {rank: value.decode() for rank, value in zip(ranks, values, strict=True)}
 

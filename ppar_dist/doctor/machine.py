@@ -101,6 +101,22 @@ def precision(case: ConfigCase) -> Finding | None:
     return warning(f"{text}: the run goes on and computes the same, much slower", remedy, supported=False)
 
 
+def compiler(case: ConfigCase) -> Finding | None:
+    """What torch.compile calls, where it is asked for: a C++ compiler, or on a GPU a C compiler."""
+    if not case.config.engine.compile:
+        return None
+    named = os.environ.get("CC" if _on_gpu(case) else "CXX")
+    wanted = [named] if named else (["gcc", "clang"] if _on_gpu(case) else ["g++"])
+    found = next((path for name in wanted if (path := shutil.which(name))), None)
+    if found is not None:
+        return ok(f"engine.compile uses {found}", compiler=found)
+    return failure(
+        f"engine.compile needs a compiler, and there is no {' or '.join(wanted)}",
+        "install one (apt-get install g++), or set engine.compile=false",
+        compiler=None,
+    )
+
+
 def cores(case: ConfigCase) -> Finding:
     """A core for every rank and loader worker."""
     wanted, there = case.ranks * (1 + case.config.data.workers), usable_cores()
@@ -226,6 +242,7 @@ CHECKS = (
     Check("temporary folder", temporary_folder),
     Check("devices", devices),
     Check("precision", precision),
+    Check("compiler", compiler),
     Check("cores", cores),
     Check("memory", memory),
     Check("shared memory", shared_memory),

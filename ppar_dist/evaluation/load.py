@@ -7,9 +7,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
-from ppar_dist.checkpoint import MODEL, checkpoints_dir, opened, read_manifest
+from ppar_dist.checkpoint import checkpoints_dir, opened, read_manifest, read_model
 from ppar_dist.class_sets import ClassSet, class_set
 from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
@@ -86,15 +85,16 @@ def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:
 
 
 def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:
-    path = checkpoint / MODEL
     try:
-        weights = load_file(path)
+        weights = read_model(checkpoint)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read {path}: {one_line(error)}; use another checkpoint of the run") from None
+        raise UserError(
+            f"cannot read the model of {checkpoint}: {one_line(error)}; use another checkpoint of the run"
+        ) from None
     try:
         segmentor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
         raise UserError(
-            f"{path} does not fit the model of the run's config.yaml: {one_line(error)}; "
+            f"{checkpoint} does not fit the model of the run's config.yaml: {one_line(error)}; "
             "restore that config.yaml"
         ) from None

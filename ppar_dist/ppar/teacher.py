@@ -28,6 +28,11 @@ class Teacher(nn.Module):
         """Stay in evaluation mode: a teacher has no noise."""
         return super().train(False)
 
+    @property
+    def is_constant(self) -> bool:
+        """Whether it stays what it was at the start."""
+        return self.config.teacher == "frozen"
+
     def is_due(self, step: int) -> bool:
         """Whether the bank is fed at ``step``."""
         return step % self.config.teacher_every == 0
@@ -40,7 +45,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def follow(self, student: nn.Module) -> None:
         """After a step: θ̄ ← m θ̄ + (1−m) θ over parameters and floating buffers; nothing when frozen."""
-        if self.config.teacher != "ema":
+        if self.is_constant:
             return
         source = student.state_dict()
         for name, value in self.copy.state_dict().items():

@@ -1,7 +1,7 @@
 """When a run's checkpoints are written, which of them are kept, and how their writing ended.
 
-The ranks gather a copy of their state in the memory of rank 0, which writes it, by default while training
-continues: one write at most is under way.
+Each rank writes a copy of its part of the moments, rank 0 all else too, by default while training continues:
+one write at most is under way.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppar_dist import checkpoint
-from ppar_dist.checkpoint import CheckpointError, Outcome, Writer
+from ppar_dist.checkpoint import CheckpointError, JointSave, Outcome, Writer
+from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
@@ -39,10 +40,12 @@ class Checkpointing:
     ) -> None:
         """``resumed_from`` is the checkpoint that the run has resumed from, if any."""
         self._plan, self._world, self._claim, self._log, self._watch = plan, world, claim, log, watch
-        self._writer = Writer(claim.path, plan.config.checkpoint.background) if world.is_main else None
-        if self._writer is not None:
-            watch.before_end(self._writer.join)
+        self._writer = Writer(claim.path, plan.config.checkpoint.background)
+        watch.before_end(self._writer.join)
+        self._board = open_board(world) if world.world_size > 1 else None
+        self._saves = 0  # since the start of the job
         self._resumed_from = resumed_from
+        self._newest = resumed_from  # holds what stays the same all through the run
         # Of the newest checkpoint, or of the one under way.
         self._step = None if resumed_from is None else checkpoint.step_of(resumed_from)
         self._error: str | None = None  # what kept that one from being written
@@ -60,14 +63,13 @@ class Checkpointing:
         self.wait()  # before the copy is made: memory holds one at a time
         self._log.mark()  # a restart comes back to here
         began = time.monotonic()
-        copy = snapshot(learner, self._plan, self._world)
-        self._step = step
-        if self._writer is not None and copy is not None:
-            if self._claim.restore_if_gone():
-                self._log.rewind(learner.state)
-            self._error = None
-            self._writer.submit(copy, self._retention(learner.state))
-            self._stall = time.monotonic() - began
+        copy = snapshot(learner, self._plan, self._world, self._newest)
+        self._step, self._error = step, None
+        if self._world.is_main and self._claim.restore_if_gone():
+            self._log.rewind(learner.state)
+        retain = self._retention(learner.state) if self._world.is_main else None
+        self._writer.submit(copy, retain, self._joint_save())
+        self._stall = time.monotonic() - began
 
     def finish(self, learner: Learner) -> None:
         """Return when a checkpoint of the present step is published. Collective.
@@ -87,16 +89,14 @@ class Checkpointing:
 
     def log_finished(self) -> None:
         """Log the end of a write in the background, if it has ended."""
-        if self._writer is not None:
-            self._note(self._writer.poll())
+        self._note(self._writer.poll())
 
     def wait(self) -> None:
         """Wait for the write under way."""
-        if self._writer is not None:
-            began = time.monotonic()
-            outcome = self._writer.finish()
-            self._stall += time.monotonic() - began
-            self._note(outcome)
+        began = time.monotonic()
+        outcome = self._writer.finish()
+        self._stall += time.monotonic() - began
+        self._note(outcome)
 
     def go_back(self, learner: Learner, before: int) -> bool:
         """Restore the newest whole checkpoint up to step ``before``; False if none is whole. Collective.
@@ -106,7 +106,7 @@ class Checkpointing:
         """
         self.wait()
         found = resume(learner, self._plan, self._world, self._claim, before)
-        self._resumed_from = found or self._resumed_from
+        self._resumed_from = self._newest = found or self._resumed_from
         return found is not None
 
     def rewrite_after_rollback(self, learner: Learner) -> None:
@@ -135,8 +135,15 @@ class Checkpointing:
 
     def close(self) -> None:
         """Wait for the write under way and end the thread."""
-        if self._writer is not None:
-            self._writer.close()
+        self._writer.close()
+
+    def _joint_save(self) -> JointSave | None:
+        """What ties the ranks' writes together; None for a rank alone."""
+        self._saves += 1
+        if self._board is None:
+            return None
+        limit_s = self._plan.config.faults.stall_s
+        return JointSave(self._board, self._world.rank, self._world.world_size, self._saves, limit_s)
 
     def _retention(self, state: TrainState) -> Callable[[Path], object]:
         """What deletes the checkpoints no longer kept, to be called when one more is published.
@@ -154,8 +161,9 @@ class Checkpointing:
         return retain
 
     def _note(self, outcome: Outcome | None) -> None:
-        if outcome is not None:
+        if outcome is not None and self._world.is_main:  # it says what became of the others' parts
             self._error = outcome.error
+            self._newest = outcome.folder or self._newest
             self._log.checkpoint(outcome, self._stall)
 
 

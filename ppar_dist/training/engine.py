@@ -1,8 +1,8 @@
 """DeepSpeed behind four verbs: forward, backward, step, and take/restore the optimiser's state.
 
 The only module that imports deepspeed. DeepSpeed's own checkpoints are not used: ZeRO's shards load at the
-number of ranks that wrote them only. Moments are gathered by parameter instead, through DeepSpeed's
-interface for it, so that a state fits any number of ranks and any ZeRO stage.
+number of ranks that wrote them only. Each rank gives its part of the moments by parameter instead, with the
+place of the part in the parameter, so that a state fits any number of ranks and any ZeRO stage.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ppar_dist.checkpoint import MOMENTS
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching
 from ppar_dist.distributed.world import World
@@ -23,7 +24,6 @@ from ppar_dist.training.learning_rate import learning_rate_factor
 BUCKET_ELEMENTS = 50_000_000
 """Elements that ZeRO reduces at once, 200 MB; its own 5e8 hold 2 GB of every rank."""
 _NO_ZERO = 1e-6  # added to a norm that divides, as torch's and DeepSpeed's own clipping do
-_MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW, per parameter
 
 
 class Engine:
@@ -133,28 +133,52 @@ class Engine:
         groups = zip(self._optimizer.param_groups, self._base_rates, strict=True)
         return {group.get("name", "all"): rate * self._factor for group, rate in groups}
 
-    def optimizer_state(self) -> dict[str, torch.Tensor]:
-        """Moments and number of updates by parameter name, whole, on the CPU. Collective.
+    def moments(self) -> dict[str, torch.Tensor]:
+        """This rank's part of the moments and the number of updates, by parameter name. No collective.
+
+        The parts of all ranks are the whole. With ZeRO a part is what the rank holds; without, all hold all,
+        and each gives its share of the parameters.
 
         Returns:
-            ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and ``step.<name>`` of every parameter that was updated
-            yet; on other ranks than the main one nothing.
+            ``exp_avg.<name>``, ``exp_avg_sq.<name>`` and ``step.<name>`` of each parameter that was updated
+            yet. Of one that several ranks share: its consecutive values, the place ``start.<name>`` of the
+            first, and ``shape.<name>``. Copies on the CPU.
         """
-        if self._zero and self._adamw.state:
-            self._link_moments()
-        state: dict[str, torch.Tensor] = {}
         trained = dict(self._trained())
-        for name, updates in self._updates(trained).items():
-            if not updates:
-                continue  # no gradient has reached it so far
-            moments = {key: self._moment(trained[name], key) for key in _MOMENTS}
-            if self.world.is_main:
-                for key, value in moments.items():
-                    state[f"{key}.{name}"] = value.to("cpu", non_blocking=True, copy=True)
-                state[f"step.{name}"] = torch.tensor(updates, dtype=torch.float32)
+        updates = self._updates(trained)
+        state: dict[str, torch.Tensor] = {}
+        for name, start, moments in self._own_moments({k: v for k, v in trained.items() if updates[k]}):
+            for key, value in moments.items():
+                state[f"{key}.{name}"] = value.to("cpu", non_blocking=True, copy=True)
+            state[f"step.{name}"] = torch.tensor(updates[name], dtype=torch.float32)
+            if start is not None:
+                state[f"start.{name}"] = torch.tensor(start)
+                state[f"shape.{name}"] = torch.tensor(trained[name].shape)
         if self.world.device.type == "cuda":
             torch.cuda.current_stream().synchronize()  # once, for all copies under way
         return state
+
+    def _own_moments(
+        self, updated: Mapping[str, nn.Parameter]
+    ) -> Iterator[tuple[str, int | None, dict[str, Tensor]]]:
+        """Name, place of a part of a parameter (None: the whole), and its moments."""
+        if not self._zero:
+            share = _share(updated, self.world.rank, self.world.world_size)
+            for name in share:
+                yield name, None, {key: self._adamw.state[updated[name]][key] for key in MOMENTS}
+            return
+        if updated:
+            self._link_moments()
+        for name, parameter in updated.items():
+            mine = getattr(parameter, "_hp_mapping", None)
+            if mine is None:
+                continue  # another rank's
+            start, count = mine.lp_fragment_address.start, mine.lp_fragment_address.numel
+            moments = {key: mine.get_optim_state_fragment(key) for key in MOMENTS}
+            if count == parameter.numel():
+                yield name, None, {key: value.view(parameter.shape) for key, value in moments.items()}
+            else:
+                yield name, start, moments
 
     def load(self, model: dict[str, torch.Tensor], optimizer: dict[str, torch.Tensor]) -> None:
         """Restore parameters, buffers and moments, of any number of ranks and any ZeRO stage.
@@ -170,7 +194,7 @@ class Engine:
             self._make_zero_moments(max(updates, default=0.0))
         for name, parameter in self._trained():
             if f"step.{name}" in optimizer:
-                moments = {key: optimizer[f"{key}.{name}"] for key in _MOMENTS}
+                moments = {key: optimizer[f"{key}.{name}"] for key in MOMENTS}
                 self._set_moments(name, parameter, optimizer[f"step.{name}"], moments)
 
     def _trained(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
@@ -197,13 +221,6 @@ class Engine:
         counts = torch.stack(list(counted.values())).tolist() if counted else []
         return dict.fromkeys(trained, 0.0) | dict(zip(counted, counts, strict=True))
 
-    def _moment(self, parameter: torch.nn.Parameter, key: str) -> torch.Tensor:
-        if self._zero:
-            whole: torch.Tensor = self._deepspeed.utils.safe_get_full_optimizer_state(parameter, key)
-            return whole
-        mine: torch.Tensor = self._adamw.state[parameter][key]
-        return mine
-
     def _set_moments(
         self,
         name: str,
@@ -227,7 +244,7 @@ class Engine:
             return
         for group in self._adamw.param_groups:
             for part in group["params"]:
-                moments = {key: torch.zeros_like(part) for key in _MOMENTS}
+                moments = {key: torch.zeros_like(part) for key in MOMENTS}
                 self._adamw.state[part] = {"step": self._counter(torch.tensor(updates)), **moments}
         self._link_moments()
 
@@ -260,6 +277,16 @@ class Engine:
             "zero_optimization": zero,
             "steps_per_print": 10**9,
         }
+
+
+def _share(parameters: Mapping[str, nn.Parameter], rank: int, ranks: int) -> list[str]:
+    """Names of a rank's consecutive share of parameters, of about as many values as any other's."""
+    total, before, mine = sum(p.numel() for p in parameters.values()), 0, []
+    for name, parameter in parameters.items():
+        if before * ranks // total == rank:
+            mine.append(name)
+        before += parameter.numel()
+    return mine
 
 
 def _import_deepspeed(world: World) -> Any:

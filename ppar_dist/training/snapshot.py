@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Container
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from ppar_dist import __version__
-from ppar_dist.checkpoint import GENERATOR, METHOD, MODEL, OPTIMIZER, STATE, Snapshot, read_state
+from ppar_dist.checkpoint import (
+    FROZEN,
+    GENERATOR,
+    METHOD,
+    MODEL,
+    STATE,
+    TEACHER,
+    Snapshot,
+    moments_name,
+    read_model,
+    read_moments,
+    read_state,
+)
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.run.state import TrainState
@@ -17,19 +32,28 @@ from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 
 _TEACHER = "teacher."
+_MANY = 1_000_000  # parameters that are not trained: as many are worth a file that is not written again
 
 
-def snapshot(learner: Learner, plan: RunPlan, world: World) -> Snapshot | None:
-    """A copy of everything that a checkpoint holds, on rank 0; None on the others. Collective."""
-    optimizer = learner.engine.optimizer_state()
+def snapshot(learner: Learner, plan: RunPlan, world: World, same_in: Path | None = None) -> Snapshot:
+    """A copy of what this rank writes of a checkpoint: its part of the moments, and on rank 0 all else.
+
+    Collective, once. ``same_in`` is an earlier checkpoint of the run, or None.
+    """
+    moments = {moments_name(world.rank, world.world_size): learner.engine.moments()}
     generators = world.gather(torch.get_rng_state())
     if not world.is_main:
-        return None
-    teacher = learner.teacher.state_dict() if learner.teacher is not None else {}
-    method = learner.objective.state_dict() | {_TEACHER + name: value for name, value in teacher.items()}
+        return Snapshot(learner.state.step, moments, {}, {})
+    model, teacher = learner.engine.module, learner.teacher
+    frozen = _frozen(model)
+    constant = {FROZEN: partial(_some, model, frozen)} if frozen else {}
+    method = learner.objective.state_dict()
+    if teacher is not None and teacher.is_constant:
+        constant[TEACHER] = partial(_some, teacher)
+    elif teacher is not None:
+        method |= {_TEACHER + name: value for name, value in teacher.state_dict().items()}
     tensors = {
-        MODEL: _whole(learner.engine.module.state_dict()),
-        OPTIMIZER: optimizer,  # copies already
+        MODEL: _whole({name: each for name, each in model.state_dict().items() if name not in frozen}),
         METHOD: _whole(method),
         GENERATOR: {f"rank-{rank:05d}": state for rank, state in enumerate(generators)},
     }
@@ -38,14 +62,14 @@ def snapshot(learner: Learner, plan: RunPlan, world: World) -> Snapshot | None:
     whole = plan.config.model_dump(mode="json")  # so that a checkpoint can be used without its run
     facts = {"world_size": world.world_size, "versions": versions, "whole_config": whole} | plan.facts()
     texts = {STATE: json.dumps(state, indent=1) + "\n"}
-    return Snapshot(learner.state.step, tensors, texts, facts)
+    return Snapshot(learner.state.step, tensors | moments, texts, facts, constant, same_in)
 
 
 def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     """Load a checkpoint.
 
-    1. parameters and moments: model.safetensors, optimizer.safetensors, for any number of ranks
-    2. bank, statistics, teacher: ppar.safetensors
+    1. parameters and moments: model, frozen and optimizer files, written by any number of ranks
+    2. bank, statistics, teacher: ppar.safetensors, teacher.safetensors
     3. step and data position: state.json; learning rate and stage follow from the step
     4. generator: rng.safetensors, where this rank had one
 
@@ -53,12 +77,13 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
         UserError: its data position does not fit ``train.global_batch``.
         RuntimeError, KeyError, ValueError, OSError: it does not fit the model, or is damaged.
     """
-    learner.engine.load(load_file(found / MODEL), load_file(found / OPTIMIZER))
+    learner.engine.load(read_model(found), read_moments(found))
     method = load_file(found / METHOD)
     if learner.teacher is not None:
         named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
-        learner.teacher.load_state_dict(named)
-    learner.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(_TEACHER)})
+        learner.teacher.load_state_dict(named or load_file(found / TEACHER))
+    others = (_TEACHER,)
+    learner.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(others)})
     mine = load_file(found / GENERATOR).get(f"rank-{world.rank:05d}")
     if mine is not None:
         torch.set_rng_state(mine)
@@ -69,6 +94,17 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
             f"{state.samples_seen} samples in {state.step} steps are not global batches of {batch}; "
             "keep train.global_batch"
         )
+
+
+def _frozen(model: nn.Module) -> set[str]:
+    """Names of the parameters that are not trained, where they are many."""
+    fixed = {name: value for name, value in model.named_parameters() if not value.requires_grad}
+    return set(fixed) if sum(value.numel() for value in fixed.values()) >= _MANY else set()
+
+
+def _some(module: nn.Module, names: Container[str] | None = None) -> dict[str, torch.Tensor]:
+    state = module.state_dict()
+    return _whole({name: value for name, value in state.items() if names is None or name in names})
 
 
 def _whole(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -33,10 +33,12 @@ def run_poisoned(config: str, ranks: int, what: str, first: int, stop: int) -> l
 
 def tensors(run: Path, step: int) -> dict[str, torch.Tensor]:
     folder = run / "checkpoints" / checkpoint.checkpoint_name(step)
-    found: dict[str, torch.Tensor] = {}
-    for name in ("model", "optimizer", "ppar"):
-        found |= {f"{name}/{key}": value for key, value in load_file(folder / f"{name}.safetensors").items()}
-    return found
+    parts = {
+        "model": checkpoint.read_model(folder),
+        "moments": checkpoint.read_moments(folder),
+        "method": load_file(folder / checkpoint.METHOD),
+    }
+    return {f"{part}/{key}": value for part, found in parts.items() for key, value in found.items()}
 
 
 def state(run: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ppar_dist.checkpoint import FROZEN, METHOD, MODEL, MOMENTS, TEACHER
 from ppar_dist.data.reading import EvalSample
 from ppar_dist.evaluation.evaluate import confusion
 from ppar_dist.evaluation.export import LogitsOnly
@@ -65,18 +66,27 @@ def save(rank: Rank) -> dict[str, Any]:
     def save() -> dict[str, Any]:
         rank.probe.phase = "save"
         copy = snapshot(rank.learner, rank.plan, rank.world)
-        assert copy is not None
-        taken.update(copy.tensors)
+        taken.update(copy.tensors | {name: give() for name, give in copy.constant.items()})
         places = {value.device.type for tensors in taken.values() for value in tensors.values()}
         return {"places": sorted(places), "sizes": {name: len(tensors) for name, tensors in taken.items()}}
 
     found = _seen(rank, save)
-    model, optimizer, method = (taken[f"{name}.safetensors"] for name in ("model", "optimizer", "ppar"))
-    rank.learner.engine.load(model, optimizer)
+    method = taken[METHOD]
+    rank.learner.engine.load(taken[MODEL] | taken.get(FROZEN, {}), _moments_of_all(rank))
     if rank.learner.teacher is not None:
         own = {k.removeprefix("teacher."): v for k, v in method.items() if k.startswith("teacher.")}
-        rank.learner.teacher.load_state_dict(own)
+        rank.learner.teacher.load_state_dict(own or taken[TEACHER])
     rank.learner.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith("teacher.")})
+    return found
+
+
+def _moments_of_all(rank: Rank) -> dict[str, torch.Tensor]:
+    """What the parts of all ranks are together."""
+    found: dict[str, torch.Tensor] = {}
+    for name, parameter in rank.learner.engine.module.named_parameters():
+        if parameter.requires_grad:
+            found |= {f"{key}.{name}": torch.zeros(parameter.shape) for key in MOMENTS}
+            found[f"step.{name}"] = torch.tensor(1.0)
     return found
 
 

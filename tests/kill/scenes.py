@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
 
 from ppar_dist.checkpoint import (
+    CheckpointError,
+    JointSave,
     Snapshot,
     checkpoints_dir,
     find_checkpoint,
@@ -20,6 +23,8 @@ from ppar_dist.checkpoint import (
     retain,
     verify,
 )
+from ppar_dist.checkpoint.joint import Files
+from ppar_dist.checkpoint.publishing import write_part
 
 OLD, NEW, NEXT = 1.0, 2.0, 3.0
 
@@ -32,10 +37,12 @@ class Scene:
     prepare: Callable[[Path], None]
     step: int  # of the save under attack
     holds: bool = True  # a whole checkpoint, so that there is one at every moment
+    syncs: int = 7  # of files and of their folder, before it is published
+    write: Callable[[Path, int], object] = lambda run, step: publish(run, snapshot(step, NEW))
 
     def save(self, run: Path) -> None:
         """The save under attack, with what belongs to it."""
-        publish(run, snapshot(self.step, NEW))
+        self.write(run, self.step)
         retain(run, 1)
 
 
@@ -68,10 +75,56 @@ def _set_aside(run: Path) -> None:
     folder.rename(folder.with_name(".replaced-step-00000010.5"))
 
 
+def _with_teacher(run: Path, step: int, value: float) -> Path:
+    """A checkpoint whose teacher is that of step 10, where there is one."""
+    teacher = {"teacher.safetensors": lambda: {"weight": torch.ones(600)}}
+    earlier = checkpoints_dir(run) / "step-00000010"
+    return publish(run, replace(snapshot(step, value), constant=teacher, same_in=earlier))
+
+
+class _Board(dict[int, str]):
+    """What two ranks say, in one process."""
+
+    def __init__(self, rank: int, said: dict[int, str]) -> None:
+        self.rank, self.said = rank, said
+
+    def post(self, text: str) -> None:
+        self.said[self.rank] = text
+
+    def read(self, of: Iterable[int]) -> dict[int, str]:
+        return {rank: self.said[rank] for rank in of if rank in self.said}
+
+
+class _First(JointSave):
+    """Rank 0, which lets rank 1 write when it would wait for it: the attacks are on one thread."""
+
+    def collect(self) -> Files:
+        part = {"optimizer-00001-of-00002.safetensors": {"exp_avg.weight": torch.full((600,), NEW)}}
+        number, said = json.loads(self.board.read([0])[0])["save"], self.board.said  # type: ignore[attr-defined]
+        other = JointSave(_Board(1, said), 1, 2, number, 10.0)  # type: ignore[arg-type]
+        with suppress(CheckpointError):  # rank 0 hears of it
+            write_part(self.run, Snapshot(self.step, part, {}, {}), other)
+        return super().collect()
+
+
+def _by_two_ranks(run: Path, step: int) -> None:
+    joint = _First(_Board(0, {}), 0, 2, 1, 10.0)  # type: ignore[arg-type]
+    object.__setattr__(joint, "run", run)
+    object.__setattr__(joint, "step", step)
+    publish(run, snapshot(step, NEW), joint)
+
+
 SCENES = (
     Scene("a new step, then retention", _good_and_leftovers, 20),
     Scene("the same step again", _good, 10),
     Scene("after a kill that left the only one set aside", _set_aside, 20),
+    Scene(
+        "a teacher that stays the same is linked",
+        lambda run: _with_teacher(run, 10, OLD),
+        20,
+        write=lambda run, step: _with_teacher(run, step, NEW),
+    ),
+    Scene("two ranks write it", _good, 20, syncs=9, write=_by_two_ranks),
     Scene("the first of a run", lambda run: None, 10, holds=False),
 )
 

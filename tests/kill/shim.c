@@ -184,6 +184,18 @@ ON_TWO(renameat, (int from, const char *old, int to, const char *new), from, to,
 ON_TWO(renameat2, (int from, const char *old, int to, const char *new, unsigned flags), from, to, from, old, to,
        new, flags)
 
+int link(const char *old, const char *new) {
+    char buffer[PATH_MAX];
+    GUARD("link", at(AT_FDCWD, new, buffer), old);
+    return REAL(link)(old, new);
+}
+
+int linkat(int from, const char *old, int to, const char *new, int flags) {
+    char one[PATH_MAX], two[PATH_MAX];
+    GUARD("link", at(to, new, two), at(from, old, one));
+    return REAL(linkat)(from, old, to, new, flags);
+}
+
 #define OPEN(name, parameters, where, ...) \
     int name parameters { \
         char buffer[PATH_MAX]; \

@@ -47,10 +47,11 @@ def test_all_is_synced_before_it_is_published(calls: dict[str, list[Call]], scen
         inside = call.path.startswith(folder + "/")
         if inside and call.kind == "write":
             assert synced(before[number:], call.inode), f"{call} is published before it is synced"
-        if inside and call.kind in ("create", "rename"):
+        if inside and call.kind in ("create", "rename", "link"):
             folder_inode = made[at].inode
             assert synced(before[number:], folder_inode), f"{call}: its folder is not synced afterwards"
-    assert sum(call.kind == "fsync" and call.path.startswith(folder + "/") for call in before) == 6
+    syncs = sum(call.kind == "fsync" and call.path.startswith(folder) for call in before)
+    assert syncs == next(each.syncs for each in SCENES if each.name == scene)
     assert after[0].kind == "fsync", "the first thing after the rename is to sync it"
     assert after[0].path == parent
 
@@ -106,6 +107,7 @@ KINDS = {
     "open": "create",
     "creat": "create",
     "unlinkat": "unlink",
+    "linkat": "link",
     "renameat": "rename",
     "renameat2": "rename",
     "mkdirat": "mkdir",

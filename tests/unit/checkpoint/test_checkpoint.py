@@ -76,7 +76,7 @@ def test_the_manifest_tells_what_lies_on_disk(tmp_path: Path) -> None:
     folder = publish(tmp_path, 10)
     manifest = checkpoint.read_manifest(folder)
     found = {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "manifest.json"}
-    assert (manifest["format"], manifest["world_size"]) == (3, 1)
+    assert (manifest["format"], manifest["world_size"]) == (4, 1)
     assert manifest["bytes"] == sum(map(len, found.values()))
     assert 0 <= manifest["seconds"] < 60
     assert manifest["files"] == {
@@ -117,7 +117,7 @@ def swap_for_fifo(folder: Path) -> None:
         (lambda f: write_manifest(f, {"format": 3, "files": {}}), "lists no files"),
         (change_a_fact, "manifest.json differs from what was written"),
         (leave_a_file_out, "manifest.json differs from what was written"),
-        (lambda f: (f / "manifest.json").write_text('{"format": 4}'), "format 4 is not 3"),
+        (lambda f: (f / "manifest.json").write_text('{"format": 5}'), "format 5 is not 4"),
         (lambda f: (f / "manifest.json").write_text('{"format": 2}'), "by an earlier version of ppar_dist"),
         (lambda f: relist(f, **{"../x": {"bytes": 0, "sha256": ""}}), "'../x' leads out of the checkpoint"),
         (lambda f: relist(f, **{"/etc/hosts": {"bytes": 0, "sha256": ""}}), "'/etc/hosts' leads out"),

@@ -65,3 +65,14 @@ def test_shared_memory_too_small_for_the_workers(doctor: Doctor) -> None:
     checks = doctor("data.workers=2", "data.crop=[200000, 200000]", "--nproc", "2")
     assert checks["shared memory"]["status"] == "failure"
     assert checks["shared memory"]["facts"]["needed_bytes"] == 2 * 2 * 2 * 3 * 4 * 200000**2
+
+
+def test_compiling_needs_a_compiler(doctor: Doctor, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert "compiler" not in doctor()
+    monkeypatch.setenv("CXX", str(tmp_path / "none"))
+    found = doctor("engine.compile=true")["compiler"]
+    assert found["status"] == "failure"
+    assert f"there is no {tmp_path / 'none'}" in found["found"]
+    (tmp_path / "none").write_text("#!/bin/sh\n")
+    (tmp_path / "none").chmod(0o755)
+    assert doctor("engine.compile=true")["compiler"]["status"] == "ok"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ppar_dist.config.load import parse_config
-from ppar_dist.distributed import rendezvous
 from ppar_dist.distributed.world import World
 from ppar_dist.training.engine import Engine
 from tests.ranks import tiny_config
@@ -35,12 +33,6 @@ class Net(nn.Module):
         return loss + self.late.sum() * float(late)
 
 
-@pytest.fixture(scope="module")  # DeepSpeed keeps process groups for good
-def world() -> Iterator[World]:
-    yield rendezvous.join({})
-    rendezvous.leave()
-
-
 def build(world: World, folder: Path, stage: int) -> Engine:
     tree = tiny_config(folder, folder / "run", engine={"zero_stage": stage}, optim={"warmup_ratio": 0.0})
     model = Net()
@@ -59,7 +51,7 @@ def train(engine: Engine, steps: range) -> None:
 def state(engine: Engine) -> dict[str, Tensor]:
     """Parameters, buffers and moments, as copies."""
     model = {name: value.clone() for name, value in engine.module.state_dict().items()}
-    return model | engine.optimizer_state()
+    return model | engine.moments()
 
 
 def assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
@@ -116,7 +108,7 @@ def test_a_restored_engine_goes_on_bit_for_bit(world: World, tmp_path: Path, sta
         first.module.frozen.weight.add_(1)  # frozen parameters and buffers travel too
         first.module.seen.add_(7)
         whole.module.frozen.weight.add_(1)
-    model, optimizer = dict(first.module.state_dict()), first.optimizer_state()
+    model, optimizer = dict(first.module.state_dict()), first.moments()
     second = build(world, tmp_path, stage)
     train(second, range(4, 6))  # whatever it held before is forgotten
     second.load({name: value.clone() for name, value in model.items()}, optimizer)
@@ -132,7 +124,7 @@ def test_a_state_fits_every_zero_stage(world: World, tmp_path: Path, before: int
     whole, first, second = (build(world, tmp_path, stage) for stage in (before, before, after))
     train(whole, range(2, 7))
     train(first, range(2, 4))
-    second.load(dict(first.module.state_dict()), first.optimizer_state())
+    second.load(dict(first.module.state_dict()), first.moments())
     train(second, range(4, 7))
     for (name, a), b in zip(state(whole).items(), state(second).values(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
@@ -141,7 +133,7 @@ def test_a_state_fits_every_zero_stage(world: World, tmp_path: Path, before: int
 def test_moments_of_another_shape_are_refused(world: World, tmp_path: Path) -> None:
     engine = build(world, tmp_path, 0)
     train(engine, range(2))
-    optimizer = engine.optimizer_state()
+    optimizer = engine.moments()
     optimizer["exp_avg.trained.weight"] = torch.zeros(2, 2)
     with pytest.raises(RuntimeError, match=r"exp_avg of trained\.weight is \(2, 2\), not \(3, 4\)"):
         engine.load(engine.module.state_dict(), optimizer)

@@ -1,0 +1,124 @@
+"""What ranks tell each other while they write one checkpoint together, each in a thread of its own.
+
+Rank 0 makes the folder and says so; the others write their files into it and name them; rank 0 lists all in
+the manifest and publishes. No collective: the training threads of the ranks are at other steps meanwhile.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.checkpoint.layout import CheckpointError
+from ppar_dist.distributed.board import Board
+
+Files = dict[str, dict[str, Any]]  # name to bytes and sha256
+
+_OPEN, _DONE, _FAILED = "open", "done", "failed"
+_POLLS_S = (0.02, 1.0)  # the first and the longest pause between two looks at the board
+
+
+@dataclass(frozen=True)
+class JointSave:
+    """One checkpoint that several ranks write.
+
+    Attributes:
+        board: of these saves alone.
+        rank: this one.
+        ranks: that write.
+        number: of the save since the start of the job, equal on all ranks.
+        limit_s: seconds after which a rank is not waited for any longer.
+    """
+
+    board: Board
+    rank: int
+    ranks: int
+    number: int
+    limit_s: float
+
+    def open(self) -> None:
+        """Rank 0: the folder is there."""
+        self._post(_OPEN)
+
+    def cancel(self, reason: str) -> None:
+        """Rank 0: this checkpoint is not written."""
+        with suppress(OSError):  # the others give up by themselves in time
+            self._post(_FAILED, reason=reason)
+
+    def collect(self) -> Files:
+        """Rank 0: the files of all other ranks, when they are written.
+
+        Raises:
+            CheckpointError: a rank could not write its own, or not in time.
+        """
+        found: dict[int, Files] = {}
+
+        def look() -> bool:
+            for rank, said in self._read(range(1, self.ranks)).items():
+                if said["state"] == _FAILED:
+                    raise CheckpointError(f"rank {rank}: {said['reason']}")
+                found[rank] = said["files"]
+            return len(found) == self.ranks - 1
+
+        if not self._wait(look):
+            late = ", ".join(str(rank) for rank in range(1, self.ranks) if rank not in found)
+            raise CheckpointError(f"rank {late} did not write its part in {self.limit_s:g} s")
+        return {name: entry for files in found.values() for name, entry in files.items()}
+
+    def wait_until_open(self, folder: Path) -> None:
+        """Another rank: return when rank 0 has made ``folder`` and this host sees it.
+
+        Raises:
+            CheckpointError: rank 0 has given up, or the folder does not appear in time.
+        """
+        is_open = False
+
+        def look() -> bool:
+            nonlocal is_open
+            said = self._read((0,)).get(0)
+            if said is not None and said["state"] == _FAILED:
+                raise CheckpointError(f"rank 0: {said['reason']}")
+            is_open = is_open or said is not None
+            return is_open and folder.is_dir()
+
+        if not self._wait(look):
+            reason = "run.dir must be on storage that all hosts share" if is_open else "rank 0 made none"
+            raise CheckpointError(f"no folder {folder} after {self.limit_s:g} s: {reason}")
+
+    def done(self, files: Files) -> None:
+        """Another rank: its files are on storage."""
+        self._post(_DONE, files=files)
+
+    def failed(self, reason: str) -> None:
+        """Another rank: its files cannot be written."""
+        with suppress(OSError):
+            self._post(_FAILED, reason=reason)
+
+    def _post(self, state: str, **more: object) -> None:
+        self.board.post(json.dumps({"save": self.number, "state": state, **more}))
+
+    def _read(self, ranks: range | tuple[int, ...]) -> dict[int, Mapping[str, Any]]:
+        """What ranks have said about this save; of an earlier one, nothing.
+
+        Raises:
+            CheckpointError: a rank is at a later save.
+        """
+        said = {rank: json.loads(text) for rank, text in self.board.read(ranks).items()}
+        if ahead := [rank for rank, each in said.items() if each["save"] > self.number]:
+            raise CheckpointError(f"rank {ahead[0]} has given up this checkpoint and writes a later one")
+        return {rank: each for rank, each in said.items() if each["save"] == self.number}
+
+    def _wait(self, look: Callable[[], bool]) -> bool:
+        """Call ``look`` until it is true; False when the time is over."""
+        until, pause = time.monotonic() + self.limit_s, _POLLS_S[0]
+        while not look():
+            if time.monotonic() > until:
+                return False
+            time.sleep(pause)
+            pause = min(2 * pause, _POLLS_S[1])
+        return True
