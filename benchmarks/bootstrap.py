@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-DRAWS, LEVEL, MEAN = 2000, 0.95, "mean"
+from ppar_dist.sweep.statistics import LEVEL, Difference
+
+DRAWS, MEAN = 2000, "mean"
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float64]
 
@@ -76,19 +78,6 @@ def interval(values: Floats, level: float = LEVEL) -> tuple[float, float]:
     """Lower and upper bound that hold ``level`` of the draws between them."""
     low, high = np.percentile(values, [50 * (1 - level), 50 * (1 + level)])
     return float(low), float(high)
-
-
-@dataclass(frozen=True)
-class Difference:
-    """A mean difference and its interval."""
-
-    value: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        points = (f"{100 * value:+.1f}".replace("-", "−") for value in (self.value, self.low, self.high))
-        return "{} [{}, {}]".format(*points)
 
 
 def differences(

@@ -23,7 +23,8 @@ from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import holdout_range
 from ppar_dist.evaluation.confusion import ConfusionMatrix
-from ppar_dist.evaluation.evaluate import confusion, open_target
+from ppar_dist.evaluation.counting import confusion
+from ppar_dist.evaluation.evaluate import open_target
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.run import paths
 

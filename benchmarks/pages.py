@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import re
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,12 +15,6 @@ def markdown(rows: Sequence[Sequence[str]]) -> str:
     """A table; the first row is its head."""
     head, *body = rows
     return "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *body])
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation of ratios, in per cent."""
-    deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{100 * statistics.mean(values):.1f} ± {100 * deviation:.1f}"
 
 
 def insert(page: Path, name: str, command: str, text: str) -> None:

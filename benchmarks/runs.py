@@ -15,13 +15,11 @@ refused.
 
 from __future__ import annotations
 
-import os
 import re
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +40,7 @@ from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import find_weights
+from ppar_dist.sweep.children import Children
 
 # Free keys: they change nothing that is computed.
 _FREE = ("monitoring.enabled=false", "checkpoint.keep_last=1", "checkpoint.keep_best=false")
@@ -129,7 +128,7 @@ def run_all(runs: Sequence[Run], targets: Mapping[str, Path], parallel: int) -> 
         What went wrong, a line per run; the other runs are finished all the same.
     """
     distinct = list({run.key: run for run in runs}.values())
-    children = _Children()
+    children = Children()
     problems = []
     pool = ThreadPoolExecutor(parallel)
     try:
@@ -169,35 +168,7 @@ def _link_by_name(run: Run) -> None:
     link.symlink_to(Path("..") / run.key)
 
 
-class _Children:
-    """The training processes that run now."""
-
-    def __init__(self) -> None:
-        self._lock, self._running, self._is_over = threading.Lock(), set[subprocess.Popen[bytes]](), False
-
-    def wait(self, start: Callable[[], subprocess.Popen[bytes]]) -> tuple[int, float]:
-        """Start a process and wait: its exit code, and the CPU seconds of it and its own children."""
-        with self._lock:
-            if self._is_over:
-                raise InterruptedError("interrupted before it began")
-            process = start()
-            self._running.add(process)
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and keeps its number
-        with self._lock:
-            _, status, usage = os.wait4(process.pid, 0)
-            self._running.discard(process)
-            process.returncode = os.waitstatus_to_exitcode(status)
-        return process.returncode, usage.ru_utime + usage.ru_stime
-
-    def end(self) -> None:
-        """Ask those that run to save and end, and start no more."""
-        with self._lock:
-            self._is_over = True
-            for process in self._running:
-                os.kill(process.pid, signal.SIGTERM)  # not `terminate`, which takes the usage from `wait4`
-
-
-def _train_and_judge(run: Run, targets: Mapping[str, Path], children: _Children) -> None:
+def _train_and_judge(run: Run, targets: Mapping[str, Path], children: Children) -> None:
     news = not run.is_finished
     if news:
         _train(run, children)
@@ -206,7 +177,7 @@ def _train_and_judge(run: Run, targets: Mapping[str, Path], children: _Children)
         print(f"{run.name}, seed {run.seed}: done, {run.folder}", flush=True)
 
 
-def _train(run: Run, children: _Children) -> None:
+def _train(run: Run, children: Children) -> None:
     """Train to the end; raises RuntimeError with the last words of a process that fails."""
     run.folder.mkdir(parents=True, exist_ok=True)
     record = read_record(run.folder) or {

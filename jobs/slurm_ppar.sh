@@ -10,6 +10,7 @@
 #   sbatch …same again…               goes on from it; with --nodes=1-4 on as many nodes as there are
 #                                     (train.global_batch must divide by the ranks of each such number)
 #   sbatch --job-name=roads --dependency=singleton …      several times: one after the other
+#   ppar-dist sweep GRID.yaml --slurm jobs/slurm_ppar.sh  writes an array whose tasks are this script
 #
 # Relative paths start at the folder of submission; RUN (run.dir) must be on storage that all nodes share. Options
 # of sbatch go before the script's name. A --time of a few minutes is too short: the last three are for saving.
@@ -61,6 +62,9 @@ fail() { # CODE MESSAGE…
 
 main() {
   : "${SLURM_JOB_ID:?is not set; this script is for sbatch: sbatch jobs/slurm_ppar.sh CONFIG [key=value …]}"
+  # By its number alone Slurm takes an array's last task for the whole array.
+  local task=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_${SLURM_ARRAY_TASK_ID:-}}
+  job_id=${task:-$SLURM_JOB_ID}
   signals=0 step='' watcher='' targets='' run='' stop=''
   trap on_request USR1
   trap 'signals=$((signals + 1))' TERM # Slurm signals the ranks as well
@@ -260,7 +264,7 @@ requeue() { # STEP-BEFORE
   clean_up       # what follows the requeue may not be run
   end_with_slurm # a job that was cancelled meanwhile would be queued again all the same
   say "queued again; $(newest_checkpoint)"
-  scontrol requeue "$SLURM_JOB_ID" || fail $RESUME 'Slurm refuses (--no-requeue?); submit it again'
+  scontrol requeue "$job_id" || fail $RESUME 'Slurm refuses (--no-requeue?); submit it again'
   exit $RESUME
 }
 
@@ -277,7 +281,7 @@ end_with_slurm() {
 job_state() {
   local tries
   for ((tries = 1; tries <= CONTROLLER_TRIES; tries++)); do # the controller may be restarting
-    squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T && return 0
+    squeue --noheader --jobs="$job_id" --format=%T && return 0
     sleep $CONTROLLER_WAIT_S
   done
 }
@@ -299,7 +303,7 @@ count_start() { # STEP-BEFORE; sets stuck: starts in a row that made no checkpoi
 }
 
 is_preempted() {
-  [[ $(SLURM_TIME_FORMAT=standard scontrol show job --oneliner "$SLURM_JOB_ID") =~ \ PreemptTime=[0-9] ]]
+  [[ $(SLURM_TIME_FORMAT=standard scontrol show job --oneliner "$job_id") =~ \ PreemptTime=[0-9] ]]
 }
 
 newest_checkpoint() { echo "newest checkpoint: step $(newest_step)"; }

@@ -4,7 +4,7 @@ A *train id* is the position of a class in its class set; ``IGNORE_INDEX`` marks
 as no class. Data sets bring their own label names ("pavement", "lane marking"); ``ClassSet.train_id``
 maps a native name to a train id.
 
-To add a class set, build one more ``ClassSet`` and list it in ``CLASS_SETS``.
+A user's own class set is a YAML file (``config.class_file``), given by its path instead of a name.
 """
 
 from __future__ import annotations
@@ -109,6 +109,23 @@ CITYSCAPES19 = _class_set(
     ),
 )
 
+
+def _part(name: str, whole: ClassSet, without: frozenset[str]) -> ClassSet:
+    """The classes of a class set but some, in its order; labels of those count as no class."""
+    kept = [index for index, each in enumerate(whole.classes) if each not in without]
+    return ClassSet(
+        name=name,
+        classes=tuple(whole.classes[index] for index in kept),
+        palette=tuple(whole.palette[index] for index in kept),
+        members=tuple(whole.members[index] for index in kept),
+        prompts=tuple(whole.prompts[index] for index in kept),
+    )
+
+
+# What papers that train on SYNTHIA score.
+CITYSCAPES16 = _part("cityscapes16", CITYSCAPES19, frozenset({"terrain", "truck", "train"}))
+CITYSCAPES13 = _part("cityscapes13", CITYSCAPES16, frozenset({"wall", "fence", "pole"}))
+
 CAMVID11 = _class_set(
     "camvid11",  # the usual eleven groups of CamVid's 32 labels
     (
@@ -131,18 +148,35 @@ CAMVID11 = _class_set(
     ),
 )
 
-CLASS_SETS: Mapping[str, ClassSet] = {known.name: known for known in (ROADS6, CITYSCAPES19, CAMVID11)}
+CLASS_SETS: Mapping[str, ClassSet] = {
+    known.name: known for known in (ROADS6, CITYSCAPES19, CITYSCAPES16, CITYSCAPES13, CAMVID11)
+}
 
 
 def class_set(name: str) -> ClassSet:
-    """The class set of that name.
+    """The class set of that name, or of the YAML file at that path (``config.class_file``).
 
     Raises:
-        UserError: no such class set; the message lists those there are.
+        UserError: no such class set, and the message lists those there are; or the file is wrong.
     """
+    if ".yaml" in name or ".yml" in name:
+        return _of_file(name)
     try:
         return CLASS_SETS[name]
     except KeyError:
         known = ", ".join(sorted(CLASS_SETS))
         hint = guess(name, CLASS_SETS)
         raise UserError(f"unknown class set {name!r}{hint}; known class sets: {known}") from None
+
+
+def _of_file(reference: str) -> ClassSet:
+    from ppar_dist.config.class_file import class_set_name, read_class_file
+
+    file = read_class_file(reference)
+    return ClassSet(
+        name=class_set_name(reference, file),
+        classes=tuple(each.name for each in file.classes),
+        palette=tuple((each.colour[0], each.colour[1], each.colour[2]) for each in file.classes),
+        members=tuple(frozenset(each.members()) for each in file.classes),
+        prompts=tuple(tuple(each.texts or [each.name]) for each in file.classes),
+    )

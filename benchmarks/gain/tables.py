@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from benchmarks.bootstrap import DRAWS, MEAN, differences, per_seed
 from benchmarks.gain.equal_time import Runs, step_ratio
 from benchmarks.judge import HELD_OUT, stack
-from benchmarks.pages import markdown, spread
+from benchmarks.pages import markdown
+from ppar_dist.sweep.statistics import spread
 
 
 def scores_table(found: Mapping[str, Runs], targets: Sequence[str], plain: str) -> str:

@@ -6,13 +6,14 @@ import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.bootstrap import DRAWS, MEAN, Difference, differences, per_seed
+from benchmarks.bootstrap import DRAWS, MEAN, differences, per_seed
 from benchmarks.gain.equal_time import Runs
 from benchmarks.harmful.separation import course, mean_known, read_draws, weight_ratio
 from benchmarks.harmful.spoil import spoiled_keys
 from benchmarks.harmful.variants import PLAIN
 from benchmarks.judge import stack
-from benchmarks.pages import markdown, spread
+from benchmarks.pages import markdown
+from ppar_dist.sweep.statistics import Difference, spread
 
 RATIO = "mean weight, spoiled / clean"
 Courses = dict[str, list[list[float]]]  # score → per seed, a figure per window of the run

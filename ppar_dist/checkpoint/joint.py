@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ppar_dist.checkpoint.layout import CheckpointError
-from ppar_dist.distributed.board import Board
+
+if TYPE_CHECKING:
+    from ppar_dist.distributed.board import Board  # it loads torch, and who only reads a run needs none
 
 Files = dict[str, dict[str, Any]]  # name to bytes and sha256
 

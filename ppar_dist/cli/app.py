@@ -27,8 +27,11 @@ app = App(
 )
 app.register_install_completion_command()
 
-Trained = Annotated[Path, Parameter(help="a run or one of its checkpoints")]
-Classes = Annotated[str, Parameter(help="class set: roads6, cityscapes19, camvid11")]
+Trained = Annotated[Path, Parameter(help="a run, one of its checkpoints, or a model folder")]
+Classes = Annotated[
+    str,
+    Parameter(help="class set: roads6, cityscapes19, cityscapes16, cityscapes13, camvid11, or a YAML file"),
+]
 ConfigFile = Annotated[Path, Parameter(help="YAML file, or a name that `ppar-dist config list` shows")]
 Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
@@ -38,6 +41,9 @@ Range = Annotated[
     Parameter(name="--range", help="values that become black and white, of images with more than 8 bits"),
 ]
 Which = Annotated[Literal["latest", "best"], Parameter(help="checkpoint of a run")]
+Weights = Annotated[
+    Literal["raw", "averaged"], Parameter(help="of the last step, or their average (train.weight_average)")
+]
 
 
 def refuse_below_1(option: str, count: int | None) -> None:
@@ -52,6 +58,6 @@ def refuse_below_1(option: str, count: int | None) -> None:
 
 def device() -> str:
     """Where a model runs outside of training: the GPU, where torch sees one."""
-    import torch
+    from ppar_dist.api.model import default_device
 
-    return "cuda" if torch.cuda.is_available() else "cpu"
+    return default_device()

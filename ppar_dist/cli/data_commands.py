@@ -27,11 +27,14 @@ def prepare(
     value_range: Range | None = None,
     overwrite: bool = False,
     workers: int = 1,
+    split_by: str | None = None,
 ) -> None:
     """Turn a data set as downloaded into shards with an index.
 
     Args:
-        dataset: camvid, labelmefacade, cityscapes, gta5, synthia, urbansyn, folder
+        dataset: camvid, labelmefacade, cityscapes, gta5, synthia, urbansyn, bdd100k, mapillary, mapillary_v2,
+            idd, idd_lite, wilddash, acdc, dark_zurich, nighttime_driving, foggy_cityscapes,
+            foggy_cityscapes_0_01, foggy_cityscapes_0_005, folder
         root: where the data set was unpacked
         out: folder for the domains
         limit: only so many images per domain
@@ -41,10 +44,13 @@ def prepare(
         jpeg: quality at which images that are not JPEG become that (default: images stay as they came)
         overwrite: replace a domain that was made with other options
         workers: threads; the result is the same
+        split_by: sequence, city or condition: a domain for each; or none
     """
     from ppar_dist.data.prepare import Options, prepare
 
-    options = Options(limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, workers)
+    options = Options(
+        limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, workers, split_by
+    )
     tell = functools.partial(print, file=sys.stderr)
     for folder in prepare(dataset, root, out, classes, options, progress=count_images, tell=tell):
         print(folder)

@@ -1,4 +1,4 @@
-"""Commands of a job: ``train``, ``config``, ``doctor``, ``health``, ``demo``."""
+"""Commands of a job: ``train``, ``sweep``, ``config``, ``doctor``, ``health``, ``demo``."""
 
 from __future__ import annotations
 
@@ -87,15 +87,20 @@ def _start(
     Returns:
         The job's exit code; None where this process is to train alone.
     """
+    from ppar_dist.checkpoint import checkpoint_name
     from ppar_dist.launch.front import default_ranks, launch
     from ppar_dist.run.facts import finished
+    from ppar_dist.trackers.all_trackers import refuse_missing
     from ppar_dist.training.plan import make_plan
 
     if last := finished(settings, lambda: make_plan(settings, 1).facts()):  # torch is not loaded
-        print(f"already finished: {settings.run.dir} has all {settings.train.steps} steps ({last})")
+        all_steps = last == checkpoint_name(settings.train.steps)
+        how = f"has all {settings.train.steps} steps" if all_steps else "has stopped early"
+        print(f"already finished: {settings.run.dir} {how} ({last})")
         return exit_codes.DONE
     ranks = default_ranks(settings.engine.device) if nproc is None else nproc
     make_plan(settings, ranks * machines.count)
+    refuse_missing(settings)
     if settings.data.workers:
         from ppar_dist.data.workers import check_temporary_folder  # loads torch
 
@@ -103,6 +108,62 @@ def _start(
     if ranks * machines.count == 1:
         return None
     return launch(arguments, ranks, launcher, settings.faults.grace_s, machines, settings.engine.device)
+
+
+@app.command
+def sweep(
+    grid: Path,
+    /,
+    *,
+    out: Path | None = None,
+    run: bool = False,
+    slurm: Path | None = None,
+    jobs: int | None = None,
+    nproc: int | None = None,
+    as_json: Json = False,
+    as_csv: Annotated[bool, Parameter(name="--csv", help="print CSV")] = False,
+) -> int:
+    """Train variants × values × seeds of one file, and print the table of what they score.
+
+    Without --run and --slurm: check and write the configurations, and print the table of finished runs.
+
+    Args:
+        grid: YAML file of the sweep
+        out: folder of its runs (default: sweeps/ and the file's name)
+        run: train here what is not finished; a finished run is not run again
+        slurm: write a Slurm array of what is not finished, each task by this script (jobs/slurm_ppar.sh)
+        jobs: runs at a time (default: here 1, under Slurm all)
+        nproc: ranks of each run here (default: as train)
+    """
+    from ppar_dist.sweep.grid import plan_runs, write_configs
+    from ppar_dist.sweep.running import run_all
+    from ppar_dist.sweep.slurm import write_array
+    from ppar_dist.sweep.table import make_table, scores_of
+
+    refuse_below_1("--jobs", jobs)
+    refuse_below_1("--nproc", nproc)
+    if run and slurm is not None:
+        raise UserError("--run trains here and --slurm elsewhere; give one of them")
+    folder = Path("sweeps") / grid.stem if out is None else out
+    planned = plan_runs(grid, folder, _check_data if run else lambda settings: None)
+    write_configs(planned)
+    left, code = [each for each in planned if scores_of(each.config) is None], exit_codes.DONE
+    if run:
+        code = run_all(left, jobs or 1, nproc, lambda line: print(line, file=sys.stderr, flush=True))
+    if slurm is not None and left:
+        print(f"sbatch {write_array(left, folder, slurm, jobs)}", file=sys.stderr)
+    table = make_table(planned)
+    print(table.to_json() if as_json else table.to_csv().rstrip() if as_csv else table.text())
+    return code
+
+
+def _check_data(settings: Config) -> None:
+    """What ``train`` refuses before it starts any rank."""
+    from ppar_dist.trackers.all_trackers import refuse_missing
+    from ppar_dist.training.plan import make_plan
+
+    make_plan(_with_weights(settings), 1)
+    refuse_missing(settings)
 
 
 @app.command
@@ -188,9 +249,14 @@ def _is_packaged(folder: Path) -> bool:
 def _load(path: Path, overrides: Sequence[str]) -> Config:
     """The configuration, its files of weights looked up in $PPAR_WEIGHTS too."""
     from ppar_dist.config.load import load_config
+
+    return _with_weights(load_config(path, overrides))
+
+
+def _with_weights(settings: Config) -> Config:
     from ppar_dist.config.weights import find_weights
 
-    settings, folder = load_config(path, overrides), os.environ.get("PPAR_WEIGHTS")
+    folder = os.environ.get("PPAR_WEIGHTS")
     return find_weights(settings, Path(folder)) if folder else settings
 
 

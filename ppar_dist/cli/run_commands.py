@@ -1,42 +1,21 @@
-"""Commands on what a run left: ``evaluate``, ``predict``, ``audit``, ``export``, ``inspect`` and others."""
+"""Commands on what a run left: ``predict``, ``audit``, ``export``, ``inspect`` and others."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from ppar_dist import exit_codes
-from ppar_dist.cli.app import Json, Range, Size, Trained, Which, app, device, refuse_below_1
-from ppar_dist.cli.progress import count_images, show_progress
+from ppar_dist.cli.app import Json, Range, Size, Trained, Weights, Which, app, device, refuse_below_1
+from ppar_dist.cli.progress import show_progress
 from ppar_dist.errors import UserError
+from ppar_dist.export import Format
 
 _LONGEST_SIDE = 16384  # pixels of an exported program: longer than any camera's, too long for most memories
-
-
-@app.command
-def evaluate(
-    checkpoint: Trained, /, *, target: list[str] | None = None, which: Which = "latest", as_json: Json = False
-) -> None:
-    """Print the mIoU on labelled domains.
-
-    Args:
-        target: NAME=FOLDER of a domain; may be repeated
-    """
-    targets = {}
-    for item in target or []:
-        name, separator, folder = item.partition("=")
-        if not (separator and name and folder):
-            raise UserError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
-        if name in targets:
-            raise UserError(f"each --target has a name of its own, got {name} twice; rename one")
-        targets[name] = Path(folder)
-    if not targets:
-        raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
-    from ppar_dist.evaluation.evaluate import score
-
-    results = score(checkpoint, targets, device(), which, count_images)
-    print(results.to_json() if as_json else results.table())
 
 
 @app.command
@@ -47,6 +26,7 @@ def predict(
     *,
     out: Path,
     which: Which = "latest",
+    weights: Weights = "raw",
     batch: int = 1,
     value_range: Range | None = None,
     overwrite: bool = False,
@@ -71,7 +51,7 @@ def predict(
             print(result, flush=True)
         show_progress("predict", done, total)
 
-    found = predict(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell)
+    found = predict(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights)
     print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
     print(found, file=sys.stderr)
     return exit_codes.CONFIG if found.failed else exit_codes.DONE
@@ -105,21 +85,24 @@ def export(
     /,
     *,
     out: Path,
+    form: Annotated[Format | None, Parameter(name="--format")] = None,
     size: Size | None = None,
     which: Which = "latest",
+    weights: Weights = "raw",
     as_json: Json = False,
 ) -> None:
-    """Write the model as a torch.export program.
+    """Write the model for others: a folder that stands alone, ONNX, a torch.export program, or its tower.
 
     Args:
-        out: a .pt2 file
-        size: height and width that the program is fixed to (default: any)
+        out: FOLDER, FILE.onnx, FILE.pt2, or FILE.safetensors for a tower
+        form: what to write (default: by the ending of --out)
+        size: height and width that an onnx or pt2 file is fixed to (default: any)
     """
     if size is not None and not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
-    from ppar_dist.evaluation.export import export
+    from ppar_dist.export import export
 
-    done = export(checkpoint, out, size, which)
+    done = export(checkpoint, out, form, size, which, weights)
     print(json.dumps(done.to_dict(), indent=1) if as_json else done)
 
 
@@ -137,15 +120,16 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 
 @app.command
-def report(run: Path, /) -> None:
+def report(run: Path, /, *, against: Path | None = None) -> None:
     """Write report.html of a run.
 
     Args:
         run: its folder
+        against: another run, beside which it is shown
     """
     from ppar_dist.report import write_report
 
-    print(write_report(run))
+    print(write_report(run, against))
 
 
 @app.command

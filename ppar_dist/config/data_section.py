@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
 
+from ppar_dist.config.class_file import is_class_file, pinned
 from ppar_dist.config.fields import Count, NonNegative, Number, PathField, Positive, Ratio, Whole
 from ppar_dist.config.section import Section
 
@@ -19,21 +20,35 @@ class SourceConfig(Section):
     weight: Positive | None = None  # relative share of positions; None: in proportion to its size
 
 
+class RareClassConfig(Section):
+    """Rare-class sampling: a class is drawn, the rarer the likelier, then a sample that has it."""
+
+    enabled: bool = False  # false: every sample once per epoch
+    temperature: Positive = 0.01  # of P(c) ∝ exp((1 - frequency) / temperature); larger: more even
+    min_pixels: Count = 3000  # of the class in a sample's label, and a half of them in its crop
+
+
 class DataConfig(Section):
     """Source domains, their order, and the size of what the model sees."""
 
     root: PathField  # folder of the sources
-    classes: str  # class set: roads6, cityscapes19, camvid11
+    classes: str  # roads6, cityscapes19, cityscapes16, cityscapes13, camvid11, or a YAML file of classes
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # names alone are enough
     size: Count = 180  # pixels of the shorter side before random scaling, and at evaluation
     crop: tuple[Count, Count] = (180, 240)  # height, width in pixels
     holdout: Annotated[Number, Field(ge=0, lt=1)] = 0.1  # last part of each source, never trained on
     block: Count = 16  # consecutive samples that stay together (sequential reads)
     window: Count = 8  # blocks among which samples are permuted
+    rare_classes: RareClassConfig = RareClassConfig()
     workers: Annotated[Whole, Field(ge=0)] = 1  # loader processes per rank
     max_bad_ratio: Ratio = (
         0.01  # of a domain's samples; more bad ones than that, each counted once, end the job
     )
+
+    @field_validator("classes")
+    @classmethod
+    def _a_file_is_pinned(cls, value: str) -> str:
+        return pinned(value) if is_class_file(value) else value
 
     @field_validator("sources", mode="before")
     @classmethod
@@ -71,6 +86,10 @@ class AugmentConfig(Section):
     grayscale: Ratio = 0.1  # chance of grey
     gamma: tuple[Positive, Positive] | None = (0.5, 2.0)  # drawn log-uniformly; None: off
     blur: Ratio = 0.2  # chance of a Gaussian blur
+    random_convolution: Ratio = 0.0  # chance of RandConv, a random 1x1 or 3x3 filter mixed with the image
+    cat_max_ratio: Annotated[Number, Field(gt=0, le=1)] = (
+        1.0  # share of a crop's labelled pixels; where one class has more, up to 10 places are tried; 1: off
+    )
 
     @model_validator(mode="after")
     def _ranges_rise(self) -> AugmentConfig:

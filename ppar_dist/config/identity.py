@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from ppar_dist.config.class_file import without_folder
 from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import weights_file
 from ppar_dist.errors import ConfigError
@@ -22,6 +23,7 @@ from ppar_dist.files.durable import fingerprint
 _FREE_KEYS = (
     "run",
     "targets",
+    "evaluation",
     "monitoring",
     "checkpoint",
     "faults",
@@ -37,6 +39,7 @@ _FREE_KEYS = (
     "data.max_bad_ratio",
     "data.root",
     "text.file",
+    "init_from",  # read at the start alone; the state notes which checkpoint it was
 )
 
 
@@ -60,7 +63,7 @@ def changes_since(before: Mapping[str, Any], after: Config) -> list[str]:
 
     An earlier version's record may lack a key, which stands for its default, and hold one that is free now.
     """
-    old, new = _flatten(_without_folder(_without_free_keys(before))), _flatten(determining(after))
+    old, new = flatten(_without_folder(_without_free_keys(before))), flatten(determining(after))
     old = {key: _default(key) for key in new.keys() - old.keys()} | old
     keys = sorted(old.keys() | new.keys())
     return [f"{key}: {old.get(key)!r} -> {new.get(key)!r}" for key in keys if old.get(key) != new.get(key)]
@@ -91,7 +94,10 @@ def _default(key: str) -> Any:
 
 
 def _without_folder(tree: Mapping[str, Any]) -> dict[str, Any]:
-    """The same, with the name alone of the file that ``model.backbone.pretrained`` is; a tag stays."""
+    """The same, with the names alone of the files that weights and class set are; a tag stays."""
+    data = tree.get("data", {})
+    if isinstance(data.get("classes"), str):
+        tree = {**tree, "data": {**data, "classes": without_folder(data["classes"])}}
     model = tree.get("model", {})
     backbone = model.get("backbone", {})
     file = weights_file(backbone.get("pretrained"))
@@ -113,11 +119,12 @@ def content_hash(path: Path | None) -> str | None:
         ) from None
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A tree of plain values as one mapping of keys with dots."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[prefix + key] = value
     return flat

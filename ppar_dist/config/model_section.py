@@ -6,8 +6,31 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ppar_dist.config.fields import Count, PathField, PlainValues, Positive
+from ppar_dist.config.fields import Count, NonNegative, PathField, PlainValues, Positive
 from ppar_dist.config.section import Section
+
+
+class LoraConfig(Section):
+    """Low-rank adapters of the tower's layers; only with trainable: lora, and with the extra `lora`."""
+
+    kind: Literal["lora", "rslora", "dora"] = (
+        "lora"  # rslora: scaled by α/√r; dora: lengths of a matrix's rows learn by themselves
+    )
+    rank: Count = 8  # r, of the product B·A that is added to a layer's matrix
+    alpha: Positive = 8.0  # α: the product is scaled by α/r
+    dropout: NonNegative = 0.0  # 0 only: other numbers of ranks would draw other numbers
+    targets: tuple[str, ...] | None = (
+        None  # patterns of layers' names in the tower, as "*.mlp.*"; null: all of its blocks that can learn
+    )
+
+    @model_validator(mode="after")
+    def _draws_nothing(self) -> LoraConfig:
+        if self.dropout > 0:
+            raise ValueError(
+                f"dropout is 0, got {self.dropout:g}: its draws would depend on the number of ranks, and the "
+                "run with it; against overfitting take a smaller rank or more optim.weight_decay"
+            )
+        return self
 
 
 class BackboneConfig(Section):
@@ -19,7 +42,11 @@ class BackboneConfig(Section):
     options: PlainValues = Field(default={})  # passed to the library's constructor
     embed_dim: Count | None = None  # joint width D; only for kind: timm, whose trunk has none
     dense_stride: Count = 16  # pixels per cell of the joint features; only for kind: timm
-    trainable: Literal["all", "none"] = "all"  # none: the tower is frozen
+    trainable: Literal["all", "none", "last", "norm", "lora"] = (
+        "all"  # none: the tower is frozen; but for its last blocks (last), norms (norm), adapters (lora)
+    )
+    last_blocks: Count | None = None  # that train, and what comes behind them; only with trainable: last
+    lora: LoraConfig = LoraConfig()
     batch_norm: Literal["frozen", "sync"] = "frozen"  # frozen: as loaded; sync: over all ranks (GPUs)
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third slower
 
@@ -31,11 +58,23 @@ class BackboneConfig(Section):
             raise ValueError("embed_dim comes from the open_clip model; remove it")
         return self
 
+    @model_validator(mode="after")
+    def _what_trains_is_known(self) -> BackboneConfig:
+        if self.trainable == "last" and self.last_blocks is None:
+            raise ValueError("trainable: last needs last_blocks, the number of blocks that train")
+        if self.trainable != "last" and self.last_blocks is not None:
+            raise ValueError(
+                f"last_blocks goes with trainable: last, not {self.trainable}; remove one of them"
+            )
+        if self.trainable != "lora" and self.lora != LoraConfig():
+            raise ValueError(f"lora goes with trainable: lora, not {self.trainable}; remove one of them")
+        return self
+
 
 class DecoderConfig(Section):
     """From multi-level features to narrow pixel features."""
 
-    kind: Literal["fpn", "aspp"] = "fpn"  # feature pyramid, or atrous pyramid pooling
+    kind: Literal["fpn", "aspp", "upernet", "segformer", "dpt"] = "fpn"  # the last three: extra `decoders`
     width: Count = 96  # channels of the pixel features
 
 

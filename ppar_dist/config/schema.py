@@ -12,10 +12,12 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from ppar_dist.config.data_section import AugmentConfig, DataConfig
+from ppar_dist.config.evaluation_section import EvaluationConfig
 from ppar_dist.config.fields import (
     Count,
     Momentum,
     NonNegative,
+    Number,
     PathField,
     Patience,
     Positive,
@@ -40,11 +42,21 @@ class OptimConfig(Section):
 
     lr: Positive = 1e-3  # decoder and classifier
     backbone_lr: NonNegative = 1e-3  # image tower; 0 leaves it as loaded
+    layer_decay: Annotated[Number, Field(gt=0, le=1)] = (
+        1.0  # factor on backbone_lr for each block that lies above; 1: the same rate in the whole tower
+    )
     weight_decay: NonNegative = 0.05  # of matrices and convolutions
     betas: tuple[Momentum, Momentum] = (0.9, 0.999)  # of Adam
     warmup_ratio: Ratio = 0.05  # share of the steps with rising rate
     power: Positive = 0.9  # of the polynomial decay
     clip_grad_norm: NonNegative = 1.0  # 0: off
+
+
+class StopEarlyConfig(Section):
+    """An end before the last step, when scores on held-out source data do not rise any more."""
+
+    patience: Count | None = None  # evaluations in a row without a rise after which the run ends; null: never
+    min_delta: Ratio = 0.0  # mIoU, from 0 to 1, that counts as a rise
 
 
 class TrainConfig(Section):
@@ -56,6 +68,19 @@ class TrainConfig(Section):
     log_every: Count = 10  # steps between lines of metrics
     eval_every: Annotated[Whole, Field(ge=0)] = 0  # on held-out source data; 0: only at the end
     ledger: bool = False  # write down the key of every sample trained on
+    weight_average: Momentum | None = (
+        None  # m of a moving average of the weights, θ̄ ← m·θ̄ + (1−m)·θ at every step; null: none is kept
+    )
+    stop_early: StopEarlyConfig = StopEarlyConfig()
+
+    @model_validator(mode="after")
+    def _early_stops_have_scores(self) -> TrainConfig:
+        if self.stop_early.patience is not None and self.eval_every == 0:
+            raise ValueError(
+                "stop_early.patience counts evaluations on held-out source data: set train.eval_every, or "
+                "remove it"
+            )
+        return self
 
 
 class EngineConfig(Section):
@@ -91,6 +116,9 @@ class FaultsConfig(Section):
     max_rollbacks: Annotated[Whole, Field(ge=0)] = 3  # in a run; the next one ends it
 
 
+TrackerName = Literal["tensorboard", "csv", "mlflow", "wandb"]
+
+
 class MonitoringConfig(Section):
     """How a run is watched: an endpoint per rank, or files."""
 
@@ -107,12 +135,15 @@ class MonitoringConfig(Section):
     profile_steps: Annotated[Whole, Field(ge=0, le=100)] = (
         0  # steps, from the fifth after a start on, that each rank traces into RUN/profile; 0: none
     )
+    trackers: tuple[TrackerName, ...] = ()  # where rank 0's figures go besides
+    project: str = "ppar_dist"  # of W&B; the experiment of MLflow
 
 
 class Config(Section):
     """The whole configuration of a run."""
 
     seed: Seed = 0  # of every random draw
+    init_from: PathField | None = None  # a run or checkpoint whose weights a new run begins with
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -126,6 +157,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     faults: FaultsConfig = FaultsConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
     targets: dict[str, PathField] = Field(default={})  # unseen domains, evaluated when the run has ended
 
     @model_validator(mode="after")
@@ -140,4 +172,10 @@ class Config(Section):
             raise ValueError(
                 "a timm backbone has no text tower: set text.file to an .npz of names and embeddings"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _early_stops_have_data(self) -> Config:
+        if self.train.stop_early.patience is not None and self.data.holdout == 0:
+            raise ValueError("train.stop_early needs held-out source data: set data.holdout, or remove it")
         return self

@@ -1,8 +1,8 @@
 """Colours and blur of a crop: the loader settles what happens to them, the device does it.
 
 Brightness, contrast, saturation, hue and grey are affine in RGB, so all that is drawn of them is one 3x4
-matrix. Clamping, a gamma and a blur follow. Nothing depends on other samples of a batch, and what is to be
-done is known on the host: no device is waited for.
+matrix. Clamping, a gamma, a blur and a random convolution follow. Nothing depends on other samples of a
+batch, and what is to be done is known on the host: no device is waited for.
 
 Letters: B samples, (H, W) pixels of the crop.
 """
@@ -31,6 +31,7 @@ _LUMA = np.array([0.299, 0.587, 0.114])  # grey of red, green and blue (ITU-R BT
 _YIQ = np.array([_LUMA, [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])
 _RGB = np.linalg.inv(_YIQ)
 _SAME: tuple[Row, Row, Row] = ((1.0, 0.0, 0.0, 0.0), (0.0, 1.0, 0.0, 0.0), (0.0, 0.0, 1.0, 0.0))
+_CENTRE = (123.0, 117.0, 104.0)  # mean colour, about which a random convolution filters
 _REACH = 5  # pixels that a blur looks to each side: more than three sigmas of the strongest
 
 
@@ -40,6 +41,7 @@ class Colours(NamedTuple):
     matrix: tuple[Row, Row, Row] | None = None  # rows make red, green and blue, then clamped; None: they stay
     gamma: float = 1.0
     sigma: float = 0.0  # of the Gaussian blur, in pixels of the crop; 0: none
+    kernel: tuple[float, ...] | None = None  # 81 weights (out, in, 3, 3) of a convolution; None: none
 
 
 def brightness(factor: float) -> Step:
@@ -63,6 +65,32 @@ def hue(turn: float) -> Step:
     cos, sin = math.cos(angle), math.sin(angle)
     rotation = np.array([[1.0, 0.0, 0.0], [0.0, cos, -sin], [0.0, sin, cos]])
     return lambda grey: (_RGB @ rotation @ _YIQ, 0.0)
+
+
+def random_kernel(rng: np.random.Generator) -> tuple[float, ...]:
+    """The filter of RandConv, mixed with the image.
+
+    Xu et al., "Robust and generalizable visual representation learning via random convolutions", ICLR 2021.
+
+    With a size k of 1 or 3, weights Θ ~ N(0, 1 / (3 k²)) and a share α ~ U(0, 1), a centred image x becomes
+    ``α x + (1 - α) Θ * x``. Both terms are linear, so that one kernel does both. Unlike the paper's, the
+    result is clamped to what an image can hold, and k is at most 3.
+
+    Args:
+        rng: the generator of one position.
+
+    Returns:
+        81 weights, (out, in, 3, 3) in C order.
+    """
+    narrow, share = rng.random(2).tolist()
+    kernel = np.zeros((3, 3, 3, 3))
+    if narrow < 0.5:
+        kernel[:, :, 1, 1] = rng.normal(0.0, 1.0 / math.sqrt(3), (3, 3))
+    else:
+        kernel[:] = rng.normal(0.0, 1.0 / math.sqrt(27), (3, 3, 3, 3))
+    kernel *= 1.0 - share
+    kernel[range(3), range(3), 1, 1] += share
+    return tuple(kernel.ravel().tolist())
 
 
 def composed(steps: Sequence[Step], crop: UInt8[Tensor, "3 H W"]) -> tuple[Row, Row, Row] | None:
@@ -101,13 +129,15 @@ def recoloured(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> 
 def one_by_one(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) -> Float[Tensor, "B 3 H W"]:
     """For a CPU: what is not drawn is not computed."""
     changed = images.to(torch.float32, memory_format=torch.contiguous_format)
-    for image, (matrix, gamma, sigma) in zip(changed, colours, strict=True):
+    for image, (matrix, gamma, sigma, kernel) in zip(changed, colours, strict=True):
         if matrix is not None:
             image.copy_(_mixed(image, matrix))
         if gamma != 1.0:
             image.div_(255.0).pow_(gamma).mul_(255.0)
         if sigma:
             image.copy_(_blurred(image, sigma))
+        if kernel is not None:
+            image.copy_(_convolved(image[None], [kernel])[0])
     return changed
 
 
@@ -118,7 +148,7 @@ def all_at_once(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) ->
     """
     changed = images.to(torch.float32, memory_format=torch.contiguous_format)
     rows = [
-        [*itertools.chain(*(matrix or _SAME)), gamma, *_weights(sigma)] for matrix, gamma, sigma in colours
+        [*itertools.chain(*(each.matrix or _SAME)), each.gamma, *_weights(each.sigma)] for each in colours
     ]
     table = torch.tensor(rows).to(images.device, non_blocking=True)[..., None, None]
     *matrix, gamma = table[:, :13].unbind(1)  # (B, 1, 1) each
@@ -132,7 +162,31 @@ def all_at_once(images: UInt8[Tensor, "B 3 H W"], colours: Sequence[Colours]) ->
         changed = torch.where(power == 1.0, changed, (changed / 255.0).pow(power) * 255.0)
     if any(each.sigma for each in colours):
         changed = _spread(changed, [weight[:, None] for weight in table[:, 13:].unbind(1)])
+    chosen = [number for number, each in enumerate(colours) if each.kernel is not None]
+    if chosen:
+        kernels = [each.kernel for each in colours if each.kernel is not None]
+        where = torch.tensor(chosen).to(images.device, non_blocking=True)
+        changed = changed.index_copy(0, where, _convolved(changed.index_select(0, where), kernels))
     return changed
+
+
+def _convolved(
+    images: Float[Tensor, "B 3 H W"], kernels: Sequence[tuple[float, ...]]
+) -> Float[Tensor, "B 3 H W"]:
+    """Each image filtered by its kernel about the mean colour, edges repeated, clamped to 0 to 255.
+
+    Sums of shifted planes: a convolution would be rounded as the device is set to.
+    """
+    height, width = images.shape[2:]
+    # (B, 3 out, 3 in, 3, 3)
+    weights = torch.tensor(kernels).view(-1, 3, 3, 3, 3).to(images.device, non_blocking=True)
+    centre = torch.tensor(_CENTRE).to(images.device, non_blocking=True).view(1, 3, 1, 1)
+    padded = F.pad(images - centre, [1] * 4, mode="replicate")  # (B, 3, H+2, W+2)
+    total = torch.zeros_like(images)
+    for plane, row, column in itertools.product(range(3), range(3), range(3)):
+        part = padded[:, plane : plane + 1, row : row + height, column : column + width]  # (B, 1, H, W)
+        total.addcmul_(part, weights[:, :, plane, row, column, None, None])
+    return total.add_(centre).clamp_(0.0, 255.0)
 
 
 def _mixed(image: Float[Tensor, "3 H W"], matrix: Sequence[Row]) -> Float[Tensor, "3 H W"]:

@@ -26,6 +26,7 @@ from ppar_dist.data.batches import batching, micro_batches
 from ppar_dist.data.colours import Colours, recoloured
 from ppar_dist.data.order import Order
 from ppar_dist.data.quarantine import BadSample
+from ppar_dist.data.rare_classes import RareClasses
 from ppar_dist.data.reading import SampleReader, TrainSample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
@@ -105,7 +106,13 @@ def train_loader(
 
 def order_of(cfg: Config, indexes: Sequence[DomainIndex]) -> Order:
     """Which sample a configuration trains on at each position."""
-    return Order(training_shares(cfg, indexes), cfg.seed, cfg.data.block, cfg.data.window)
+    shares, rare = training_shares(cfg, indexes), None
+    if cfg.data.rare_classes.enabled:
+        rare = [
+            RareClasses(index.name, index.counts[: share.size], cfg.data.rare_classes)
+            for index, share in zip(indexes, shares, strict=True)
+        ]
+    return Order(shares, cfg.seed, cfg.data.block, cfg.data.window, rare)
 
 
 class _MicroBatches(IterableDataset[range]):

@@ -11,6 +11,9 @@ each rank takes a contiguous slice. ``Order.locate`` maps a position to (domain,
    window of blocks. Reads stay nearly sequential, and every sample comes once per epoch.
 
 Permutations are keyed bijections evaluated at one point, so nothing here grows with the data set.
+
+With ``data.rare_classes`` step 2 is another: number j of a domain chooses a class, then a sample that has it
+(``rare_classes``). Samples of rare classes come often then, others seldom or never.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ppar_dist.config.data_section import MAX_SOURCES
+from ppar_dist.data.rare_classes import RareClasses
 
 _MASK = (1 << 64) - 1
 _ROUNDS = 4  # pairs of half rounds; below, small permutations are visibly uneven
@@ -45,6 +49,7 @@ class SampleAddress(NamedTuple):
     domain: int
     epoch: int
     sample: int
+    rare: int | None = None  # the class that the sample was drawn for
 
 
 class Permutation:
@@ -99,12 +104,20 @@ class Order:
         seed: any integer.
         block: consecutive samples that stay together.
         window: blocks among which samples are permuted.
+        rare: of each domain, where samples are drawn for their rare classes.
 
     Raises:
         ValueError: no domains, an empty domain, or a number that is not positive.
     """
 
-    def __init__(self, shares: Sequence[DomainShare], seed: int, block: int, window: int) -> None:
+    def __init__(
+        self,
+        shares: Sequence[DomainShare],
+        seed: int,
+        block: int,
+        window: int,
+        rare: Sequence[RareClasses] | None = None,
+    ) -> None:
         if not shares:
             raise ValueError("an order needs at least one domain, got none")
         assert len(shares) <= _CYCLE, "the configuration is refused with more sources"
@@ -115,6 +128,7 @@ class Order:
             raise ValueError(f"block and window are at least 1, got {block} and {window}")
         self.shares = tuple(shares)
         self.seed, self.block, self.window = seed, block, window
+        self.rare = rare
         self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
         self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
 
@@ -128,6 +142,10 @@ class Order:
         domain = self._slots[slot]
         number = cycle * self.quotas[domain] + self._before[slot] + attempt
         share = self.shares[domain]
+        if self.rare is not None:
+            key = _key(self.seed, f"{share.name}/rare/{number}")
+            sample, rare = self.rare[domain].draw(key, _mix(key))
+            return SampleAddress(domain, number // share.size, sample, rare)
         epoch, place = divmod(number, share.size)
         key = _key(self.seed, f"{share.name}/{epoch}")
         return SampleAddress(domain, epoch, _permute(place, share.size, self.block, self.window, key))

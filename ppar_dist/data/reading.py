@@ -86,7 +86,7 @@ class SampleReader:
         """
         bad: list[BadSample] = []
         for attempt in range(ATTEMPTS):
-            domain, _, sample = self.order.locate(position, attempt)
+            domain, _, sample, rare = self.order.locate(position, attempt)
             index = self.indexes[domain]
             try:
                 found = read_sample(index, sample, self.transform.min_side)
@@ -94,7 +94,7 @@ class SampleReader:
                 shard, key = index.names(sample)
                 bad.append(BadSample(position, domain, sample, shard, key, error.reason, error.detail))
                 continue
-            crop = self.transform(found.image, found.label, position)
+            crop = self.transform(found.image, found.label, position, rare)
             return TrainSample(position, domain, sample, found.key, *crop, tuple(bad))
         raise _exhausted(self.indexes[bad[0].domain].name, bad)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ppar_dist.class_sets import class_set
+from ppar_dist.class_sets import ClassSet, class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.order import DomainShare
 from ppar_dist.data.shards.index import DomainIndex
@@ -27,17 +27,22 @@ def open_sources(cfg: Config) -> list[DomainIndex]:
         DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio) for source in cfg.data.sources
     ]
     for index in indexes:
-        check_classes(index, wanted.name)
+        check_classes(index, wanted)
     return indexes
 
 
-def check_classes(index: DomainIndex, wanted: str) -> None:
+def check_classes(index: DomainIndex, wanted: ClassSet) -> None:
     """Raises UserError, naming both class sets, when a domain's is not the wanted one."""
-    if index.class_set != wanted or index.classes != class_set(wanted).classes:
+    if index.class_set != wanted.name or index.classes != wanted.classes:
         raise DataError(
             f"domain {index.name} has class set {index.class_set} {list(index.classes)}, the run has "
-            f"{wanted} {list(class_set(wanted).classes)}; prepare it with --classes {wanted}"
+            f"{wanted.name} {list(wanted.classes)}; prepare it with {_option(wanted)}"
         )
+
+
+def _option(wanted: ClassSet) -> str:
+    stem, _, digest = wanted.name.partition("@")
+    return f"--classes {stem}.yaml, the run's file of classes" if digest else f"--classes {stem}"
 
 
 def holdout_range(index: DomainIndex, holdout: float) -> range:

@@ -10,6 +10,7 @@ Letters: (H, W) pixels of the stored label, (h, w) pixels of the crop.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +27,9 @@ from ppar_dist.data import colours
 from ppar_dist.data.colours import Colours
 
 _STREAM = 0x41554731  # keeps these draws apart from other uses of the seed
+_PLACES = 0x43524F50  # stream of the further places of a crop
+_STYLE = 0x5354594C  # stream of the random convolution
+_TRIES = 10  # places of a crop, as in mmsegmentation's RandomCrop
 _PADDING = [123, 117, 104]  # the mean colour, near zero once normalised
 _BLUR_SIGMA = (0.3, 1.5)  # pixels of the crop
 
@@ -53,9 +57,12 @@ class Draws(NamedTuple):
     @classmethod
     def at(cls, seed: int, position: int) -> Draws:
         """The numbers of a position."""
-        entropy = (seed % (1 << 64), position, _STREAM)
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
-        return cls(*rng.random(len(cls._fields)).tolist())
+        return cls(*_generator(seed, position, _STREAM).random(len(cls._fields)).tolist())
+
+
+def _generator(seed: int, position: int, stream: int) -> np.random.Generator:
+    entropy = (seed % (1 << 64), position, stream)
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence(entropy)))
 
 
 class Window(NamedTuple):
@@ -90,35 +97,71 @@ class TrainTransform:
         self.augment, self.data, self.seed = augment, data, seed
         self.min_side = math.ceil(data.size * augment.scale[1])
 
-    def __call__(self, image: Tensor | Image.Image, label: LabelArray | Tensor, position: int) -> Crop:
+    def __call__(
+        self,
+        image: Tensor | Image.Image,
+        label: LabelArray | Tensor,
+        position: int,
+        rare: int | None = None,
+    ) -> Crop:
         """Augment one sample.
 
         Args:
             image: RGB, uint8 (3, H', W') or Pillow: the label's size, or that divided by 2, 4 or 8.
             label: uint8 (H, W) train ids.
             position: the sample's place in the order.
+            rare: the class that the sample was drawn for; a crop that has it is looked for.
         """
         draws = Draws.at(self.seed, position)
         picture = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
-        picture, ids = self._crop(picture, np.asarray(label), draws)
+        picture, ids = self._crop(
+            picture, np.asarray(label), self._places(draws, position, rare), draws, rare
+        )
         if draws.flip < self.augment.flip:
             picture, ids = F.horizontal_flip(picture), ids[:, ::-1]
         ids = np.array(ids, order="C")
-        return Crop(picture, torch.from_numpy(ids), _drawn_colours(picture, self.augment, draws))
+        drawn = _drawn_colours(picture, self.augment, draws)
+        if self.augment.random_convolution:
+            rng = _generator(self.seed, position, _STYLE)
+            if rng.random() < self.augment.random_convolution:
+                drawn = drawn._replace(kernel=colours.random_kernel(rng))
+        return Crop(picture, torch.from_numpy(ids), drawn)
 
-    def _crop(self, image: Tensor, label: LabelArray, draws: Draws) -> tuple[Tensor, LabelArray]:
+    def _crop(
+        self,
+        image: Tensor,
+        label: LabelArray,
+        places: Sequence[tuple[float, float]],
+        draws: Draws,
+        rare: int | None,
+    ) -> tuple[Tensor, LabelArray]:
         low, high = self.augment.scale
         height, width = image.shape[1:]
         factor = max(1, round(label.shape[1] / width))  # label pixels per pixel of the image
         zoom = self.data.size * (low + (high - low) * draws.scale) / min(height, width)
-        rows = _window(height, self.data.crop[0], zoom, draws.top)
-        columns = _window(width, self.data.crop[1], zoom, draws.left)
-        picture, ids = image, label
-        if not (rows.whole(label.shape[0]) and columns.whole(label.shape[1])):
-            picture, ids = _resized(image, label, rows, columns, factor)
+        for top, left in places:
+            rows = _window(height, self.data.crop[0], zoom, top)
+            columns = _window(width, self.data.crop[1], zoom, left)
+            whole = rows.whole(label.shape[0]) and columns.whole(label.shape[1])
+            ids = label if whole else _resized_label(label, rows, columns, factor)
+            if _varied(ids, self.augment.cat_max_ratio) and self._has(ids, rare):
+                break
+        picture = image if whole else _resized_picture(image, rows, columns)
         if (rows.out, columns.out) == self.data.crop:
             return picture, ids
         return self._pad(picture, ids, rows, columns)
+
+    def _has(self, ids: LabelArray, rare: int | None) -> bool:
+        """Whether a crop has enough of a class: DAFormer's rule, half of what the sample must have."""
+        return rare is None or 2 * int(np.count_nonzero(ids == rare)) >= self.data.rare_classes.min_pixels
+
+    def _places(self, draws: Draws, position: int, rare: int | None) -> list[tuple[float, float]]:
+        """Where a crop may be, in the order of the tries; the first is the same whatever the limit."""
+        places = [(draws.top, draws.left)]
+        if self.augment.cat_max_ratio < 1.0 or rare is not None:
+            more = _generator(self.seed, position, _PLACES).random((_TRIES - 1, 2)).tolist()
+            places += [(top, left) for top, left in more]
+        return places
 
     def _pad(
         self, picture: Tensor, ids: LabelArray, rows: Window, columns: Window
@@ -133,21 +176,35 @@ class TrainTransform:
         return canvas.permute(2, 0, 1), np.pad(ids, margins, constant_values=IGNORE_INDEX)
 
 
-def _resized(
-    image: Tensor, label: LabelArray, rows: Window, columns: Window, factor: int
-) -> tuple[Tensor, LabelArray]:
-    """Crop and resize both; the label by nearest pixel, from the same part of the scene."""
+def _varied(ids: LabelArray, limit: float) -> bool:
+    """True when no class has more than ``limit`` of the labelled pixels, and there are some; 1 takes any.
+
+    The rule of mmsegmentation's ``RandomCrop(cat_max_ratio)``.
+    """
+    if limit >= 1.0:
+        return True
+    counts = np.bincount(ids.ravel(), minlength=256)[:IGNORE_INDEX]
+    return bool(0 < counts.max() <= limit * counts.sum())
+
+
+def _resized_picture(image: Tensor, rows: Window, columns: Window) -> Tensor:
+    """Crop and resize an image."""
     picture = image[:, rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
     # A part in one piece is resized a quarter faster, and stays channels last.
     picture = picture.permute(1, 2, 0).contiguous().permute(2, 0, 1)
     size = [rows.out, columns.out]
-    picture = F.resize(picture, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = F.resize(picture, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+def _resized_label(label: LabelArray, rows: Window, columns: Window, factor: int) -> LabelArray:
+    """Crop and resize a label by nearest pixel, from the same part of the scene as the image."""
     part = label[
         rows.start * factor : (rows.start + rows.length) * factor,
         columns.start * factor : (columns.start + columns.length) * factor,
     ]
     ids = Image.fromarray(part).resize((columns.out, rows.out), resample=Image.Resampling.NEAREST)
-    return picture, np.asarray(ids)
+    return np.asarray(ids)
 
 
 class EvalTransform:

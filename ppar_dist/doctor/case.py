@@ -181,7 +181,7 @@ def _open(role: Literal["source", "target"], name: str, path: Path, classes: str
     index, problem = None, None
     try:
         index = DomainIndex.open(path)
-        check_classes(index, class_set(classes).name)
+        check_classes(index, class_set(classes))
     except UserError as error:
         index, problem = None, str(error)
     except Exception as error:  # a damaged index can raise any exception

@@ -59,11 +59,13 @@ class RankMemory:
     copies: int  # weights in bf16
     buckets: int  # in which gradients are gathered to be reduced
     gradients: int  # they grow while activations go: a step of one micro-batch never holds both whole
+    average: int = 0  # of the weights
 
     @property
     def fixed(self) -> int:
         """All but the gradients."""
-        return self.parameters + self.optimizer + self.teacher + self.copies + self.buckets
+        kept = self.parameters + self.optimizer + self.teacher + self.average
+        return kept + self.copies + self.buckets
 
 
 def image_cost(config: Config, model: Segmentor) -> ImageCost:
@@ -109,6 +111,7 @@ def rank_memory(cost: ImageCost, config: Config, ranks: int) -> RankMemory:
         copies=round(cost.copy_bytes),
         buckets=(2 if ranks > 1 else 1) * _FLOAT * BUCKET_ELEMENTS if stage else 0,
         gradients=part if stage == 2 else trained,
+        average=trained if config.train.weight_average is not None else 0,
     )
 
 

@@ -10,7 +10,7 @@ from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing,
 from ppar_dist.errors import UserError
 from ppar_dist.run import holder, paths
 from ppar_dist.run.claim import stored_config
-from ppar_dist.run.facts import CheckpointFacts
+from ppar_dist.run.facts import CheckpointFacts, has_ended
 from ppar_dist.text import duration
 
 
@@ -40,6 +40,9 @@ def start(case: ConfigCase) -> Finding:
         )
     if step >= total:
         return warning(f"{text}: nothing to train", "raise train.steps, or give another run.dir", **facts)
+    if has_ended(newest, case.config):
+        remedy = "raise train.stop_early.patience, or give another run.dir"
+        return warning(f"{text}: it has stopped early, nothing to train", remedy, **facts)
     return ok(text, **facts)
 
 

@@ -29,6 +29,7 @@ from ppar_dist.run import paths
 from ppar_dist.run.facts import (
     CheckpointFacts,
     LogFacts,
+    has_ended,
     leftovers,
     read_checkpoints,
     read_latest,
@@ -224,7 +225,7 @@ def bad_samples(case: RunCase) -> Finding | None:
 def results(case: RunCase) -> Finding | None:
     """A finished run has its table and its report, and they are of the last checkpoint."""
     config, newest = case.config, case.newest
-    if config is None or newest is None or (newest.step() or 0) < config.train.steps:
+    if config is None or newest is None or not has_ended(newest, config):
         return None
     expected = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
     missing = [name for name in expected if not (case.path / name).is_file()]

@@ -159,7 +159,8 @@ def _expected(case: ConfigCase) -> SaveSize | None:
     teacher = state if method.enabled and method.bank.teacher != "student" else 0
     sources, classes = len(case.config.data.sources), case.classes.num_classes
     bank = sources * classes * (model.backbone.embed_dim + 2)
-    values = state + 2 * trained + teacher + bank  # fp32: the model, two moments, teacher and bank
+    average = trained if case.config.train.weight_average is not None else 0
+    values = state + 2 * trained + teacher + average + bank  # fp32: the model, two moments and these
     return SaveSize(4 * values, _FILES, None, "computed from the model")
 
 

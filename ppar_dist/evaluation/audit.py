@@ -38,7 +38,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.evaluate import LeftOut
+from ppar_dist.evaluation.counting import LeftOut
 from ppar_dist.evaluation.palette_images import palette_image, write_picture
 from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells, survey_sources
 from ppar_dist.models.backbone import build_backbone

@@ -1,4 +1,4 @@
-"""Evaluation: whole images, logits at the label's own size, one confusion matrix per domain.
+"""Evaluation: one confusion matrix per domain, under one protocol, shared out over the ranks.
 
 A sample that cannot be used is left out, named in the log and counted in the results; more of a domain than
 ``data.max_bad_ratio`` allows make its figures worth nothing, and are refused.
@@ -6,129 +6,50 @@ A sample that cannot be used is left out, named in the log and counted in the re
 
 from __future__ import annotations
 
-import fcntl
-import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ppar_dist.checkpoint import opened, read_manifest, read_state, write_atomically
+from ppar_dist.checkpoint import opened, read_manifest, read_state, reading, resolve
 from ppar_dist.class_sets import ClassSet
+from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
-from ppar_dist.data.quarantine import FEW_SAMPLES
-from ppar_dist.data.reading import EvalSample, eval_samples
+from ppar_dist.data.eval_batches import EvalBatch
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.shards.sample import SampleError
-from ppar_dist.data.sources import check_classes, holdout_range
+from ppar_dist.data.sources import check_classes
+from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import ConfusionMatrix
-from ppar_dist.evaluation.labelling import predict_labels
+from ppar_dist.evaluation.counting import LeftOut, count_pairs, loading_of, refuse_too_many
 from ppar_dist.evaluation.load import read_segmentor
-from ppar_dist.evaluation.prediction_examples import ExampleFolder, spread
+from ppar_dist.evaluation.prediction_examples import PER_TARGET, ExampleFolder, spread
+from ppar_dist.evaluation.protocol import Protocol, held_out_protocol, protocol_of
+from ppar_dist.evaluation.results import Results, TargetResult, keep_results
 from ppar_dist.run import paths
-
-_TRAINED_ON = "trained on this domain: no score of domains it never saw"
-_NAMED = 20  # samples left out of a domain that the log names; of more, only their number
 
 log = logging.getLogger(__name__)
 
 
-class HeldOut(NamedTuple):
-    """What one rank, or the sum of all, found on the held-out part of M sources with K classes."""
-
-    counts: Tensor  # (M, K, K) int64: rows are labels, columns predictions
-    left_out: Tensor  # (M,) int64 samples that could not be used
-
-
 @dataclass(frozen=True)
-class TargetResult:
-    """What a checkpoint scores on one domain; ratios from 0 to 1, None for a class the domain lacks."""
+class Ranks:
+    """Who takes part in an evaluation, and how they tell that they live.
 
-    domain: str
-    images: int
-    miou: float | None
-    pixel_accuracy: float | None
-    iou: dict[str, float | None]
-    left_out: int = 0  # samples that could not be used, and are not among the images
-    trained_on: bool = False  # a source of the checkpoint: the score says nothing of domains it never saw
-    stored: str = ""  # how `prepare` encoded the images again; "" where it did not, or made another
-
-
-@dataclass(frozen=True)
-class Results:
-    """The table of one checkpoint over its targets."""
-
-    run: str
-    checkpoint: str
-    step: int
-    classes: tuple[str, ...]
-    targets: dict[str, TargetResult]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, as in ``results.json``."""
-        return asdict(self)
-
-    def to_json(self) -> str:
-        """``to_dict`` as JSON text."""
-        return json.dumps(self.to_dict(), indent=1)
-
-    def write(self, path: Path) -> None:
-        """Replace ``path`` by the JSON text."""
-        write_atomically(path, self.to_json() + "\n")
-
-    def table(self) -> str:
-        """Plain text columns for a terminal: per cent, ``-`` where a class does not occur.
-
-        How many samples were left out is a column if any were. Images that are not as they came are told:
-        their scores are not those of the published protocol.
-        """
-        some = any(item.left_out for item in self.targets.values())
-        head = ["target", "images", *(["left out"] if some else []), "mIoU", "pixel acc", *self.classes]
-        rows = [
-            [name, str(item.images), *([str(item.left_out)] if some else [])]
-            + [_percent(item.miou), _percent(item.pixel_accuracy)]
-            + [_percent(item.iou[label]) for label in self.classes]
-            for name, item in self.targets.items()
-        ]
-        widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
-        lines = []
-        for first, *cells in [head, *rows]:
-            figures = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
-            lines.append("  ".join([first.ljust(widths[0]), *figures]))
-        lines.append(f"{self.run}: {self.checkpoint}, step {self.step}")
-        lines += [f"{name}: {_TRAINED_ON}" for name, item in self.targets.items() if item.trained_on]
-        lines += [f"{name}: images are {item.stored}" for name, item in self.targets.items() if item.stored]
-        return "\n".join(lines)
-
-
-def confusion(
-    segmentor: nn.Module,
-    samples: Any,
-    num_classes: int,
-    device: torch.device | str = "cpu",
-    watch: Callable[[int, EvalSample, Tensor], None] | None = None,
-) -> tuple[ConfusionMatrix, int]:
-    """The confusion matrix over an iterable of EvalSample, and how many there were.
-
-    ``watch(number, sample, predicted)`` sees each prediction, for example to save it.
+    Args:
+        world: the ranks, all of which call the same.
+        alive: called after each batch.
+        enter: called with the name of each phase.
     """
-    matrix = ConfusionMatrix(num_classes)
-    count = 0
-    for sample in samples:
-        height, width = sample.label.shape
-        predicted = predict_labels(segmentor, sample.image.to(device), (height, width)).cpu()
-        matrix.update(predicted, sample.label)
-        if watch is not None:
-            watch(count, sample, predicted)
-        count += 1
-    return matrix, count
+
+    world: World = field(default_factory=World)
+    alive: Callable[[], None] = lambda: None
+    enter: Callable[[str], None] = lambda name: None
 
 
 def evaluate(
@@ -138,8 +59,11 @@ def evaluate(
     which: str = "latest",
     examples: Path | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+    ranks: Ranks | None = None,
+    weights: str = "raw",
 ) -> Results:
-    """Score a run or checkpoint on domains of labelled shards.
+    """Score a run or checkpoint on domains of labelled shards. Collective.
 
     Args:
         path: a run folder or a checkpoint folder.
@@ -147,7 +71,13 @@ def evaluate(
         device: where the model runs.
         which: ``latest`` or ``best`` (on held-out source data), for a run folder.
         examples: a folder for a few predictions per target, shown by the report; None: none are kept.
-        progress: called with (target, images done, images in all).
+        progress: called with (target, images done, images in all), on rank 0.
+        options: keys of the configuration's section ``evaluation`` that replace the run's.
+        ranks: who takes part; None: this process alone.
+        weights: ``raw``, of the last step, or ``averaged``, their moving average: told like a protocol.
+
+    Returns:
+        The same on every rank.
 
     Raises:
         UserError: the checkpoint or a target is unusable, or their classes differ, or more samples of a
@@ -155,27 +85,51 @@ def evaluate(
     """
     if not targets:
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER, or targets in the configuration")
-    with opened(Path(path), which) as checkpoint:
-        segmentor, config, classes = read_segmentor(checkpoint, device)
+    ranks = Ranks() if ranks is None else ranks
+    with _opened(Path(path), which, ranks.world) as checkpoint:
+        segmentor, config, classes = read_segmentor(checkpoint, device, weights)
         step = int(read_state(checkpoint).get("step", 0))
         sources = read_manifest(checkpoint).get("data", {}).values()  # fingerprints
-        run = config.run.name or config.run.dir.name
-        log.info("scoring %s of %s, step %d", checkpoint.name, run, step)
+    config = with_options(config, options or {})
+    run, protocol = config.run.name or config.run.dir.name, protocol_of(config)
+    how = str(protocol) if weights == "raw" else f"{protocol}, {weights} weights"
+    if ranks.world.is_main:
+        log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, step, how)
     most = config.data.max_bad_ratio
     indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
-    folder = ExampleFolder(examples, classes) if examples is not None else None
+    folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
-    for name, index in indexes.items():
-        watch = _watcher(name, len(index), folder, progress)
-        left_out = LeftOut(name)
-        samples = eval_samples(index, 0, len(index), config.data.size, left_out)
-        matrix, count = confusion(segmentor, samples, classes.num_classes, device, watch)
-        refuse_too_many([name], [left_out.count], [len(index)], most)
-        found = target_result(index, matrix, count, left_out.count)
+    for number, (name, index) in enumerate(indexes.items()):
+        watch = _Watch(name, number, index, folder, progress, ranks)
+        found = _score_target(segmentor, config, protocol, name, index, watch, device)
         results[name] = replace(found, trained_on=index.fingerprint in sources)
+        watch.finish()
     if folder is not None:
         folder.close()
-    return Results(run, checkpoint.name, step, classes.classes, results)
+    return Results(run, checkpoint.name, step, classes.classes, results, how)
+
+
+def _score_target(
+    segmentor: nn.Module,
+    config: Config,
+    protocol: Protocol,
+    name: str,
+    index: DomainIndex,
+    watch: _Watch,
+    device: torch.device | str,
+) -> TargetResult:
+    """This rank's share of a target, and the sum over all of them: integers, so the same on any number."""
+    world = watch.ranks.world
+    watch.ranks.enter("evaluate")
+    loading, left_out = loading_of(config, protocol, world.rank, world.world_size), LeftOut(name)
+    samples = range(len(index))
+    matrix, images = count_pairs(segmentor, index, samples, protocol, loading, left_out, device, watch)
+    found = torch.cat([matrix.counts.flatten(), torch.tensor([images, left_out.count])])
+    watch.ranks.enter("all-reduce")
+    *_, images, bad = total = world.sum(found.to(world.device)).cpu().tolist()
+    refuse_too_many([name], [bad], [len(index)], config.data.max_bad_ratio)
+    counts = torch.tensor(total[:-2]).view_as(matrix.counts)
+    return target_result(index, ConfusionMatrix.of(counts), images, bad)
 
 
 def score(
@@ -184,104 +138,62 @@ def score(
     device: torch.device | str = "cpu",
     which: str = "latest",
     progress: Callable[[str, int, int], None] | None = None,
+    options: Mapping[str, Any] | None = None,
+    ranks: Ranks | None = None,
+    weights: str = "raw",
 ) -> Results:
-    """``evaluate``; a run's folder keeps the table, and the pictures of its last checkpoint."""
-    is_run = paths.config_file(path).exists()
-    if is_run and not os.access(path, os.W_OK):  # before the work, not after it
-        log.warning("%s may not be written: its %s stays as it is", path, paths.RESULTS)
-        is_run = False
-    if is_run and (path / paths.RESULTS).is_dir():
-        raise UserError(f"{path / paths.RESULTS} is a file of results, but here a folder; rename it")
-    pictures = paths.predictions(path) if is_run and which == "latest" else None
-    results = evaluate(path, targets, device, which, pictures, progress)
-    if is_run:
-        keep_results(path / paths.RESULTS, results)
+    """``evaluate``; a run's folder keeps the table, and the pictures of its last checkpoint.
+
+    The pictures are those of the run's own protocol.
+    """
+    world = World() if ranks is None else ranks.world
+    is_run = world.on_main(lambda: _is_open_run(path))
+    own_scores = which == "latest" and weights == "raw" and not options
+    pictures = paths.predictions(path) if is_run and own_scores else None
+    results = evaluate(path, targets, device, which, pictures, progress, options, ranks, weights)
+    if is_run and world.is_main:
+        config = load_config(paths.config_file(path))
+        own, before = str(protocol_of(config)), str(held_out_protocol(config))
+        keep_results(path / paths.RESULTS, results, own, before)
     return results
 
 
-def keep_results(file: Path, results: Results) -> None:
-    """Add a table to a run's file of results, which loses none, also where two evaluations end at once.
+def _is_open_run(path: Path) -> bool:
+    """Whether a run lies there that can keep its results; asked before the work, not after it."""
+    if not paths.config_file(path).exists():
+        return False
+    if not os.access(path, os.W_OK):
+        log.warning("%s may not be written: its %s stays as it is", path, paths.RESULTS)
+        return False
+    if (path / paths.RESULTS).is_dir():
+        raise UserError(f"{path / paths.RESULTS} is a file of results, but here a folder; rename it")
+    return True
 
-    A target is replaced only by the same name and checkpoint. The newest checkpoint has the file, the tables
-    of older ones are its "earlier", newest first.
+
+def with_options(config: Config, options: Mapping[str, Any]) -> Config:
+    """A configuration with other keys in its section ``evaluation``; a preset replaces the whole protocol.
+
+    Raises:
+        ConfigError: a value is wrong.
     """
-    with _held(file.parent):
-        new, tables = results.to_dict(), _read_tables(file)
-        of_same = [table for table in tables if _checkpoint(table) == _checkpoint(new)]
-        for table in reversed(of_same):
-            new["targets"] = table.get("targets", {}) | new["targets"]
-        others = [table for table in tables if table not in of_same]
-        first, *earlier = sorted([new, *others], key=lambda table: _checkpoint(table)[0], reverse=True)
-        write_atomically(file, json.dumps(first | ({"earlier": earlier} if earlier else {}), indent=1) + "\n")
+    if not options:
+        return config
+    section = config.evaluation.model_dump(mode="json")
+    if options.get("preset") is not None:
+        section = {key: section[key] for key in ("batch", "workers")}
+    tree = config.model_dump(mode="json") | {"evaluation": section | dict(options)}
+    return parse_config(tree, "options")
 
 
 @contextmanager
-def _held(folder: Path) -> Iterator[None]:
-    """One evaluation at a time writes the block's file; storage without locks does without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _checkpoint(table: Mapping[str, Any]) -> tuple[int, str]:
-    step = table.get("step")
-    return step if isinstance(step, int) else -1, str(table.get("checkpoint"))
-
-
-def _read_tables(file: Path) -> list[dict[str, Any]]:
-    """The tables in a file of results, newest first; none where it holds another thing."""
-    if not file.exists():
-        return []
-    try:
-        first = json.loads(file.read_text("utf-8"))
-        tables = [first, *first.pop("earlier", [])]
-        if not all(isinstance(table.get("targets", {}), dict) for table in tables):
-            raise TypeError("targets are a table by name")
-    except (ValueError, TypeError, AttributeError):
-        aside = file.with_name(f"{file.name}.damaged")
-        log.warning("%s cannot be read; it is kept as %s", file, aside.name)
-        file.replace(aside)
-        return []
-    return tables
-
-
-class LeftOut:
-    """Counts the samples of a domain that an evaluation leaves out, and names them in the log."""
-
-    def __init__(self, domain: str) -> None:
-        self.domain, self.count = domain, 0
-
-    def __call__(self, sample: int, error: SampleError) -> None:
-        """Leave out ``sample``; to be passed to ``eval_samples``."""
-        self.count += 1
-        if self.count <= _NAMED:
-            log.warning("left out of the evaluation of %s (%s): %s", self.domain, error.reason, error)
-        elif self.count == _NAMED + 1:
-            log.warning("left out of the evaluation of %s: more samples, which are counted", self.domain)
-
-
-def refuse_too_many(
-    domains: Sequence[str], left_out: Sequence[int], samples: Sequence[int], max_bad_ratio: float
-) -> None:
-    """Raises UserError where an evaluation leaves out more than ``max_bad_ratio`` of a domain's samples.
-
-    As in training a domain counts as at least ``FEW_SAMPLES``.
-    """
-    problems = []
-    for name, bad, size in zip(domains, left_out, samples, strict=True):
-        allowed = max_bad_ratio * max(size, FEW_SAMPLES)
-        if bad > allowed:
-            problems.append(f"domain {name}: {bad} of {size} samples are bad, {allowed:.0f} may be left out")
-    if problems:
-        raise UserError(
-            f"too much bad data for an evaluation (data.max_bad_ratio={max_bad_ratio:g} of a domain's "
-            f"samples, counted as at least {FEW_SAMPLES}): {'; '.join(problems)}. The log names them; "
-            "repair the shards and index them again, or raise data.max_bad_ratio"
-        )
+def _opened(path: Path, which: str, world: World) -> Iterator[Path]:
+    """The same checkpoint on every rank, verified by rank 0."""
+    if world.world_size == 1:
+        with opened(path, which) as checkpoint:
+            yield checkpoint
+        return
+    with reading(world.on_main(lambda: resolve(path, which))) as checkpoint:
+        yield checkpoint
 
 
 def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None = None) -> DomainIndex:
@@ -296,7 +208,7 @@ def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None
         UserError: the domain is unusable, or of another class set.
     """
     index = DomainIndex.open(Path(folder), max_missing_ratio)
-    check_classes(index, classes.name)
+    check_classes(index, classes)
     return index
 
 
@@ -307,56 +219,46 @@ def target_result(
     iou = [_figure(value) for value in matrix.iou().tolist()]
     miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
     by_class = dict(zip(index.classes, iou, strict=True))
-    return TargetResult(index.name, images, miou, accuracy, by_class, left_out, stored=index.encoded_again)
+    return TargetResult(
+        *(index.name, images, miou, accuracy, by_class, left_out),
+        stored=index.encoded_again,
+        confusion=matrix.counts.tolist(),
+    )
 
 
-def held_out(
-    segmentor: nn.Module,
-    config: Config,
-    indexes: Sequence[DomainIndex],
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str = "cpu",
-    alive: Callable[[], None] = lambda: None,
-) -> HeldOut:
-    """Confusion counts on the held-out part of each source, this rank's share of the samples.
+class _Watch:
+    """Follows the batches of a target: keeps examples, and tells how far they are."""
 
-    Summed over the ranks, the counts are those of a single rank: integers, so exactly. ``alive`` is called
-    after each sample. Whether too many were left out is for the caller to ask, who knows the sum.
-    """
-    counts, left_out = [], []
-    for index in indexes:
-        held = holdout_range(index, config.data.holdout)
-        start = held.start + len(held) * rank // world_size
-        stop = held.start + len(held) * (rank + 1) // world_size
-        bad = LeftOut(index.name)
-        samples = eval_samples(index, start, stop, config.data.size, bad)
-        matrix, _ = confusion(segmentor, samples, len(index.classes), device, lambda *_: alive())
-        counts.append(matrix.counts)
-        left_out.append(bad.count)
-    return HeldOut(torch.stack(counts), torch.tensor(left_out))
+    def __init__(
+        self,
+        target: str,
+        number: int,
+        index: DomainIndex,
+        folder: ExampleFolder | None,
+        progress: Callable[[str, int, int], None] | None,
+        ranks: Ranks,
+    ) -> None:
+        self.target, self.total, self.folder, self.ranks = target, len(index), folder, ranks
+        self.progress = progress if ranks.world.is_main else None
+        chosen = sorted(spread(len(index)))
+        self.examples = {sample: number * PER_TARGET + at for at, sample in enumerate(chosen)}
+        self.done = 0
 
+    def __call__(self, batch: EvalBatch, predicted: Tensor) -> None:
+        for at, sample in enumerate(batch.samples):
+            if self.folder is not None and sample in self.examples:
+                shown = batch.images[0][at], batch.labels[at], predicted[at].cpu()
+                self.folder.add(self.examples[sample], self.target, batch.keys[at], *shown)
+        self.ranks.alive()
+        self.done += len(batch.keys) * self.ranks.world.world_size  # as if all were as fast
+        if self.progress is not None and self.done < self.total:
+            self.progress(self.target, self.done, self.total)
 
-def _watcher(
-    name: str,
-    total: int,
-    folder: ExampleFolder | None,
-    progress: Callable[[str, int, int], None] | None,
-) -> Callable[[int, EvalSample, Tensor], None]:
-    chosen = spread(total)
-
-    def watch(number: int, sample: EvalSample, predicted: Tensor) -> None:
-        if folder is not None and number in chosen:
-            folder.add(name, sample.key, sample.image, sample.label, predicted)
-        if progress is not None:
-            progress(name, number + 1, total)
-
-    return watch
+    def finish(self) -> None:
+        """All ranks are done."""
+        if self.progress is not None:
+            self.progress(self.target, self.total, self.total)
 
 
 def _figure(value: float) -> float | None:
     return None if value != value else value
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"

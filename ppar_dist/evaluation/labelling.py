@@ -5,7 +5,7 @@ Letters: (H, W) pixels seen by the model, K classes, (h, w) cells of the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -79,23 +79,48 @@ def labels_of(logits: Tensor, size: tuple[int, int]) -> Tensor:
     Returns:
         (height, width) uint8.
     """
+    return _tiled([logits], size)
+
+
+@torch.inference_mode()
+def labels_of_mean(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The class of the highest mean probability at each pixel, of several the first.
+
+    Args:
+        views: logits of one image, each (K, h, w) float32 of sizes of their own.
+        size: (height, width) in pixels.
+
+    Returns:
+        (height, width) uint8.
+    """
+    return _tiled(views, size)
+
+
+def _tiled(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    """The labels of one view, or of several, a tile of columns after the other."""
     height, width = size
-    columns = max(_COLUMNS, _TILE // (len(logits) * height))
+    columns = max(_COLUMNS, _TILE // (len(views[0]) * height))
     if columns >= width:
-        return _highest(logits, size)
-    wide = _bilinear(logits.contiguous(), (logits.shape[1], width))  # (K, h, width)
-    labels = torch.empty(size, dtype=torch.uint8, device=logits.device)
+        return _highest(views, size)
+    wide = [bilinear(view[None].contiguous(), (view.shape[1], width))[0] for view in views]  # (K, h, width)
+    labels = torch.empty(size, dtype=torch.uint8, device=views[0].device)
     for left in range(0, width, columns):
         # The last begins early enough to be whole: torch rounds otherwise where an output is tiny.
         place = slice(min(left, width - columns), left + columns)
-        labels[:, place] = _highest(wide[..., place], (height, columns))
+        labels[:, place] = _highest([view[..., place] for view in wide], (height, columns))
     return labels
 
 
-def _highest(logits: Tensor, size: tuple[int, int]) -> Tensor:
+def _highest(views: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
+    scores = bilinear(views[0][None], size)[0]
+    if len(views) > 1:
+        scores = scores.softmax(0)
+        for view in views[1:]:
+            scores += bilinear(view[None], size)[0].softmax(0)
     # On a CPU max gives the indices of argmax, of equal values the first too, in a fifth of its time.
-    return _bilinear(logits, size).max(0).indices.to(torch.uint8)
+    return scores.max(0).indices.to(torch.uint8)
 
 
-def _bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
-    return functional.interpolate(logits[None], size=size, mode="bilinear", align_corners=False)[0]
+def bilinear(logits: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits (B, K, h, w) at another size, pixel centres in their places."""
+    return functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)

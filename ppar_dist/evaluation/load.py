@@ -7,12 +7,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
 
-from ppar_dist.checkpoint import checkpoints_dir, opened, read_manifest, read_model
+from ppar_dist.checkpoint import METHOD, checkpoints_dir, opened, read_manifest, read_model
 from ppar_dist.class_sets import ClassSet, class_set
 from ppar_dist.config.load import load_config, parse_config
+from ppar_dist.config.model_section import LoraConfig
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation import model_folder
+from ppar_dist.models.average import averaged_values
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.run import paths
 from ppar_dist.text import one_line
@@ -24,7 +29,7 @@ def run_of(checkpoint: Path) -> Path:
 
 
 def load_segmentor(
-    path: Path, device: torch.device | str = "cpu", which: str = "latest"
+    path: Path, device: torch.device | str = "cpu", which: str = "latest", weights: str = "raw"
 ) -> tuple[Segmentor, Config, ClassSet, Path]:
     """Build the segmentor of a run and load its weights; nothing is downloaded.
 
@@ -32,6 +37,7 @@ def load_segmentor(
         path: a run folder or one of its checkpoint folders.
         device: where the segmentor goes.
         which: for a run folder, ``latest`` or ``best`` (on held-out source data, never on a target).
+        weights: ``raw``, of the last step, or ``averaged``, their moving average.
 
     Returns:
         The segmentor in eval mode, the run's configuration, its class set and the checkpoint folder.
@@ -40,17 +46,24 @@ def load_segmentor(
         UserError: the checkpoint or its configuration is missing or damaged, or the weights do not fit.
     """
     with opened(Path(path), which) as checkpoint:
-        return *read_segmentor(checkpoint, device), checkpoint
+        return *read_segmentor(checkpoint, device, weights), checkpoint
 
 
 def read_segmentor(
-    checkpoint: Path, device: torch.device | str = "cpu"
+    checkpoint: Path, device: torch.device | str = "cpu", weights: str = "raw"
 ) -> tuple[Segmentor, Config, ClassSet]:
-    """As ``load_segmentor``, from a checkpoint folder that the caller has opened."""
+    """As ``load_segmentor``, from a checkpoint folder that the caller has opened.
+
+    Adapters are merged: the segmentor is as one trained without them.
+    """
     config = config_of(checkpoint)
-    classes = class_set(config.data.classes)
-    segmentor, _ = build_segmentor(config, classes, load_weights=False)
-    _load_weights(segmentor, checkpoint)
+    classes = classes_of(checkpoint, config)
+    values = _read_weights(checkpoint, weights)
+    adapted = any(".lora_A." in name for name in values)
+    segmentor, _ = build_segmentor(config if adapted else _plain(config), classes, load_weights=False)
+    _load_weights(segmentor, values, checkpoint)
+    if adapted:
+        segmentor.backbone.remove_adapters(merge=True)
     # On a GPU as it was trained; on a CPU few have the instructions, and fp32 is the same or better.
     segmentor.bf16 = config.engine.precision == "bf16" and torch.device(device).type == "cuda"
     return segmentor.to(device).eval().requires_grad_(False), config, classes
@@ -59,9 +72,13 @@ def read_segmentor(
 def config_of(checkpoint: Path) -> Config:
     """The configuration of the run that a checkpoint lies in; of one that was copied away, its own.
 
+    A model folder always has its own.
+
     Raises:
         UserError: neither can be read.
     """
+    if model_folder.is_model_folder(checkpoint):
+        return model_folder.read_config(checkpoint)
     of_run = paths.config_file(run_of(checkpoint))
     if checkpoint.resolve().parent == checkpoints_dir(run_of(checkpoint)) and of_run.exists():
         return load_config(of_run)
@@ -75,6 +92,17 @@ def config_of(checkpoint: Path) -> Config:
     return parse_config(noted, f"the configuration in {checkpoint}")
 
 
+def classes_of(checkpoint: Path, config: Config) -> ClassSet:
+    """The class set of a checkpoint; a model folder brings it along.
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    if model_folder.is_model_folder(checkpoint):
+        return model_folder.read_classes(checkpoint)
+    return class_set(config.data.classes)
+
+
 def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:
     """What earlier versions noted, with a value for each key that a segmentor does not depend on."""
     if not isinstance(noted, dict):
@@ -84,13 +112,31 @@ def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:
     return noted | missing | {"text": noted.get("text", {}) | {"file": place}}
 
 
-def _load_weights(segmentor: Segmentor, checkpoint: Path) -> None:
+def _plain(config: Config) -> Config:
+    """The configuration for weights without adapters, as a model folder has them: it freezes nothing."""
+    update = {"trainable": "all", "lora": LoraConfig(), "last_blocks": None}
+    backbone = config.model.backbone.model_copy(update=update)
+    return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
+
+
+def _read_weights(checkpoint: Path, weights: str) -> dict[str, Tensor]:
     try:
-        weights = read_model(checkpoint)
+        values = read_model(checkpoint)
+        method = checkpoint / METHOD
+        averaged = averaged_values(load_file(method)) if weights == "averaged" and method.exists() else {}
     except (OSError, SafetensorError) as error:
         raise UserError(
             f"cannot read the model of {checkpoint}: {one_line(error)}; use another checkpoint of the run"
         ) from None
+    if weights == "averaged" and not averaged:
+        raise UserError(
+            f"{checkpoint} holds no averaged weights: it was trained without train.weight_average; take "
+            "--weights raw"
+        )
+    return values | averaged
+
+
+def _load_weights(segmentor: Segmentor, weights: dict[str, Tensor], checkpoint: Path) -> None:
     try:
         segmentor.load_state_dict(weights, strict=True)
     except RuntimeError as error:

@@ -79,6 +79,7 @@ def predict(
     batch: int = 1,
     span: Span | None = None,
     watch: Callable[[PredictedImage | Failure, int, int], None] = lambda *_: None,
+    weights: str = "raw",
 ) -> Predictions:
     """Segment images with a run or checkpoint.
 
@@ -96,6 +97,7 @@ def predict(
         batch: how many images of one size the model sees at once.
         span: values that become 0 and 255, for images of more than 8 bits.
         watch: called with (result, images done or failed, images in all) after each.
+        weights: ``raw``, of the last step, or ``averaged``, their moving average.
 
     Raises:
         UserError: a path does not exist, ``out`` is in use, or the checkpoint is unusable.
@@ -104,7 +106,7 @@ def predict(
         check_span(span)
     files, lost = picture_files(images, out)
     _check_out(out, files, overwrite)
-    segmentor, config, classes, _ = load_segmentor(path, device, which)
+    segmentor, config, classes, _ = load_segmentor(path, device, which, weights)
     _start(out, classes)
     predictor = _Predictor(segmentor, config.data.size, torch.device(device), classes, out, span)
     results: dict[PurePath, _Result] = {}

@@ -26,6 +26,11 @@ def is_rank() -> bool:
     return "RANK" in os.environ
 
 
+def is_ours() -> bool:
+    """Whether this package's own command started this process as one of its ranks."""
+    return is_rank() and NOTES_VARIABLE in os.environ
+
+
 def note_start() -> int:
     """Called by a rank once it listens to signals; returns the process id of its launcher."""
     if NOTES_VARIABLE in os.environ:  # undoes front._block_signals

@@ -16,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.errors import UserError
+from ppar_dist.models.adapters import AdapterReport, add_adapters, remove_adapters
 from ppar_dist.models.features import Features, FeatureShape, ceil_div
+from ppar_dist.models.freezing import freeze, without_noise
 from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.text import TextEncoder
 from ppar_dist.models.weight_file import LoadReport
@@ -29,7 +30,7 @@ from ppar_dist.text import one_line
 # kind of BackboneConfig → module of this package with build(cfg, load_weights); imported when asked for
 BUILDERS = {"open_clip": "clip", "timm": "timm_trunk"}
 
-_USABLE = "use a ResNet, ViT, EVA02, SigLIP or ConvNeXt"
+_USABLE = "use a ResNet, ViT (CLIP, DINOv2, DINOv3), EVA02, SigLIP, ConvNeXt or Swin"
 
 
 def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
@@ -48,6 +49,8 @@ def build_backbone(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     module = importlib.import_module(f"{__package__}.{BUILDERS[cfg.kind]}")
     backbone: Backbone = module.build(cfg, load_weights)
     _check_features(backbone, cfg)
+    if cfg.trainable == "lora":
+        backbone.add_adapters()
     return backbone
 
 
@@ -55,9 +58,10 @@ class Backbone(nn.Module):
     """An image tower with multi-level features and dense features in the joint image-text space.
 
     A subclass implements ``run_tower`` (pretrained part) and, where new layers follow, ``finish``.
-    ``trainable: none`` freezes the tower: eval mode, no gradients, also after ``train()``; layers that
-    are not the tower's stay trainable. ``batch_norm: frozen`` does the same to the tower's BatchNorm
-    layers alone: running statistics and affine parameters stay what they are.
+    ``trainable`` freezes the tower, or parts of it (``freezing``): no gradients, and what is frozen as a
+    whole is in eval mode, also after ``train()``; layers that are not the tower's stay trainable.
+    ``batch_norm: frozen`` does the same to the tower's BatchNorm layers alone: running statistics and affine
+    parameters stay what they are.
     """
 
     mean: Float[Tensor, " 3"]  # of pixels in 0..1
@@ -74,15 +78,14 @@ class Backbone(nn.Module):
         super().__init__()
         self.channels, self.strides = shape.channels, shape.strides
         self.dense_stride, self.embed_dim, self.multiple = shape.dense_stride, shape.embed_dim, shape.multiple
-        self.frozen = cfg.trainable == "none"
-        self.batch_norm_frozen = cfg.batch_norm == "frozen"
-        self.tower = tower if self.batch_norm_frozen else _synchronised(tower)
+        self.cfg, self.frozen = cfg, cfg.trainable == "none"
+        self.tower = tower if cfg.batch_norm == "frozen" else _synchronised(tower)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
         self.report: LoadReport | None = None  # of the file of weights that was loaded
         self._text: list[TextEncoder] = []  # a list, so that it is not a submodule: never trained nor saved
-        for module in self._fixed_modules():
-            module.requires_grad_(False)
+        self.adapters: AdapterReport | None = None  # where trainable is lora
+        freeze(self.tower, cfg)
         self.train()
 
     def forward(self, images: Float[Tensor, "B 3 H W"], dense: bool = True, pyramid: bool = True) -> Features:
@@ -140,13 +143,35 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Backbone:
         """Set the mode; what is frozen stays in eval mode."""
         super().train(mode)
-        for module in self._fixed_modules():
+        for module in without_noise(self.tower, self.cfg):
             module.eval()
         return self
 
     def tower_parameters(self) -> list[nn.Parameter]:
         """Parameters of the tower proper, which learn at ``backbone_lr``."""
         return list(self.tower.parameters())
+
+    def add_adapters(self) -> None:
+        """Give the tower the adapters of ``cfg.lora``, which change nothing yet; see ``adapters``."""
+        training = self.training
+        self.eval()
+        self.adapters = add_adapters(self.tower, self.cfg, self._send_gradients)
+        self.zero_grad()
+        self.train(training)
+
+    def remove_adapters(self, merge: bool) -> None:
+        """Leave a plain tower; ``merge``: its weights have what the adapters add."""
+        remove_adapters(self.tower, merge)
+        self.adapters = None
+
+    @torch.enable_grad()
+    def _send_gradients(self) -> None:
+        """Through everything that a segmentor may make of a small image's features."""
+        side = max(self.multiple, math.ceil(max(self.strides)))
+        found = self(self.mean.new_zeros(1, 3, side, 2 * side))
+        assert found.dense is not None
+        ends = [each.sum() for each in (*found.pyramid, found.dense)]
+        torch.autograd.backward([each for each in ends if each.requires_grad])
 
     def attach_text_tower(self, encoder: TextEncoder) -> None:
         """Keep the text tower that belongs to the image tower, outside parameters and state."""
@@ -159,13 +184,6 @@ class Backbone(nn.Module):
     def drop_text_tower(self) -> None:
         """Free the text tower; the prototypes have been computed, or come from a file."""
         self._text = []
-
-    def _fixed_modules(self) -> list[nn.Module]:
-        if self.frozen:
-            return [self.tower]
-        if self.batch_norm_frozen:
-            return [module for module in self.tower.modules() if isinstance(module, _BatchNorm)]
-        return []
 
     def _padded(self, size: int) -> int:
         return ceil_div(4 * ceil_div(size, 4), self.multiple) * self.multiple

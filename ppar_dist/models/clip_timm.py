@@ -1,4 +1,4 @@
-"""open_clip's timm towers (EVA02, SigLIP, ConvNeXt) with dense features (reconstruction; see README, Method).
+"""open_clip's timm towers (EVA02, SigLIP, ConvNeXt, Swin) with dense features (a reconstruction).
 
 Every cell goes through the trunk's own head as an image of one cell: pooling one cell leaves that cell (an
 attention pool its value path), then come the trunk's norm and the projection to the joint space.
@@ -20,6 +20,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 from ppar_dist.models.pyramid import SimplePyramid, level_depths, pyramid_strides
+from ppar_dist.models.timm_trunk import any_size_options
 
 
 class ClipTimm(Backbone):
@@ -77,7 +78,9 @@ class ClipTimm(Backbone):
         return Features(self.neck(features.pyramid) if pyramid else [], features.dense)
 
     def _joint(self, final: Tensor, grid: tuple[int, ...]) -> Tensor:
-        if self.neck is None:
+        if self.neck is None and getattr(self.tower.trunk, "output_fmt", None) == "NHWC":
+            cells = final.reshape(-1, 1, 1, final.shape[3])  # (B·h·w, 1, 1, C)
+        elif self.neck is None:
             cells = final.permute(0, 2, 3, 1).reshape(-1, final.shape[1], 1, 1)  # (B·h·w, C, 1, 1)
         else:
             tokens = final[:, self.prefix :].flatten(0, 1)  # (B·h·w, C)
@@ -89,21 +92,25 @@ class ClipTimm(Backbone):
 
 
 def _any_image_size(trunk: Any, vision_cfg: dict[str, Any]) -> Any:
-    """The same trunk with the same weights, made for any image size (ViT and EVA fix it when made)."""
-    if not hasattr(trunk, "dynamic_img_size"):
+    """The same trunk with the same weights, made for any image size (ViT, EVA and Swin fix it when made)."""
+    name = vision_cfg["timm_model_name"]
+    options: dict[str, Any] = {}
+    if name.startswith("swin"):
+        options = {"drop_path_rate": 0.0, **any_size_options(name, {})}
+    elif hasattr(trunk, "dynamic_img_size"):
+        options = {"dynamic_img_size": True}
+    if not options:
         return trunk
-    options: dict[str, Any] = {"img_size": trunk.patch_embed.img_size, "dynamic_img_size": True}
+    options["img_size"] = trunk.patch_embed.img_size
     if vision_cfg.get("timm_drop_path") is not None:
         options["drop_path_rate"] = vision_cfg["timm_drop_path"]
     pool, projection = vision_cfg.get("timm_pool", "avg"), vision_cfg.get("timm_proj", "linear")
     if projection in ("linear", "mlp"):
-        dynamic: Any = timm.create_model(vision_cfg["timm_model_name"], **options)
+        dynamic: Any = timm.create_model(name, **options)
         dynamic.reset_classifier(0, **({"global_pool": pool} if pool else {}))
     else:
         classes = trunk.num_classes
-        dynamic = timm.create_model(
-            vision_cfg["timm_model_name"], num_classes=classes, global_pool=pool, **options
-        )
+        dynamic = timm.create_model(name, num_classes=classes, global_pool=pool, **options)
     dynamic.load_state_dict(trunk.state_dict())
     return dynamic
 

@@ -26,7 +26,9 @@ from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.model_section import ModelConfig
 from ppar_dist.config.schema import Config, OptimConfig
 from ppar_dist.errors import UserError
+from ppar_dist.models.adapters import MAGNITUDE
 from ppar_dist.models.backbone import Backbone, build_backbone
+from ppar_dist.models.blocks import depths, layers
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
 from ppar_dist.models.features import Features, ceil_div
@@ -205,24 +207,39 @@ class Segmentor(nn.Module):
 
         Vectors and scalars (norms, biases) do not decay. ``name`` is ``backbone`` or ``head``; layers that a
         backbone adds to its tower (pyramid, projection) are new and belong to the head. Frozen parameters are
-        in no group.
+        in no group. With ``layer_decay`` γ < 1 the tower has groups for each depth d, of n blocks, at the
+        rate ``backbone_lr``·γ^(n+1−d), the lowest first; see ``blocks``.
         """
-        tower = {id(parameter) for parameter in self.backbone.tower_parameters()}
-        groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
-        for parameter in self.parameters():
+        height = self._heights(optim)
+        groups: dict[tuple[str, int, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
             if parameter.requires_grad:
-                name = "backbone" if id(parameter) in tower else "head"
-                groups.setdefault((name, parameter.ndim > 1), []).append(parameter)
+                above, decays = height.get(id(parameter)), parameter.ndim > 1 and MAGNITUDE not in name
+                place = ("head", 0) if above is None else ("backbone", -above)
+                groups.setdefault((*place, decays), []).append(parameter)
         rates = {"backbone": optim.backbone_lr, "head": optim.lr}
         return [
             {
                 "name": name,
                 "params": params,
-                "lr": rates[name],
+                "lr": rates[name] * optim.layer_decay**-above,
                 "weight_decay": optim.weight_decay if decays else 0.0,
             }
-            for (name, decays), params in sorted(groups.items(), key=lambda item: item[0])
+            for (name, above, decays), params in sorted(groups.items(), key=lambda item: item[0])
         ]
+
+    def _heights(self, optim: OptimConfig) -> dict[int, int]:
+        """By id of the tower's parameters, n + 1 − d of their depth d; 0 for all without decay."""
+        if optim.layer_decay == 1:
+            return {id(parameter): 0 for parameter in self.backbone.tower_parameters()}
+        tower = self.backbone.tower
+        depth, count = depths(tower), len(layers(tower))
+        if not count:
+            raise UserError(
+                f"optim.layer_decay={optim.layer_decay:g} follows the tower's blocks, and "
+                f"{self.backbone.cfg.name} has none; set it to 1, or take another tower"
+            )
+        return {id(p): count + 1 - depth[name] for name, p in tower.named_parameters()}
 
 
 def build_segmentor(

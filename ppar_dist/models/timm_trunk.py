@@ -75,7 +75,7 @@ class TimmTrunk(Backbone):
 
     def run_tower(self, images: Float[Tensor, "B 3 H W"], dense: bool) -> Features:
         """The trunk's levels; the joint features come after the tower."""
-        return Features(list(self.tower(images)), None)
+        return Features(_levels(self.tower, images), None)
 
     def finish(self, features: Features, dense: bool, pyramid: bool) -> Features:
         """Project to the joint space, and build the pyramid of a token trunk."""
@@ -103,7 +103,9 @@ def build(cfg: BackboneConfig, load_weights: bool = True) -> Backbone:
     facts = timm.get_pretrained_cfg(known)
     options: dict[str, Any] = {"features_only": True, "out_indices": (-4, -3, -2, -1), **cfg.options}
     if facts is not None and facts.fixed_input_size:
-        options.setdefault("dynamic_img_size", True)
+        options = any_size_options(known, options) | options
+    if known.startswith("swin"):
+        options.setdefault("drop_path_rate", 0.0)  # timm's 0.1 would be noise that nobody asked for
     report: LoadReport | None = None
     if cfg.pretrained is not None and load_weights:
         trunk, report = _with_weights(known, cfg, options)
@@ -121,6 +123,30 @@ def tagged_models(name: str) -> list[str]:
     """The MODEL.TAG that timm has weights of, for a model with or without a tag."""
     tagged: list[str] = timm.list_models(f"{name.split('.')[0]}.*", pretrained=True)
     return tagged
+
+
+def any_size_options(name: str, options: dict[str, Any]) -> dict[str, bool]:
+    """Options by which timm makes a model of one image size for any size; none where it has no such options.
+
+    ``always_partition`` keeps Swin's windows and shifts as they are on large images: without it, stages whose
+    grid is one window at the native size would never shift.
+    """
+    candidates: list[dict[str, bool]] = [{"dynamic_img_size": True}, {"strict_img_size": False}]
+    if name.startswith("swin"):
+        candidates = [{**each, "always_partition": True} for each in candidates] + candidates
+    return next((each for each in candidates if _takes(name, each, options)), {})
+
+
+def _takes(name: str, some: dict[str, bool], options: dict[str, Any]) -> bool:
+    """Whether a model's constructor has options; nothing is drawn or allocated to see that."""
+    try:
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            timm.create_model(name, **(some | options))
+    except TypeError as error:
+        return not any(option in str(error) for option in some)
+    except UNREADABLE:
+        return True  # of another cause, which is told when the model is made
+    return True
 
 
 def _known_name(name: str) -> str:
@@ -157,6 +183,7 @@ def _with_weights(
     other: dict[str, Any] | None = None
     if path.is_file() and path.suffix not in (".npz", ".npy"):
         tensors, report = _read(path)
+        tensors = _without_empty_biases(plain, file, tensors)
         overlay: dict[str, Any] = {"state_dict": tensors}
         other = {"state_dict": {k: v + 1 if v.is_floating_point() else v for k, v in tensors.items()}}
     elif path.is_file():
@@ -217,11 +244,39 @@ def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]
 def _read(file: Path) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors of a file without the names of wrappers, their values checked."""
     content = read_weights(file, _FORMS, _ENTRIES)
-    zeros = check_values(file, content.tensors)
-    weights = [value for name, value in content.tensors.items() if is_weight(name)]
+    # DINOv3's masks of biases are no weights, and not numbers where they were never set.
+    tensors = {name: value for name, value in content.tensors.items() if not name.endswith(".bias_mask")}
+    zeros = check_values(file, tensors)
+    weights = [value for name, value in tensors.items() if is_weight(name)]
     form = f"{content.form} with timm's names, {types_of(weights)}"
     report = LoadReport(file, form, len(content.tensors), zeros=zeros)
-    return timm.models.clean_state_dict(content.tensors), report
+    return timm.models.clean_state_dict(tensors), report
+
+
+def _without_empty_biases(name: str, file: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """DINOv3's file without attention biases that are 0; others need timm's model that has them.
+
+    timm would leave them out without a word. It has two models of most sizes, with and without.
+    """
+    biases = [key for key in tensors if key.endswith(".attn.qkv.bias")]
+    if "storage_tokens" not in tensors or name.endswith("_qkvb"):
+        return tensors
+    for key in biases:
+        query, _, value = tensors[key].chunk(3)  # the key's is 0 by definition
+        if bool(query.any()) or bool(value.any()):
+            raise UserError(
+                f"model.backbone.pretrained={file} has attention biases ({key}), and {name} has none; "
+                f"set model.backbone.name={name}_qkvb"
+            )
+    return {key: value for key, value in tensors.items() if key not in biases}
+
+
+def _levels(trunk: nn.Module, images: Tensor) -> list[Tensor]:
+    """The trunk's levels (B, C_l, h_l, w_l); some trunks keep the channels last."""
+    levels = list(trunk(images))
+    if getattr(trunk, "output_fmt", None) == "NHWC":
+        return [level.permute(0, 3, 1, 2).contiguous() for level in levels]
+    return levels
 
 
 def _padding_multiple(trunk: nn.Module, strides: tuple[int, ...]) -> int:
@@ -231,7 +286,7 @@ def _padding_multiple(trunk: nn.Module, strides: tuple[int, ...]) -> int:
     trunk.eval()
     try:
         with torch.no_grad():
-            levels = trunk(torch.zeros(1, 3, size, size))
+            levels = _levels(trunk, torch.zeros(1, 3, size, size))
     except UNREADABLE:  # it takes no such size at all; whether it takes multiples is checked when it is built
         return strides[-1]
     finally:

@@ -21,6 +21,7 @@ from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.monitoring.targets import Target, TargetsFile, reachable_address
 from ppar_dist.monitoring.textfile import TextFile
+from ppar_dist.trackers.all_trackers import Trackers, refuse_missing
 from ppar_dist.watchdog import OFF, RUNNING, Heartbeat
 
 _NAMED = 3  # ranks with a problem; of more, only their number
@@ -36,6 +37,7 @@ class Monitor:
     Attributes:
         rank: what every rank publishes.
         run: what rank 0 publishes for all; None before ``open``, and on the other ranks.
+        trackers: where rank 0's records go besides; None likewise.
     """
 
     def __init__(self, config: Config, world: World) -> None:
@@ -44,6 +46,7 @@ class Monitor:
         self._registry = Registry()
         self.rank = RankMetrics(self._registry, world.rank, socket.gethostname())
         self.run: RunMetrics | None = None
+        self.trackers: Trackers | None = None
         self._endpoint: Endpoint | None = None
         path = config.monitoring.targets_file
         self._targets = TargetsFile(path) if path is not None else None
@@ -58,7 +61,7 @@ class Monitor:
             report: says where this rank is.
 
         Raises:
-            UserError: on every rank alike, when one of them cannot serve, or rank 0 cannot write.
+            UserError: on every rank alike, when one of them cannot serve, or rank 0 cannot write or track.
         """
         self.rank.follow(lambda: report().seconds)
         self.rank.follow_memory(self._world.device)
@@ -68,6 +71,18 @@ class Monitor:
         targets = self._world.gather(self._serve(report)) if self._config.monitoring.enabled else []
         _refuse([each for each in targets if isinstance(each, str)])
         self._world.on_main(lambda: self._write_files(targets))
+        self._world.on_main(self._open_trackers)
+
+    def _open_trackers(self) -> None:
+        refuse_missing(self._config)
+        if not self._config.monitoring.trackers:
+            return
+        failures = self._registry.counter(
+            "tracker_failures", "Times that a tracker could not take what it was sent.", "tracker"
+        )
+        for name in self._config.monitoring.trackers:
+            failures.labels(name)
+        self.trackers = Trackers(self._config, lambda name: failures.labels(name).inc())
 
     def _serve(self, report: Callable[[], Heartbeat]) -> Target | str:
         """Start the endpoint; returns where others reach it, or why it cannot be."""
@@ -141,9 +156,15 @@ class Monitor:
         if self._targets is not None:
             self._targets.withdraw()
 
+    def close_trackers(self) -> None:
+        """Send what trackers lack, within seconds; a second call does nothing."""
+        if self.trackers is not None:
+            self.trackers.close()
+
     def close(self) -> None:
         """Withdraw the targets, write the last figures and stop serving; a second call does nothing."""
         self.withdraw()
+        self.close_trackers()
         if self._text is not None:
             self._text.stop()
         if self._endpoint is not None:

@@ -2,51 +2,52 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 
 from ppar_dist import __version__
 from ppar_dist.checkpoint import write_atomically
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import dump_config
-from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
+from ppar_dist.report.against import comparison
 from ppar_dist.report.cleaning import is_figure
+from ppar_dist.report.confusion import confusion_charts
+from ppar_dist.report.curves import held_out_curves, prototype_charts, training_charts, weight_charts
 from ppar_dist.report.images import distrusted_regions, example_groups, reliability_groups
-from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
-from ppar_dist.report.timeline import STAGES, timeline
+from ppar_dist.report.timeline import STAGES, stage_list, timeline
 from ppar_dist.run import paths
 
 MISSING = "\N{EN DASH}"
 TEMPLATE = Path(__file__).with_name("template.html")
 _MOST_EVENTS = 200  # rows of the table of faults; of more, the first and the last are shown
-_WEIGHT_POINTS = 60  # points of a weight curve: each bins the samples of neighbouring steps
 
 
-def write_report(run: Path) -> Path:
+def write_report(run: Path, against: Path | None = None) -> Path:
     """Write ``<run>/report.html`` from what the run recorded; parts that are missing are named so.
 
+    Args:
+        run: its folder.
+        against: the folder of a run that it is compared with.
+
     Raises:
-        UserError: ``run`` is not a run folder.
+        UserError: ``run`` or ``against`` is not a run folder.
     """
     records = RunRecords.read(run)
+    other = RunRecords.read(against) if against is not None else None
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
-    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**_content(records))
+    page = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**_content(records, other))
     path = records.run / paths.REPORT
     write_atomically(path, page)
     return path
 
 
-def _content(records: RunRecords) -> dict[str, Any]:
+def _content(records: RunRecords, other: RunRecords | None) -> dict[str, Any]:
     config = records.config
     classes = class_set(config.data.classes)
     swatches = [
@@ -60,6 +61,9 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "sample_stride": records.sample_stride,
         "has_ppar": config.ppar.enabled,
         "timeline": timeline(records),
+        "stages": stage_list(records),
+        "against": comparison(records, other) if other is not None else None,
+        "confusions": confusion_charts(records, classes.classes),
         "unreadable": records.unreadable,
         "tiles": _tiles(records),
         "classes": swatches,
@@ -70,9 +74,9 @@ def _content(records: RunRecords) -> dict[str, Any]:
         "regions": distrusted_regions(records),
         **_events(records),
         "config": dump_config(config),
-        **_training_charts(records),
-        **_weight_charts(records),
-        **_prototype_charts(records, classes.classes),
+        **training_charts(records),
+        **weight_charts(records),
+        **prototype_charts(records, classes.classes),
     }
 
 
@@ -88,7 +92,7 @@ def _tiles(records: RunRecords) -> list[dict[str, Any]]:
     tiles = []
     for name, item in _targets(records).items():
         tiles.append({"name": f"mIoU on {name} (unseen)", "value": _percent(item.get("miou")), "key": True})
-    held = _held_out(records)
+    held = held_out_curves(records)
     if held and held[0].y:
         tiles.append({"name": "mIoU on held-out sources", "value": f"{held[0].y[-1]:.1f}", "key": False})
     steps = records.last("step")
@@ -172,149 +176,6 @@ def _table(records: RunRecords, classes: Sequence[str]) -> list[dict[str, Any]]:
         name += " (trained on)" if item.get("trained_on") else ""
         rows.append({"name": name, "images": images, "miou": miou, "accuracy": accuracy, "cells": cells})
     return rows
-
-
-def _training_charts(records: RunRecords) -> dict[str, Any]:
-    spans = _stage_spans(records)
-    main = [
-        _curve(records, "loss/total", "total", "main"),
-        _curve(records, "loss/segmentation", "segmentation", "second"),
-    ]
-    known = (("loss/text", "text"), ("loss/visual_text", "visual text"), ("loss/pixel", "pixel"))
-    tones = ("second", "third", "main")
-    alignment = [_curve(records, key, label, tone) for (key, label), tone in zip(known, tones, strict=True)]
-    alignment = [item for item in alignment if any(item.y)]
-    admitted = _curve(records, "admitted_ratio", "admitted", "main")
-    distance = _curve(records, "domain_discrepancy", "distance", "main")
-    return {
-        "loss_chart": line_chart(main, title="Total and segmentation loss by step", spans=spans),
-        "alignment_chart": line_chart(alignment, title="Alignment losses by step", spans=spans),
-        "admitted_chart": line_chart(
-            [admitted], title="Ratio of cells admitted by step", spans=spans, y_range=(0, 1)
-        ),
-        "discrepancy_chart": line_chart(
-            [distance], title="Distance between domains by step", spans=spans, y_range=(0, None)
-        ),
-        "held_out_chart": line_chart(
-            _held_out(records), title="Held-out source mIoU by step", spans=spans, width=1040, height=260
-        ),
-    }
-
-
-def _weight_charts(records: RunRecords) -> dict[str, Any]:
-    by_domain: dict[str, list[tuple[int, float]]] = defaultdict(list)
-    for entry in records.samples if records.config.ppar.enabled else ():
-        if math.isfinite(entry.weight):
-            by_domain[entry.domain].append((entry.step, entry.weight))
-    spans = _stage_spans(records)
-    bands = {name: _weight_band(points) for name, points in sorted(by_domain.items())}
-    top = max((max(band.high or [1.0]) for band in bands.values()), default=1.0)
-    charts = [
-        {
-            "name": name,
-            "chart": line_chart(
-                [band],
-                title=f"Sample weights of {name} by step",
-                spans=spans,
-                y_range=(0, 1.08 * top),
-                reference=1.0,
-            ),
-        }
-        for name, band in bands.items()
-    ]
-    ess = _curve(records, "ess_ratio", "of the batch", "main")
-    chart = line_chart([ess], title="Effective sample size by step", spans=spans, y_range=(0, 1.05))
-    return {"weight_charts": charts, "ess_chart": chart}
-
-
-def _weight_band(points: list[tuple[int, float]]) -> Series:
-    """Median and middle 80 % of the weights of neighbouring steps."""
-    steps = sorted({step for step, _ in points})
-    width = math.ceil(len(steps) / _WEIGHT_POINTS)
-    bin_of = {step: i // width for i, step in enumerate(steps)}
-    bins: dict[int, list[tuple[int, float]]] = defaultdict(list)
-    for step, weight in points:
-        bins[bin_of[step]].append((step, weight))
-    rows = []
-    for _, part in sorted(bins.items()):
-        middle = statistics.fmean(step for step, _ in part)
-        rows.append((middle, *np.quantile([weight for _, weight in part], (0.5, 0.1, 0.9)).tolist()))
-    x, median, low, high = (list(column) for column in zip(*rows, strict=True))
-    return Series("median", x, median, "main", low, high)
-
-
-def _prototype_charts(records: RunRecords, classes: Sequence[str]) -> dict[str, Any]:
-    missing = line_chart([], title="")
-    similarity = [records.last(f"prototype_text_similarity/{name}") for name in classes]
-    recorded = any(value is not None for value in similarity)
-    values = [math.nan if value is None else float(value) for value in similarity]
-    keys = [f"prototype_drift/{name}" for name in classes]
-    drift = [
-        _curve_over(records, keys, statistics.fmean, "mean of classes", "main"),
-        _curve_over(records, keys, max, "largest", "second"),
-    ]
-    cosines = final_cosines(records)
-    return {
-        "matrix_chart": matrix_chart(cosines, classes, title="Cosines between visual text prototypes")
-        if cosines
-        else missing,
-        "similarity_chart": bar_chart(values, classes, title="Cosine of VTP and OTP by class")
-        if recorded
-        else missing,
-        "drift_chart": line_chart(drift, title="Prototype drift by step", y_range=(0, None), height=190),
-    }
-
-
-def _held_out(records: RunRecords) -> list[Series]:
-    """Mean mIoU over the sources in the accent, each source behind it; per cent."""
-    mean = [(r["step"], 100 * r["miou"]) for r in records.evals if is_figure(r.get("miou"))]
-    if not mean:
-        return []
-    series = []
-    for name in sorted({name for r in records.evals for name in r.get("domains", {})}):
-        points = [
-            (r["step"], 100 * r["domains"][name])
-            for r in records.evals
-            if is_figure(r.get("domains", {}).get(name))
-        ]
-        series.append(Series(name, *bin_mean(*_columns(points)), "context"))
-    main = Series("mean", *bin_mean(*_columns(mean)), "main")
-    return [main, *series] if len(series) > 1 else [main]
-
-
-def _columns(points: Sequence[tuple[float, float]]) -> tuple[list[float], list[float]]:
-    return [x for x, _ in points], [y for _, y in points]
-
-
-def _stage_spans(records: RunRecords) -> list[Span]:
-    """Stretches of steps that share a stage, as logged; none for the baseline."""
-    if not records.config.ppar.enabled:
-        return []
-    steps = [(r["step"], int(r["stage"])) for r in records.train if is_figure(r.get("stage"))]
-    groups = [(stage, [step for step, _ in part]) for stage, part in groupby(steps, key=lambda item: item[1])]
-    edges = [part[0] for _, part in groups] + [groups[-1][1][-1]] if groups else []
-    return [Span(STAGES[stage], edges[i], edges[i + 1]) for i, (stage, _) in enumerate(groups)]
-
-
-def _curve(records: RunRecords, key: str, label: str, tone: str) -> Series:
-    return Series(label, *bin_mean(*records.series(key)), tone)
-
-
-def _curve_over(
-    records: RunRecords,
-    keys: Sequence[str],
-    reduce: Callable[[list[float]], float],
-    label: str,
-    tone: str,
-) -> Series:
-    """One figure of several, over the steps that logged any of them."""
-    steps, values = [], []
-    for record in records.train:
-        finite = [record[key] for key in keys if is_figure(record.get(key))]
-        if finite:
-            steps.append(float(record["step"]))
-            values.append(reduce(finite))
-    return Series(label, *bin_mean(steps, values), tone)
 
 
 def _percent(value: Any) -> str:

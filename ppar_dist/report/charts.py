@@ -7,7 +7,7 @@ theme, weighs a few kilobytes and can be read by a screen reader.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup, escape
@@ -39,6 +39,7 @@ class Span:
     label: str
     start: float
     end: float
+    short: str = ""  # instead of a label that does not fit
 
 
 def bin_mean(x: Sequence[float], y: Sequence[float], points: int = 200) -> tuple[list[float], list[float]]:
@@ -98,8 +99,17 @@ def line_chart(
     return _svg(width, height, f"{title}; at the end: {spoken}", "".join(parts))
 
 
-def matrix_chart(values: Sequence[Sequence[float]], labels: Sequence[str], *, title: str) -> Markup:
-    """A square matrix of cosines in [-1, 1]: the accent for likeness, grey for opposition, figures on top."""
+def matrix_chart(
+    values: Sequence[Sequence[float]],
+    labels: Sequence[str],
+    *,
+    title: str,
+    figure: Callable[[float], str] | None = None,
+) -> Markup:
+    """A square matrix of figures in [-1, 1]: the accent above 0, grey below, as text on top.
+
+    ``figure`` makes the text; None: two decimals.
+    """
     size = len(labels)
     cell = min(56, max(24, 420 // max(1, size)))
     left, top = 96, 76
@@ -110,7 +120,7 @@ def matrix_chart(values: Sequence[Sequence[float]], labels: Sequence[str], *, ti
         turn = f' transform="translate({left + middle + 4},{top - 8}) rotate(-45)"'
         parts.append(f'<text class="label"{turn}>{escape(labels[i])}</text>')
         parts += [
-            _cell(left + j * cell, top + i * cell, cell, value, f"{labels[i]} and {labels[j]}")
+            _cell(left + j * cell, top + i * cell, cell, value, f"{labels[i]}, {labels[j]}", figure or signed)
             for j, value in enumerate(row)
         ]
     return _svg(left + size * cell + 40, top + size * cell + 4, title, "".join(parts), fluid=False)
@@ -201,14 +211,14 @@ def _text(x: float, y: float, css: str, content: str) -> str:
     return f'<text class="{css}" x="{x:.1f}" y="{y:.1f}">{escape(content)}</text>'
 
 
-def _cell(x: float, y: float, size: int, value: float, names: str) -> str:
+def _cell(x: float, y: float, size: int, value: float, names: str, text: Callable[[float], str]) -> str:
     tone = "cell-positive" if value >= 0 else "cell-negative"
     box = (
         f'x="{x}" y="{y}" width="{size - 2}" height="{size - 2}" rx="3" fill-opacity="{_opacity(value):.2f}"'
     )
-    title = f"<title>{escape(names)}: {signed(value)}</title>"
-    css = "cell-text strong" if value > 0.55 else "cell-text"
-    figure = _text(x + size / 2 - 1, y + size / 2 + 3, css, signed(value)) if size >= 34 else ""
+    title = f"<title>{escape(names)}: {text(value) or 0}</title>"
+    css = "cell-text strong" if value > 0.7 else "cell-text"
+    figure = _text(x + size / 2 - 1, y + size / 2 + 3, css, text(value)) if size >= 34 else ""
     return f'<g class="cell">{title}<rect class="{tone}" {box}/>{figure}</g>'
 
 
@@ -235,8 +245,9 @@ def _spans(frame: _Frame, spans: Sequence[Span]) -> str:
         shade = "span-odd" if i % 2 else "span-even"
         box = f'x="{left:.1f}" y="{MARGIN_TOP}" width="{max(0.0, right - left):.1f}"'
         parts.append(f'<rect class="{shade}" {box} height="{frame.bottom - MARGIN_TOP}"/>')
-        if right - left >= 6.2 * len(span.label):
-            parts.append(_text((left + right) / 2, MARGIN_TOP - 7, "tick middle", span.label))
+        fitting = [text for text in (span.label, span.short) if text and right - left >= 6.2 * len(text)]
+        if fitting:
+            parts.append(_text((left + right) / 2, MARGIN_TOP - 7, "tick middle", fitting[0]))
     return "".join(parts)
 
 

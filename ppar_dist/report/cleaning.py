@@ -15,6 +15,7 @@ from ppar_dist.files.jsonl import is_step
 _LARGEST = 3.5e38  # beyond any float32, which all figures once were
 _SMALLEST = 1e-200  # below any float32 but 0; axes divide by spans of such figures
 _STAGES = 4
+_MOST_CLASSES = 256
 _REGION_TEXTS = ("domain", "key", "class", "judged_as", "picture")
 _COUNTS = ("step", "samples_seen")
 
@@ -46,6 +47,14 @@ def eval_record(record: dict[str, Any]) -> dict[str, Any]:
     if "domains" in kept:
         kept["domains"] = _figures(kept["domains"]) if isinstance(kept["domains"], dict) else {}
     return kept
+
+
+def counts_matrix(value: Any) -> list[list[int]] | None:
+    """A square matrix of counts; None for any other value."""
+    if not isinstance(value, list) or not 0 < len(value) <= _MOST_CLASSES:
+        return None
+    square = all(isinstance(row, list) and len(row) == len(value) for row in value)
+    return value if square and all(is_step(count) for row in value for count in row) else None
 
 
 def sample_record(step: int, entry: Any) -> SampleRecord | None:
@@ -107,6 +116,8 @@ def _target(item: dict[str, Any]) -> dict[str, Any]:
     for name in ("images", "left_out"):
         if not is_step(kept.get(name, 0)):
             del kept[name]
+    if kept.get("confusion") is not None and counts_matrix(kept["confusion"]) is None:
+        del kept["confusion"]
     if "iou" in kept:
         kept["iou"] = _figures(kept["iou"]) if isinstance(kept["iou"], dict) else {}
     return kept

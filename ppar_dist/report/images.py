@@ -27,6 +27,8 @@ from ppar_dist.run import paths
 _KINDS = ("image", "label", "prediction")
 _EXTREMES = 8  # samples shown at either end
 _REGIONS = 24  # of an audit
+_FULL, _SMALL = 2048, 420  # pixels of an example's width at most; small ones when the others fill their room
+_ROOM = 12_000_000  # characters of all examples in full size
 # What Pillow raises for damaged files, beside OSError: sizes beyond its limit, broken chunks.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError)
 
@@ -34,9 +36,9 @@ _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBo
 def example_groups(records: RunRecords) -> list[dict[str, Any]]:
     """Examples by target, each with its three pictures as data URIs, if their files are there."""
     folder = paths.predictions(records.run)
-    groups = []
+    room, groups = _Room(), []
     for target, members in groupby(records.examples, key=lambda entry: entry.get("target")):
-        items = [item for item in (_example(folder, entry) for entry in members) if item]
+        items = [item for item in (_example(folder, entry, room) for entry in members) if item]
         if items:
             groups.append({"target": target, "items": items})
     return groups
@@ -79,13 +81,28 @@ def data_uri(picture: Image.Image, width: int = 420) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def _example(folder: Path, entry: dict[str, Any]) -> dict[str, Any] | None:
+class _Room:
+    """Gives examples their full size as long as all of them stay below a limit."""
+
+    def __init__(self) -> None:
+        self._left = _ROOM
+
+    def uri(self, picture: Image.Image) -> str:
+        """The picture as a data URI."""
+        uri = data_uri(picture, _FULL)
+        if len(uri) > self._left:
+            return data_uri(picture, _SMALL)
+        self._left -= len(uri)
+        return uri
+
+
+def _example(folder: Path, entry: dict[str, Any], room: _Room) -> dict[str, Any] | None:
     uris = {}
     for kind in _KINDS:
         picture = _open_picture(folder / Path(str(entry.get(kind, ""))).name)  # nothing outside the folder
         if picture is None:
             return None
-        uris[kind] = data_uri(picture)
+        uris[kind] = room.uri(picture)
     accuracy = entry.get("accuracy")
     text = f"{100 * accuracy:.1f} %" if isinstance(accuracy, (int, float)) else "\N{EN DASH}"
     return {"key": entry.get("key"), "accuracy": text, **uris}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ppar_dist.files.jsonl import parse_json, records
 from ppar_dist.report.cleaning import (
     SampleRecord,
     audited_regions,
+    counts_matrix,
     eval_record,
     example_entries,
     results_table,
@@ -48,6 +50,7 @@ class RunRecords:
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)  # of the last audit
+    confusion: list[list[int]] | None = None  # counts of the last evaluation; rows are labels
     unreadable: int = 0
     sample_stride: int = 1  # one of so many logged steps gave ``samples``
 
@@ -61,6 +64,7 @@ class RunRecords:
         found = cls(run, load_config(config))
         found.train = found._by_step(paths.metrics_file(run, "train"), train_record)
         found.evals = found._by_step(paths.metrics_file(run, "eval"), eval_record)
+        found._last_confusion(paths.metrics_file(run, "eval"))
         events = found._records(paths.metrics_file(run, "events"))
         found.events = [event for event in events if {"time", "kind", "step", "text"} <= event.keys()]
         found.time = tally(found._records(paths.metrics_file(run, "time")))
@@ -82,6 +86,7 @@ class RunRecords:
     def _by_step(self, path: Path, clean: Callable[[dict[str, Any]], dict[str, Any]]) -> list[dict[str, Any]]:
         found: Thinned[dict[str, Any]] = Thinned(_MOST_RECORDS)
         for record in self._records(path):
+            record.pop("confusion", None)  # see `_last_confusion`
             kept = clean(record)
             found.put(record["step"], {sys.intern(key): value for key, value in kept.items()})
             self.unreadable += kept != record
@@ -100,6 +105,14 @@ class RunRecords:
             found.put(record["step"], [entry for entry in read if entry is not None])
         self.sample_stride = found.stride
         return [entry for entries in found.values() for entry in entries]
+
+    def _last_confusion(self, path: Path) -> None:
+        """Of the last evaluation alone: those of all would take much memory."""
+        counts = None
+        with contextlib.suppress(OSError):  # counted where the same file is read by step
+            for record in records(path) if path.exists() else ():
+                counts = counts if record is None else record.get("confusion", counts)
+        self.confusion = counts_matrix(counts)
 
     def _records(self, path: Path) -> Iterator[dict[str, Any]]:
         try:

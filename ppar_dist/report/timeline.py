@@ -12,6 +12,7 @@ from ppar_dist.report.records import RunRecords
 STAGES = ("warm-up", "text", "visual text", "pixel")
 _WIDTH, _LEFT, _RIGHT, _TOP, _ROW = 1040, 12, 12, 6, 34
 _LETTER = 6.6  # pixels
+_NO_FAULTS = ("resumed", "started from", "ended early")  # events
 
 
 def planned_stages(config: Config) -> list[tuple[int, Span]]:
@@ -31,6 +32,24 @@ def planned_stages(config: Config) -> list[tuple[int, Span]]:
     return [(n, Span(STAGES[n], start, end)) for (n, start), end in zip(starts, ends, strict=True)]
 
 
+def stage_list(records: RunRecords) -> list[dict[str, str]]:
+    """Every stage with its number and steps, also those into which no step of so short a run falls."""
+    if not records.config.ppar.enabled:
+        return []
+    spans = dict(planned_stages(records.config))
+    reached = records.last("step") or 0
+    found = []
+    for stage, name in enumerate(STAGES):
+        span = spans.get(stage)
+        if span is None:
+            steps = "skipped: no step falls into it"
+        else:
+            done = "done" if reached >= span.end else "not reached" if reached <= span.start else "under way"
+            steps = f"steps {span.start + 1:.0f} to {span.end:.0f}, {done}"
+        found.append({"number": str(stage + 1), "name": name, "steps": steps})
+    return found
+
+
 def timeline(records: RunRecords) -> Markup:
     """Stages as blocks, the part that is done filled; resumes and faults as marks below."""
     total, reached = records.config.train.steps, records.last("step") or 0
@@ -40,7 +59,7 @@ def timeline(records: RunRecords) -> Markup:
         done = min(max(reached, span.start), span.end)
         parts += _block(_LEFT + span.start * scale, (span.end - span.start) * scale, "planned", stage)
         parts += _block(_LEFT + span.start * scale, (done - span.start) * scale, "done", stage)
-        parts.append(_name(span, scale))
+        parts.append(_name(stage, span, scale))
         spoken.append(f"{span.label} from {number(span.start)} to {number(span.end)}")
     for value in ticks(0, total, 10):
         place = f'x="{_LEFT + value * scale:.1f}" y="{_TOP + _ROW + 14}"'
@@ -59,10 +78,14 @@ def _block(x: float, width: float, css: str, stage: int) -> list[str]:
     return [f'<rect class="stage {css} stage-{stage}" {box}/>']
 
 
-def _name(span: Span, scale: float) -> str:
+def _name(stage: int, span: Span, scale: float) -> str:
     width = (span.end - span.start) * scale
     steps = f"{number(span.start)} to {number(span.end)}"
-    fitting = [text for text in (f"{span.label} · {steps}", span.label) if _LETTER * len(text) < width]
+    fitting = [
+        text
+        for text in (f"{span.label} · {steps}", span.label, str(stage + 1))
+        if _LETTER * len(text) < width
+    ]
     place = f'x="{_LEFT + (span.start + span.end) / 2 * scale:.1f}" y="{_TOP + _ROW / 2 + 4}"'
     return f'<text class="middle stage-name" {place}>{fitting[0]}</text>' if fitting else ""
 
@@ -71,7 +94,7 @@ def _marks(records: RunRecords, scale: float) -> list[str]:
     """At most one of a kind on a pixel: a run may have had any number of faults."""
     found: dict[tuple[str, int], dict[str, object]] = {}
     for event in records.events:
-        kind = "resume" if event["kind"] == "resumed" else "fault"
+        kind = "resume" if event["kind"] in _NO_FAULTS else "fault"
         place = min(_WIDTH - _RIGHT, _LEFT + round(event["step"] * scale))
         found.setdefault((kind, place), event)
     return [_mark(kind, place, event) for (kind, place), event in found.items()]

@@ -17,6 +17,8 @@ from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.files.jsonl import Line, read
 from ppar_dist.run import paths
+from ppar_dist.run.early_stop import ends_early
+from ppar_dist.run.state import TrainState
 
 _LEFTOVERS = (".writing-", ".deleting-")
 _SHOWN = ("step", "samples_seen", "stage", "loss/total")
@@ -122,9 +124,16 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
         return None
     found = read_manifest_only(checkpoints_dir(run) / last)
     same = all(found.manifest.get(name) == value for name, value in facts().items() if name != "config")
-    if not same or stored.targets != config.targets or (found.step() or 0) < config.train.steps:
+    if not same or stored.targets != config.targets or not has_ended(found, config):
         return None
     return last if read_checkpoint(found.path).whole else None  # a damaged one is trained again
+
+
+def has_ended(found: CheckpointFacts, config: Config) -> bool:
+    """Whether a run is over with a checkpoint: it has all steps, or stops early there."""
+    noted, step = found.state or _json_object(found.path / STATE), found.step() or 0
+    state = TrainState(step, evaluations_since=_whole_number(noted, "evaluations_since") or 0)
+    return step >= config.train.steps or ends_early(state, config.train)
 
 
 def leftovers(run: Path) -> dict[str, int]:

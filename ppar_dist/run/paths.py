@@ -13,7 +13,9 @@
       profile/                      traces of steps (training/profile.py)
       predictions/                  examples for the report (evaluation/prediction_examples.py)
       audit/                        the most distrusted regions of the sources (evaluation/audit.py)
-      results.json                  the scores on the targets
+      tensorboard/  metrics.csv     the figures once more, for other readers (trackers/)
+      trackers/NAME.json            what each tracker was sent
+      results.json  results.csv     the scores on the targets
       report.html
 """
 
@@ -88,3 +90,18 @@ def predictions(run: Path) -> Path:
 def audit(run: Path) -> Path:
     """The folder of distrusted regions."""
     return run / "audit"
+
+
+def tensorboard(run: Path) -> Path:
+    """The folder of event files."""
+    return run / "tensorboard"
+
+
+def metrics_table(run: Path) -> Path:
+    """The figures as CSV."""
+    return run / "metrics.csv"
+
+
+def tracker_note(run: Path, name: str) -> Path:
+    """What a tracker was sent."""
+    return run / "trackers" / f"{name}.json"

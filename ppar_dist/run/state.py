@@ -40,6 +40,9 @@ class TrainState:
     non_finite: int = 0  # such steps in a row, up to now
     rollbacks: list[Rollback] = field(default_factory=list)
     stepped_over: int = 0  # positions
+    risen_to: float | None = None  # mIoU on held-out source data, at its last rise
+    evaluations_since: int = 0  # without a rise; they end a run that may stop early
+    started_from: dict[str, str] | None = None  # the checkpoint whose weights it began with: name, sha256
 
     def advance(
         self,

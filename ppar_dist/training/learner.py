@@ -11,6 +11,7 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.data.shards import sample
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
+from ppar_dist.models.average import WeightAverage
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.models.weight_file import LoadReport, named
 from ppar_dist.ppar.objective import Objective
@@ -18,6 +19,7 @@ from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.ppar.teacher import Teacher, build_teacher
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.engine import Engine
+from ppar_dist.training.initialise import initialise
 from ppar_dist.training.parts import compile_parts, recompute
 from ppar_dist.training.plan import RunPlan
 
@@ -32,10 +34,14 @@ class Learner:
     objective: Objective
     teacher: Teacher | None
     state: TrainState
+    average: WeightAverage | None = None
 
 
-def build_learner(plan: RunPlan, world: World) -> Learner:
-    """Model, engine, objective and teacher as ``plan`` describes them, at step 0."""
+def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
+    """Model, engine, objective and teacher as ``plan`` describes them, at step 0. Collective.
+
+    Only what ``is_new`` reads ``init_from``: a checkpoint brings the weights of another.
+    """
     config, classes = plan.config, class_set(plan.config.data.classes)
     torch.manual_seed(config.seed)
     segmentor, text = build_segmentor(config, classes)
@@ -50,6 +56,12 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
                 "backward; frozen waits in none",
                 synced,
             )
+    if world.is_main and segmentor.backbone.adapters is not None:
+        log.info("adapters: %s", segmentor.backbone.adapters.text())
+    state = TrainState()
+    if is_new and config.init_from is not None:
+        found = initialise(segmentor, config, classes, world)
+        state.started_from = {"checkpoint": found.checkpoint, "sha256": found.sha256, "report": found.text()}
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
     if config.model.backbone.checkpointing:
         recompute(segmentor)
@@ -72,7 +84,9 @@ def build_learner(plan: RunPlan, world: World) -> Learner:
         compile_parts(segmentor)
         if teacher is not None:
             compile_parts(teacher.copy)
-    return Learner(engine, objective, teacher, TrainState())
+    momentum = config.train.weight_average
+    average = None if momentum is None else WeightAverage(engine.module, momentum)
+    return Learner(engine, objective, teacher, state, average)
 
 
 def _log_weights(report: LoadReport) -> None:

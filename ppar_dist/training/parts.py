@@ -6,7 +6,6 @@ activations falls from that of all blocks to that of one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,22 +14,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from ppar_dist.config.schema import Config
+from ppar_dist.models.blocks import blocks
 from ppar_dist.models.segmentor import Segmentor
-
-
-def blocks(tower: nn.Module) -> list[nn.Module]:
-    """The repeated parts of a tower: the members of each list of modules of one class, outermost first."""
-    return list(_blocks(tower))
-
-
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    for child in module.children():
-        members = list(child.children()) if isinstance(child, (nn.ModuleList, nn.Sequential)) else []
-        own = {type(member) for member in members}
-        if len(own) == 1 and not own.pop().__module__.startswith("torch.nn"):
-            yield from members
-        else:
-            yield from _blocks(child)
 
 
 def compile_parts(segmentor: Segmentor) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ppar_dist import checkpoint
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.identity import config_hash, content_hash, determining
 from ppar_dist.config.schema import Config
@@ -73,9 +74,23 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
     images = sum(share.size for share in training_shares(config, indexes))
     cut = batching(config, world_size, images)
     content_hash(config.text.file)  # refuses a file that cannot be read
+    _refuse_without_weights(config)
     for name, folder in config.targets.items():
         if DomainIndex.open(folder, config.data.max_bad_ratio).classes != classes.classes:
             raise UserError(
                 f"target {name} at {folder} is not labelled with {classes.name}; prepare it again"
             )
     return RunPlan(config, tuple(indexes), cut)
+
+
+def _refuse_without_weights(config: Config) -> None:
+    """Refuse a new run whose ``init_from`` holds no checkpoint, before anything is built."""
+    if config.init_from is None or checkpoint.list_checkpoints(config.run.dir):
+        return
+    path = config.init_from
+    candidates = [path, *checkpoint.list_candidates(path)]
+    if not any(checkpoint.is_complete(each) for each in candidates):
+        raise UserError(
+            f"init_from={path} is neither a run with a whole checkpoint nor a checkpoint; correct the path, "
+            "or remove it"
+        )

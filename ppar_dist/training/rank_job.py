@@ -20,7 +20,8 @@ from ppar_dist.distributed.board import Board
 from ppar_dist.distributed.devices import GpuFault, gpu_fault, gpu_sentence, name_of
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.evaluate import score
+from ppar_dist.evaluation.evaluate import Ranks, score
+from ppar_dist.evaluation.results import Results
 from ppar_dist.launch.rank import end_with_launchers, is_rank, note_exit
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.processes.proc import die_with_parent
@@ -75,9 +76,12 @@ def run(
         lock.on_lost = lambda text: _give_way(watch, monitor, text)
         try:
             train_rank(config, world, preemption, watch, monitor, lock, accept_changes)
+            results, averaged = _score(config, world, watch, progress, "raw"), None
+            if config.train.weight_average is not None:
+                averaged = _score(config, world, watch, progress, "averaged")
             watch.phase(OFF, config.train.steps)
             if world.is_main:
-                _finish(config, world, monitor, progress)
+                _finish(config, results, averaged, monitor)
                 monitor.linger(lambda: preemption.requested)
             code = exit_codes.DONE
         except Preempted as end:
@@ -88,7 +92,9 @@ def run(
                 raise
             lock.close()
             monitor.withdraw()
-            _leave_at_once(sentence, code)
+            leave_at_once(sentence, code)
+        finally:
+            monitor.close_trackers()  # before another job may have the folder
     rendezvous.leave()
     return code
 
@@ -103,25 +109,41 @@ def _joined(config: Config, preemption: Preemption, launcher: int | None) -> tup
     try:
         met = rendezvous.meet(_TIMEOUT_FACTOR * longest + _TIMEOUT_S, config.engine.device)
     except rendezvous.NotMet as error:  # the next start may find all hosts and a whole network
-        _leave_at_once(str(error), exit_codes.RESUME)
+        leave_at_once(str(error), exit_codes.RESUME)
     preemption.limit(faults.grace_s)
     return met
 
 
-def _finish(
-    config: Config, world: World, monitor: Monitor, progress: Callable[[str, int, int], None] | None
-) -> None:
-    """Score the targets that the configuration names, and write the report."""
+def _score(
+    config: Config,
+    world: World,
+    watch: Watchdog,
+    progress: Callable[[str, int, int], None] | None,
+    weights: str,
+) -> Results | None:
+    """What the run scores on the targets that the configuration names; None without any. Collective."""
+    if not config.targets:
+        return None
+    ranks = Ranks(world, watch.alive, lambda phase: watch.phase(phase, config.train.steps))
+    ranks.enter("evaluate")
+    run, device = config.run.dir, world.device
+    return score(run, config.targets, device, progress=progress, ranks=ranks, weights=weights)
+
+
+def _finish(config: Config, results: Results | None, averaged: Results | None, monitor: Monitor) -> None:
+    """Write the report, and show what the run scores, and what the average of its weights does."""
     from ppar_dist.report import write_report  # late: only rank 0, and only at the end
 
     run = config.run.dir
-    results = score(run, config.targets, world.device, progress=progress) if config.targets else None
     if results is not None and monitor.run is not None:
         for name, target in results.targets.items():
             monitor.run.publish_iou(name, target.miou, target.iou)
+    if monitor.trackers is not None:
+        monitor.trackers.finish(results.to_dict() if results is not None else None)
     report = write_report(run)
-    if results is not None:
-        print(results.table())
+    for table in (results, averaged):
+        if table is not None:
+            print(table.table())
     print(f"report {report}")
 
 
@@ -155,10 +177,10 @@ def _give_way(watch: Watchdog, monitor: Monitor, sentence: str) -> NoReturn:
     """End this job: another one took this one for dead and holds the run's folder."""
     monitor.withdraw()
     watch.post_failure(sentence, exit_codes.CONFIG)
-    _leave_at_once(sentence, exit_codes.CONFIG)
+    leave_at_once(sentence, exit_codes.CONFIG)
 
 
-def _leave_at_once(sentence: str, code: int) -> NoReturn:
+def leave_at_once(sentence: str, code: int) -> NoReturn:
     """Say why, and end; cleaning up the process group would mean waiting for ranks that have ended."""
     last_words(f"ppar-dist: {visible_lines(sentence)}")
     with contextlib.suppress(OSError):  # as in last_words

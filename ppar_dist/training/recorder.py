@@ -32,6 +32,7 @@ from ppar_dist.run.goodput import TimeLog
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.engine import Engine
 from ppar_dist.training.plan import RunPlan
+from ppar_dist.training.source_passes import HeldOutScore
 from ppar_dist.training.throughput import Throughput, throughput
 from ppar_dist.view.progress import Progress, StepSummary
 
@@ -104,6 +105,8 @@ class Recorder:
         except OSError as error:
             text = f"cannot write {error.filename}: {error.strerror}; give another run.dir"
             raise UserError(text) from None
+        if self._monitor.trackers is not None:
+            self._monitor.trackers.start(state.step)
         self._metrics.follow_goodput(self._time.ratio)
         self._throughput = throughput(self._plan.config, self._world, model)
         for line in [*self._plan.lines(), *self._throughput.lines()]:
@@ -128,6 +131,8 @@ class Recorder:
         for file in self._files.values():
             file.close()
         self._files = files
+        if self._monitor.trackers is not None:
+            self._monitor.trackers.rewind(state.step)
 
     def _open(self, state: TrainState) -> dict[str, JsonLines]:
         run, files = self._plan.config.run.dir, {}
@@ -261,26 +266,34 @@ class Recorder:
             )
         return rows
 
-    def evaluation(self, step: int, miou: float, counts: Tensor, left_out: dict[str, int]) -> None:
+    def evaluation(self, step: int, raw: HeldOutScore, averaged: HeldOutScore | None = None) -> None:
         """Record what the model scores on held-out source data.
 
         Args:
             step: of the model.
-            miou: over all domains together.
-            counts: (M, K, K) confusion counts by domain.
-            left_out: by domain how many samples were left out, if any.
+            raw: with the weights of the last step.
+            averaged: with their moving average, where there is one.
         """
         if not self._world.is_main:
             return
-        per_domain = {name: mean_iou(matrix) for name, matrix in zip(self._domains, counts, strict=True)}
-        record = {"step": step, "miou": miou, "domains": per_domain}
+        miou, counts, left_out = raw.miou, raw.counts, raw.left_out
+        per_domain = self._by_domain(counts)
+        record: dict[str, Any] = {"step": step, "miou": miou, "domains": per_domain}
+        record["confusion"] = counts.sum(0).tolist()  # rows are labels
+        beside = ""
+        if averaged is not None:
+            record["averaged"] = {"miou": averaged.miou, "domains": self._by_domain(averaged.counts)}
+            beside = f", averaged {100 * averaged.miou:.1f}"
         self._files["eval"].write(finite(record | ({"left_out": left_out} if left_out else {})))
         for (name, value), matrix in zip(per_domain.items(), counts, strict=True):
             iou = dict(zip(self._classes, class_iou(matrix).tolist(), strict=True))
             self._metrics.publish_iou(name, value, iou)
         missing = f" ({sum(left_out.values())} bad samples left out)" if left_out else ""
         self.progress.note("held-out mIoU", f"{100 * miou:.1f}")
-        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{missing}")
+        self.progress.say(f"step {step}: held-out source mIoU {100 * miou:.1f}{beside}{missing}")
+
+    def _by_domain(self, counts: Tensor) -> dict[str, float]:
+        return {name: mean_iou(matrix) for name, matrix in zip(self._domains, counts, strict=True)}
 
     def checkpoint(self, outcome: Outcome, stall: float) -> None:
         """Record how the writing of a checkpoint ended, and for how many seconds it blocked training."""

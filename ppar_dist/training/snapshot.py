@@ -27,6 +27,7 @@ from ppar_dist.checkpoint import (
 )
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
+from ppar_dist.models.average import AVERAGE, averaged_values
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
@@ -52,6 +53,8 @@ def snapshot(learner: Learner, plan: RunPlan, world: World, same_in: Path | None
         constant[TEACHER] = partial(_some, teacher)
     elif teacher is not None:
         method |= {_TEACHER + name: value for name, value in teacher.state_dict().items()}
+    if learner.average is not None:
+        method |= {AVERAGE + name: value for name, value in learner.average.state_dict().items()}
     tensors = {
         MODEL: _whole({name: each for name, each in model.state_dict().items() if name not in frozen}),
         METHOD: _whole(method),
@@ -82,7 +85,9 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     if learner.teacher is not None:
         named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
         learner.teacher.load_state_dict(named or load_file(found / TEACHER))
-    others = (_TEACHER,)
+    if learner.average is not None:
+        learner.average.load_state_dict(averaged_values(method))
+    others = (_TEACHER, AVERAGE)
     learner.objective.load_state_dict({k: v for k, v in method.items() if not k.startswith(others)})
     mine = load_file(found / GENERATOR).get(f"rank-{world.rank:05d}")
     if mine is not None:

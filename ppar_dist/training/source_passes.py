@@ -1,22 +1,37 @@
-"""Passes over the sources beside the steps: the survey before the first, the refit after the last.
+"""Passes over the sources beside the steps: the survey before the first, scores, the refit after the last.
 
-Rank 0 makes them, and the result goes to all.
+Rank 0 makes the survey and the refit, and the result goes to all; for scores each rank takes its share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from ppar_dist.class_sets import class_set
+from ppar_dist.data.sources import holdout_range
 from ppar_dist.distributed.world import World
+from ppar_dist.evaluation.confusion import mean_iou
+from ppar_dist.evaluation.counting import held_out, refuse_too_many
 from ppar_dist.evaluation.refit import refit
 from ppar_dist.evaluation.survey import survey_sources
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.parts import as_written
 from ppar_dist.training.plan import RunPlan
+from ppar_dist.watchdog import Watchdog
+
+
+@dataclass(frozen=True)
+class HeldOutScore:
+    """What a model scores on the held-out part of M sources with K classes, over all ranks."""
+
+    miou: float  # over all sources together
+    counts: Tensor  # (M, K, K) confusion counts
+    left_out: dict[str, int]  # by source how many samples were left out, if any
+
 
 _LOW = 0.5  # trust below which a class of a source is named
 
@@ -49,6 +64,27 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
     return lines
 
 
+def score_held_out(learner: Learner, plan: RunPlan, world: World, watch: Watchdog) -> HeldOutScore:
+    """Scores on the held-out part of the sources. Collective.
+
+    Raises:
+        UserError: on every rank, when too many of these samples are bad.
+    """
+    step, config = learner.state.step, plan.config
+    watch.phase("evaluate", step)
+    model = learner.engine.module.eval()
+    with as_written(config):  # pictures of any size
+        found = held_out(model, config, plan.indexes, world.rank, world.world_size, world.device, watch.alive)
+    model.train()
+    watch.phase("all-reduce", step)
+    counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
+    names = [index.name for index in plan.indexes]
+    sizes = [len(holdout_range(index, config.data.holdout)) for index in plan.indexes]
+    refuse_too_many(names, left_out.tolist(), sizes, config.data.max_bad_ratio)
+    missing = {name: bad for name, bad in zip(names, left_out.tolist(), strict=True) if bad}
+    return HeldOutScore(mean_iou(counts.sum(0)), counts, missing)
+
+
 def refit_classifiers(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], None]) -> None:
     """Fit the classifiers again, as ``refit`` asks, before the model is evaluated and saved. Collective."""
     segmentor, state = learner.engine.module, learner.objective.state
@@ -60,3 +96,7 @@ def refit_classifiers(learner: Learner, plan: RunPlan, world: World, alive: Call
             return refit(segmentor, plan.config, plan.indexes, trust, world.device, alive)
 
     segmentor.load_refit(world.on_main(fit))
+    if learner.average is not None:  # it has classifiers of its own
+        with learner.average.in_place(segmentor):
+            segmentor.load_refit(world.on_main(fit))
+            learner.average.take(segmentor)

@@ -14,17 +14,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ppar_dist.checkpoint import CheckpointError
+from ppar_dist.checkpoint import CheckpointError, checkpoint_name
 from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data import quarantine
 from ppar_dist.data.loader import Batch, order_of, train_loader
 from ppar_dist.data.shards import sample
-from ppar_dist.data.sources import holdout_range
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.confusion import mean_iou
-from ppar_dist.evaluation.evaluate import held_out, refuse_too_many
 from ppar_dist.models.losses import segmentation_loss
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
@@ -33,18 +30,19 @@ from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.processes.signals import Preempted, Preemption, exit_code
 from ppar_dist.run import paths
 from ppar_dist.run.claim import RunClaim
+from ppar_dist.run.early_stop import ends_early, note_score, reason
 from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.checkpointing import Checkpointing
+from ppar_dist.training.initialise import refuse_another_start
 from ppar_dist.training.learner import build_learner
-from ppar_dist.training.parts import as_written
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.precision import check_precision
 from ppar_dist.training.profile import StepProfile
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import resume
-from ppar_dist.training.source_passes import refit_classifiers, survey
+from ppar_dist.training.source_passes import refit_classifiers, score_held_out, survey
 from ppar_dist.training.step_batches import StepBatches
 from ppar_dist.watchdog import Watchdog
 
@@ -79,10 +77,13 @@ class Trainer:
         self.order = order_of(self.config, plan.indexes)
         self.claim = RunClaim(self.config, world, lock)
         self.claim.claim(accept_changes, watch.alive)
-        check_precision(self.config, world, is_new=not world.on_main(self.claim.has_checkpoints))
+        is_new = not world.on_main(self.claim.has_checkpoints)
+        check_precision(self.config, world, is_new)
         monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
-        self.learner = build_learner(plan, world)
+        self.learner = build_learner(plan, world, is_new)
         self.resumed_from = resume(self.learner, plan, world, self.claim)
+        if self.resumed_from is not None:
+            world.on_main(lambda: refuse_another_start(self.config, self.state))
         self.claim.record()
         self.log = Recorder(plan, world, self.state, monitor)
         world.on_main(lambda: self.log.open(self.state, self.learner.engine.module))
@@ -92,6 +93,8 @@ class Trainer:
             self.replica_check.note(detail)
             self.log.resumed(self.state, self.resumed_from, detail)
         else:
+            if self.state.started_from is not None:
+                self.log.event("started from", 0, self.state.started_from["report"])
             self._survey()
         bad_samples = paths.rank_file(paths.quarantine(self.claim.path), world.rank)
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
@@ -133,7 +136,7 @@ class Trainer:
             CheckpointError: the last checkpoint could not be written.
         """
         if self.resumed_from is not None and self._is_evaluation_due():
-            self.evaluate()  # the run was stopped between the step and this
+            self._evaluate_or_end()  # the run was stopped between the step and this
             self.checkpoints.rewrite(self.learner)
         for batches, waited in self._steps():
             began = time.monotonic()
@@ -149,7 +152,7 @@ class Trainer:
                 self.roll_back()
             if figures.shared_counts["stop"]:
                 self.stop()
-            is_best = self._is_evaluation_due() and self.evaluate()
+            is_best = self._is_evaluation_due() and self._evaluate_or_end()
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
                 self.checkpoints.save(self.learner)
             self.checkpoints.log_finished()
@@ -186,6 +189,8 @@ class Trainer:
         self.replica_check.note(figures.detail)
         if teacher is not None and applied:
             teacher.follow(engine.module)
+        if self.learner.average is not None and applied:
+            self.learner.average.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
         bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, sample.REASONS)
         met = quarantine.bad_samples(self.order, self.state.samples_seen, figures.sample_attempts)
@@ -244,7 +249,7 @@ class Trainer:
         """This rank's micro-batches of each step to come, and the seconds it waited for them."""
         train, rank, ranks = self.config.train, self.world.rank, self.world.world_size
         expected: tuple[int, int] | None = None  # step and position to come, as far as the loader knows
-        while self.state.step < train.steps:
+        while self.state.step < train.steps and not ends_early(self.state, train):
             self.watch.phase("data", self.state.step + 1)
             began = time.monotonic()
             step, position = self.state.step, self.state.samples_seen
@@ -315,31 +320,38 @@ class Trainer:
         state, due = self.state, self._is_due(self.config.train.eval_every)
         return due and self.config.data.holdout > 0 and state.evaluated_step != state.step
 
+    def _evaluate_or_end(self) -> bool:
+        """Evaluate, and where the run ends early with it, say so and fit the classifiers; as ``evaluate``."""
+        is_best = self.evaluate()
+        if not ends_early(self.state, self.config.train):
+            return is_best
+        if self.config.refit.linear or self.config.refit.prototypes:
+            self._refit()
+            is_best |= self.evaluate()
+        step = self.state.best_step
+        best = "none" if step is None else checkpoint_name(step)
+        self.log.event("ended early", self.state.step, reason(self.state, self.config.train, best))
+        return is_best
+
     def evaluate(self) -> bool:
         """mIoU on the held-out part of the sources; remembers the best step, and says whether it is this.
 
         Raises:
             UserError: on every rank, when too many of these samples are bad.
         """
-        self.watch.phase("evaluate", self.state.step)
         self.state.evaluated_step = self.state.step
-        world, model = self.world, self.learner.engine.module.eval()
-        config, indexes = self.config, self.plan.indexes
-        with as_written(config):  # pictures of any size
-            found = held_out(
-                model, config, indexes, world.rank, world.world_size, world.device, self.watch.alive
-            )
-        model.train()
-        self.watch.phase("all-reduce", self.state.step)
-        counts, left_out = (world.sum(each.to(world.device)).cpu() for each in found)
-        sizes = [len(holdout_range(index, config.data.holdout)) for index in indexes]
-        refuse_too_many(self.domains, left_out.tolist(), sizes, config.data.max_bad_ratio)
-        miou = mean_iou(counts.sum(0))
-        is_best = miou > (-1.0 if self.state.best_miou is None else self.state.best_miou)  # nan never is
+        found = score_held_out(self.learner, self.plan, self.world, self.watch)
+        if not ends_early(self.state, self.config.train):  # else it counted before the last fit
+            note_score(self.state, found.miou, self.config.train)
+        best = self.state.best_miou
+        is_best = found.miou > (-1.0 if best is None else best)  # nan never is
         if is_best:
-            self.state.best_miou, self.state.best_step = miou, self.state.step
-        missing = {name: bad for name, bad in zip(self.domains, left_out.tolist(), strict=True) if bad}
-        self.log.evaluation(self.state.step, miou, counts, missing)
+            self.state.best_miou, self.state.best_step = found.miou, self.state.step
+        averaged = None
+        if self.learner.average is not None:
+            with self.learner.average.in_place(self.learner.engine.module):
+                averaged = score_held_out(self.learner, self.plan, self.world, self.watch)
+        self.log.evaluation(self.state.step, found, averaged)
         return is_best
 
     def close(self) -> None:

@@ -355,6 +355,27 @@ def test_an_internal_error_on_one_node_outweighs_a_wish_to_resume_on_another(
         assert re.search(line, job.log, re.MULTILINE), job.log
 
 
+def test_each_task_of_a_sweep_is_queued_again_for_itself(slurm: Slurm, blocks: Path, tmp_path: Path) -> None:
+    """Slurm knows the last task of an array by the array's number: asked by that it would speak of all."""
+    _, config = tiny_run(blocks, tmp_path)
+    grid, out, folders = tmp_path / "grid.yaml", tmp_path / "out", ("plain", "PPAR", "low")
+    variants = {"plain": {"ppar.enabled": False}, "PPAR": {}, "low": {"optim.lr": 1e-4}}
+    grid.write_text(json.dumps({"base": config, "variants": variants}))
+    made = run_command(["sweep", str(grid), "--out", str(out), "--slurm", str(SCRIPT), "--jobs", "2"])
+    assert made.returncode == 0, made.stderr
+    text = f"""echo "$SLURM_ARRAY_TASK_ID ${{2##*/configs/}}" >>{tmp_path}/starts
+    exit $((SLURM_RESTART_COUNT ? 0 : 75))"""
+    path = program(tmp_path, f'[[ $1 == train ]] || exec $REAL "$@"\n{text}')
+    array = slurm.sbatch(str(out / "sweep.sh"), cwd=tmp_path, PATH=path)
+    with timed("three tasks, each queued again once"):
+        array.wait_for(lambda: not slurm.run("squeue", "-h", "-j", str(array.number)), "end")
+    logs = {file.name: file.read_text() for file in (out / "logs").glob("slurm-*.log")}
+    assert len(logs) == 3, logs
+    assert all(log.rstrip().endswith("done") for log in logs.values()), logs
+    starts = sorted((tmp_path / "starts").read_text().splitlines())
+    assert starts == [f"{task} {folder}/seed-0.yaml" for task, folder in enumerate(folders) for _ in range(2)]
+
+
 def test_the_script_is_clean() -> None:
     needs("shellcheck")
     done = subprocess.run(["shellcheck", str(SCRIPT)], capture_output=True, text=True, check=False)

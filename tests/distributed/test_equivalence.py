@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from shutil import rmtree, which
+from shutil import copytree, rmtree, which
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from ppar_dist.config.load import load_config
+from ppar_dist.run.facts import finished
+from ppar_dist.training.plan import make_plan
 from tests.ranks import (
     exchange_labels,
     read_lines,
@@ -37,9 +40,13 @@ class Run:
         self.samples = read_lines(folder / "metrics" / "samples.jsonl")
 
 
-def train(root: Path, folder: Path, ranks: int, **sections: dict[str, Any]) -> Run:
+def train(
+    root: Path, folder: Path, ranks: int, init_from: Path | None = None, **sections: dict[str, Any]
+) -> Run:
     """Train the tiny configuration on ``ranks`` ranks."""
-    config = write_config(folder.with_suffix(".yaml"), tiny_config(root, folder, **{**_DATA, **sections}))
+    tree = tiny_config(root, folder, **{**_DATA, **sections})
+    tree |= {"init_from": str(init_from)} if init_from is not None else {}
+    config = write_config(folder.with_suffix(".yaml"), tree)
     run_ranks(["train", str(config)], ranks)
     return Run(folder)
 
@@ -159,6 +166,80 @@ def test_a_resumed_run_keeps_its_trust_and_looks_at_nothing_again(
     changed = ["ppar.reweighting.trust.gamma=0", "--accept-changes"]  # a new survey would trust all
     run_ranks(["train", str(folder.with_suffix(".yaml")), *changed], 2)
     assert_same(one_rank, Run(folder))
+
+
+def test_adapters_layer_decay_and_averages_compute_the_same(sources: Path, tmp_path: Path) -> None:
+    """On 1 and 2 ranks, resumed bit for bit, and resumed on 2 ranks with another ZeRO stage."""
+    sections = _fine_tuning(sources, tmp_path)
+    whole = train(sources, tmp_path / "whole", 1, **sections)
+    frozen = {name for name in whole.parameters if ".tower." in name and "lora_" not in name}
+    first = load_file(tmp_path / "whole" / "checkpoints" / "step-00000004" / "model.safetensors")
+    assert all(torch.equal(first[name], whole.parameters[name]) for name in frozen)
+    assert any(float(each.abs().max()) > 0 for name, each in whole.parameters.items() if "lora_B" in name)
+    moved = [name for name in whole.method if name.startswith("average.") and "lora_B" in name]
+    assert moved
+    assert not torch.equal(whole.method[moved[0]], whole.parameters[moved[0].removeprefix("average.")])
+    assert_same(whole, train(sources, tmp_path / "two", 2, engine={"zero_stage": 1}, **sections))
+    exact = _from_step_4(tmp_path / "whole", tmp_path / "exact", 1)
+    for key, value in whole.parameters.items() | whole.method.items():
+        assert torch.equal(value, (exact.parameters | exact.method)[key]), key
+    assert_same(whole, _from_step_4(tmp_path / "whole", tmp_path / "other", 2, "engine.zero_stage=2"))
+
+
+def _fine_tuning(sources: Path, folder: Path) -> dict[str, Any]:
+    model = tiny_config(sources, folder / "run")["model"]
+    lora = {"trainable": "lora", "lora": {"rank": 2, "alpha": 4.0}}
+    return {
+        "model": {**model, "backbone": {**model["backbone"], **lora}},
+        "data": {"rare_classes": {"enabled": True, "temperature": 0.5, "min_pixels": 50}},
+        "augment": {"random_convolution": 0.5, "cat_max_ratio": 0.6},
+        "optim": {"layer_decay": 0.7},
+        "train": {"weight_average": 0.8},
+        "checkpoint": {"every": 4},
+    }
+
+
+def _from_step_4(before: Path, folder: Path, ranks: int, *changed: str) -> Run:
+    """A copy of a run that loses its last checkpoint and goes on."""
+    copytree(before, folder)
+    rmtree(folder / "checkpoints" / "step-00000008")
+    run_ranks(["train", str(before.with_suffix(".yaml")), f"run.dir={folder}", *changed], ranks)
+    return Run(folder)
+
+
+def test_a_run_that_stops_early_is_finished_and_another_begins_with_it(sources: Path, tmp_path: Path) -> None:
+    """On 1 and 2 ranks at the same step, with both scores; a restart of it trains nothing."""
+    sections = {
+        "data": {"sources": ["left", "right"], "holdout": 0.25},
+        "train": {"eval_every": 2, "weight_average": 0.5, "stop_early": {"patience": 1, "min_delta": 1.0}},
+        "targets": {"mixed": str(sources / "mixed")},
+    }
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert_same(train(sources, one, 1, **sections), train(sources, two, 2, **sections))
+    for folder in (one, two):
+        evaluations = read_lines(folder / "metrics" / "eval.jsonl")
+        assert [each["step"] for each in evaluations] == [2, 4, 4]  # again with the classifiers' last fit
+        assert evaluations[0]["averaged"]["miou"] != evaluations[0]["miou"]
+        event = read_lines(folder / "metrics" / "events.jsonl")[-1]
+        assert (event["kind"], event["step"]) == ("ended early", 4)
+        assert "in 1 evaluations since" in event["text"]
+        assert "the best checkpoint is step-0000000" in event["text"]
+        results = (folder / "results.json").read_text()
+        assert '"step-00000004"' in results
+        assert "averaged weights" in results
+    config = load_config(one / "config.yaml")
+    assert finished(config, make_plan(config, 1).facts) == "step-00000004"
+    before = (one / "checkpoints" / "step-00000004" / "manifest.json").stat()
+    run_ranks(["train", str(one.with_suffix(".yaml"))], 2)
+    assert (one / "checkpoints" / "step-00000004" / "manifest.json").stat() == before
+    assert [step["step"] for step in read_lines(one / "metrics" / "train.jsonl")] == [1, 2, 3, 4]
+    next_run = tmp_path / "next"
+    train(sources, next_run, 2, train={"steps": 2}, init_from=one)
+    first = read_lines(next_run / "metrics" / "events.jsonl")[0]
+    assert (first["kind"], first["step"]) == ("started from", 0)
+    assert f"weights of {one}, step-00000004: " in first["text"]
+    rmtree(one)  # a resume needs it no more
+    run_ranks(["train", str(next_run.with_suffix(".yaml"))], 1)
 
 
 def test_bf16_trains_and_stays_near_fp32(sources: Path, tmp_path: Path) -> None:

@@ -9,9 +9,9 @@ import torch
 
 from ppar_dist.checkpoint import FROZEN, METHOD, MODEL, MOMENTS, TEACHER
 from ppar_dist.data.reading import EvalSample
-from ppar_dist.evaluation.evaluate import confusion
-from ppar_dist.evaluation.export import LogitsOnly
+from ppar_dist.evaluation.counting import confusion
 from ppar_dist.evaluation.labelling import labels_of, logits_of
+from ppar_dist.export.program import LogitsOnly
 from ppar_dist.ppar.alignment import Stage, stage_at
 from ppar_dist.training.snapshot import snapshot
 from tests.gpu.rank import DEVICE, Rank, told

@@ -40,6 +40,7 @@ from tests.ranks import (
 )
 from tests.sabotage.pace import Pace
 from tests.unit.tiny_run import make_domain
+from tests.unit.trackers.event_files import as_float32, read_tensorboard
 
 
 def config_file(root: Path, tmp_path: Path, **sections: dict[str, Any]) -> str:
@@ -238,14 +239,22 @@ def test_a_damaged_checkpoint_is_refused_by_name(blocks: Path, tmp_path: Path) -
 
 
 def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Path) -> None:
-    """SIGKILL after a checkpoint, the same command again: parameters, bank and log as without the kill."""
+    """SIGKILL after a checkpoint, the same command again: parameters, bank and log as without the kill.
+
+    The killed one is tracked besides: its event files hold what its log holds.
+    """
     sections = {"train": {"steps": 12, "global_batch": 6, "log_every": 1}, "checkpoint": {"every": 4}}
     trees = {name: tiny_config(blocks, tmp_path / name, **sections) for name in ("whole", "killed")}
+    trees["killed"]["monitoring"]["trackers"] = ["tensorboard"]
     configs = {name: str(write_config(tmp_path / f"{name}.yaml", tree)) for name, tree in trees.items()}
     run_ranks(["train", configs["whole"]], 2)
     hold = Pace(tmp_path / "hold", step=6)
     processes = start_ranks(["train", configs["killed"]], 2, ["tests.sabotage", hold.hold])
     wait_for(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
+    note = tmp_path / "killed" / "trackers" / "tensorboard.json"
+    wait_for(note)
+    while json.loads(note.read_text())["train"] < 5:  # the event file is ahead of the checkpoint
+        time.sleep(0.05)
     for process in processes:
         process.send_signal(signal.SIGKILL)
         process.wait()
@@ -259,6 +268,9 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
             read_lines(tmp_path / name / "metrics" / file) for name in ("whole", "killed")
         )
         assert [untimed(record) for record in whole_log] == [untimed(record) for record in killed_log]
+    records = read_lines(tmp_path / "killed" / "metrics" / "train.jsonl")
+    logged = {record["step"]: as_float32(record["loss/total"]) for record in records}
+    assert read_tensorboard(tmp_path / "killed")["loss/total"] == logged
 
 
 def test_the_configuration_is_shown_as_it_would_be_used(tmp_path: Path) -> None:

@@ -11,22 +11,31 @@ from tests.structure import files, imported_modules, imports, module_of, room_of
 # A room imports from floors below its own only.
 FLOORS = (
     ("__main__",),
-    ("cli",),
+    ("cli", ""),
     ("doctor",),
     ("training",),
-    ("report",),
+    ("api", "export", "report", "sweep"),
     ("evaluation", "monitoring"),
-    ("data", "data.prepare", "ppar", "synthetic"),
+    ("data", "data.prepare", "ppar", "synthetic", "trackers"),
     ("data.shards", "launch", "models", "run", "watchdog"),
-    ("checkpoint", "class_sets", "config", "pictures", "processes", "view"),
+    ("class_sets",),
+    ("checkpoint", "config", "pictures", "processes", "view"),
     ("distributed", "files"),
-    ("errors", "exit_codes", "text", ""),
+    ("errors", "exit_codes", "text"),
 )
 DOORS = {
     "deepspeed": {"training.engine"},
+    "peft": {"models.adapters", "models.lora_attention"},
     "torch.distributed": {"distributed"},
     "prometheus_client": {"monitoring"},
+    "torch.utils.tensorboard": {"trackers.tensorboard_files"},
+    "mlflow": {"trackers.mlflow_server"},
+    "wandb": {"trackers.wandb_service"},
+    "segmentation_models_pytorch": {"models.smp_decoders"},
+    "onnx": {"export.onnx_file"},
+    "onnxruntime": {"export.onnx_file"},
     "zlib_ng": {"pictures"},
+    "simplejpeg": {"data.shards.jpeg"},
     "webdataset": {"data.loader", "data.shards.writer"},
 }
 # Rooms and modules of pure functions: they read no environment.

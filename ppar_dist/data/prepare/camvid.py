@@ -40,12 +40,12 @@ def _pairs(root: Path) -> list[Pair]:
     return sorted(pair for images, labels in folders for pair in same_name_pairs(images, labels))
 
 
+def _sequence(pair: Pair) -> str:
+    return pair.key.split("_")[0]
+
+
 def _domains(root: Path) -> Domains:
-    domains: dict[str, list[Pair]] = {}
-    for pair in _pairs(root):
-        sequence = pair.key.split("_")[0]
-        domains.setdefault(f"camvid_{sequence}", []).append(pair)
-    return domains
+    return {"camvid": _pairs(root)}
 
 
 SOURCE = Source(
@@ -55,5 +55,7 @@ SOURCE = Source(
     "train, trainannot, val, valannot, test, testannot",
     whole=("images", "labels", *SPLITS, *(f"{split}annot" for split in SPLITS)),
     domains=_domains,
+    parts={"sequence": _sequence},
+    usual="sequence",
     decoder=index_labels(dict(enumerate(NAMES))),
 )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from ppar_dist.data.prepare.source import Decoder, Domains, Pair, unusable
+from ppar_dist.data.shards.jpeg import JPEG_FORMATS, check_jpeg
 from ppar_dist.data.shards.writer import safe_key
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import (
@@ -40,7 +41,7 @@ class BadPair(NamedTuple):
 
 def how_stored(image: Image.Image, jpeg: bool) -> str:
     """Whether an opened image goes into shards as it came; with ``jpeg`` only JPEG does."""
-    same = image.format in ("JPEG", "MPO") or (image.format == "PNG" and not jpeg)
+    same = image.format in JPEG_FORMATS or (image.format == "PNG" and not jpeg)
     return AS_IT_CAME if same and not is_deep(image) else ENCODED
 
 
@@ -88,9 +89,10 @@ class PairCheck:
                 image.verify()  # checksums of all its parts, without decoding
             except UNREADABLE as error:
                 raise PictureError("unreadable", f"cut off or corrupt ({one_line(error)})") from None
-            return
-        image.draft(None, (1, 1))  # a JPEG at an eighth
-        photo_rgb(image, self.span)
+        elif image.format in JPEG_FORMATS:
+            check_jpeg(path.read_bytes(), image)
+        else:
+            photo_rgb(image, self.span)
 
 
 def report(domain: str, bad: Sequence[BadPair], total: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""Cityscapes: one domain per split (``cityscapes_train``, ``cityscapes_val``).
+"""Cityscapes: one domain per split (``cityscapes_train``, ``cityscapes_val``), or per split and city.
 
 Download (registration needed): https://www.cityscapes-dataset.com/downloads/ , the packages
 ``leftImg8bit_trainvaltest.zip`` and ``gtFine_trainvaltest.zip`` unpacked into one folder.
@@ -8,9 +8,8 @@ The labels of the split ``test`` are not published, and it is left out.
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from ppar_dist.data.prepare.source import Domains, Pair, Source, index_labels
+from ppar_dist.data.prepare.layouts import Form, Table, above, tabled
+from ppar_dist.data.prepare.source import index_labels
 
 NAMES = (
     "unlabeled",
@@ -50,27 +49,22 @@ NAMES = (
 )
 """Native names by label id (``labelIds``, not ``labelTrainIds``)."""
 
-SPLITS = ("train", "val")
-_IMAGE, _LABEL = "_leftImg8bit.png", "_gtFine_labelIds.png"
+SPLITS = {"train": "train", "val": "val"}
+BY_CITY = {"city": above(1)}
+"""The rule by which Cityscapes and what is made of it can be split."""
 
-
-def _domains(root: Path) -> Domains:
-    images, labels = root / "leftImg8bit", root / "gtFine"
-    SOURCE.require(images, labels)
-    domains: dict[str, list[Pair]] = {}
-    for split in SPLITS:
-        for image in sorted((images / split).glob(f"*/*{_IMAGE}")):
-            stem = image.name.removesuffix(_IMAGE)
-            label = labels / split / image.parent.name / f"{stem}{_LABEL}"
-            domains.setdefault(f"cityscapes_{split}", []).append(Pair(stem, image, label))
-    return domains
-
-
-SOURCE = Source(
-    name="cityscapes",
-    page="https://www.cityscapes-dataset.com/downloads/",
-    layout=f"leftImg8bit/<split>/<city>/*{_IMAGE} and gtFine/<split>/<city>/*{_LABEL}",
-    whole=("leftImg8bit",),
-    domains=_domains,
-    decoder=index_labels(dict(enumerate(NAMES))),
+SOURCE = tabled(
+    Table(
+        "cityscapes",
+        (
+            Form(
+                "leftImg8bit/{split}/{city}/{frame}_leftImg8bit.png",
+                "gtFine/{split}/{city}/{frame}_gtFine_labelIds.png",
+                index_labels(dict(enumerate(NAMES))),
+            ),
+        ),
+        splits=SPLITS,
+    ),
+    "https://www.cityscapes-dataset.com/downloads/",
+    parts=BY_CITY,
 )

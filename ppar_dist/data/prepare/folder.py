@@ -91,13 +91,13 @@ def read_mapping(path: Path) -> FolderMapping:
     if not (mapping.values or mapping.colours or {}).keys() - {REST}:
         raise DataError(f"mapping file {path} lists no value or colour; write each with its class name")
     _refuse_twice(path, tree.get("values") or ())
-    _check_names(path, set((mapping.values or mapping.colours or {}).values()))
     return mapping
 
 
-def source(mapping_file: Path) -> Source:
-    """The data set that a mapping file describes."""
+def source(mapping_file: Path, classes: ClassSet | None = None) -> Source:
+    """The data set that a mapping file describes, in names of the built-in class sets and of this one."""
     mapping = read_mapping(mapping_file)
+    _check_names(mapping_file, set((mapping.values or mapping.colours or {}).values()), classes)
     layout = _layout(mapping, mapping_file)
 
     def domains(root: Path) -> Domains:
@@ -143,8 +143,9 @@ def _refuse_twice(path: Path, keys: Iterable[Any]) -> None:
             raise DataError(f"mapping file {path} lists one value twice, as {other!r} and {key!r}; keep one")
 
 
-def _check_names(path: Path, names: set[str]) -> None:
-    known = {name for classes in CLASS_SETS.values() for members in classes.members for name in members}
+def _check_names(path: Path, names: set[str], classes: ClassSet | None) -> None:
+    every = (*CLASS_SETS.values(), *([classes] if classes else []))
+    known = {name for each in every for members in each.members for name in members}
     unknown = sorted(name for name in names if name.strip().lower() not in known | {IGNORE})
     if unknown:
         raise DataError(

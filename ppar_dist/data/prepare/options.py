@@ -26,6 +26,7 @@ class Options:
         span: values that become 0 and 255, of images with more than 8 bits.
         overwrite: replace a domain that was made with other options.
         workers: threads; the result does not depend on it.
+        split_by: the rule by which domains are split (see ``Source.parted``); None is the usual one.
     """
 
     limit: int | None = None
@@ -36,6 +37,7 @@ class Options:
     span: Span | None = None
     overwrite: bool = False
     workers: int = 1
+    split_by: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, most in (
@@ -54,6 +56,7 @@ class Options:
         span = list(self.span) if self.span else None
         values: dict[str, Any] = {"limit": self.limit, "mapping": digest, "jpeg": self.jpeg, "range": span}
         values |= {"exclude": sorted(self.exclude) or None, "skip_bad": self.skip_bad or None}
+        values["split_by"] = self.split_by
         return {name: value for name, value in values.items() if value is not None}
 
 

@@ -18,7 +18,8 @@ from pathlib import PurePosixPath
 
 from ppar_dist.errors import DataError
 
-_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
+PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}", re.ASCII)
+"""A placeholder; its group is the name."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class PathPattern:
         path = PurePosixPath(self.text)
         if path.is_absolute() or ".." in path.parts:
             self._refuse("is a path below --root, without '..'; write it relative to --root")
-        pieces = _PLACEHOLDER.split(self._normal)
+        pieces = PLACEHOLDER.split(self._normal)
         if any(brace in literal for literal in pieces[::2] for brace in "{}"):
             self._refuse("has a brace that is not of a placeholder such as {frame}; correct it")
         if "" in pieces[2:-1:2]:
@@ -45,7 +46,7 @@ class PathPattern:
     @property
     def names(self) -> list[str]:
         """Its placeholders, each once, in their order."""
-        return list(dict.fromkeys(_PLACEHOLDER.findall(self.text)))
+        return list(dict.fromkeys(PLACEHOLDER.findall(self.text)))
 
     @property
     def folder(self) -> PurePosixPath:
@@ -59,7 +60,7 @@ class PathPattern:
 
     def fill(self, values: dict[str, str]) -> str:
         """The text with its placeholders replaced."""
-        return _PLACEHOLDER.sub(lambda found: values[found[1]], self._normal)
+        return PLACEHOLDER.sub(lambda found: values[found[1]], self._normal)
 
     @cached_property
     def _normal(self) -> str:
@@ -68,7 +69,7 @@ class PathPattern:
 
     @cached_property
     def _regex(self) -> re.Pattern[str]:
-        pieces, known = _PLACEHOLDER.split(self._normal), set[str]()
+        pieces, known = PLACEHOLDER.split(self._normal), set[str]()
         stem, ending, _ = re.split(r"(\.[^./]*\Z|\Z)", pieces[-1], maxsplit=1)
         last = f"{re.escape(stem)}(?i:{re.escape(ending)})"
         parts = []

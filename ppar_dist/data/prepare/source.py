@@ -6,8 +6,9 @@ Letters: (H, W) pixels of a label.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.data.prepare.finding import OTHER_SUFFIXES, images_below, labels_on_disk
+from ppar_dist.data.shards.writer import LONGEST_NAME
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import (
     SUFFIXES,
@@ -33,6 +35,9 @@ Decoder = Callable[[Path], LabelArray]  # label file → train ids, (H, W)
 Domains = Mapping[str, list["Pair"]]
 
 _UNKNOWN = -1
+_DOMAIN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+UNSPLIT = "none"
+"""The rule that leaves published splits whole."""
 
 
 class Pair(NamedTuple):
@@ -43,6 +48,9 @@ class Pair(NamedTuple):
     label: Path
 
 
+PartOf = Callable[[Pair], str]  # a pair's part of its data set, such as its city
+
+
 @dataclass(frozen=True)
 class Source:
     """A data set in its native layout."""
@@ -50,9 +58,53 @@ class Source:
     name: str
     page: str  # where to get it
     layout: str  # what its root folder holds, one line
-    domains: Callable[[Path], Domains]  # root → pairs of each domain, in a fixed order
+    domains: Callable[[Path], Domains]  # root → pairs of each published split, in a fixed order
     decoder: Callable[[ClassSet], Decoder]
     whole: tuple[str, ...] = ()  # folders below the root of which every picture should belong to a pair
+    whole_like: tuple[str, ...] = ()  # more of them, as globs
+    parts: Mapping[str, PartOf] = field(default_factory=dict)  # rules by which domains can be split
+    usual: str = ""  # the rule that is applied unasked
+
+    def parted(self, root: Path, rule: str | None = None) -> Domains:
+        """The pairs of each domain: those of the published splits, split again by a rule.
+
+        Args:
+            root: the data set.
+            rule: one of ``parts``, or ``none``; None is the usual one.
+
+        Raises:
+            DataError: no such rule, a part whose name no domain can have, or no pairs.
+        """
+        rule = (self.usual or UNSPLIT) if rule is None else rule
+        if rule not in (*self.parts, UNSPLIT):
+            raise DataError(f"--split-by {rule}: {self._rules()}")
+        splits = self.domains(root)
+        if rule == UNSPLIT:
+            return splits
+        found: dict[str, list[Pair]] = {}
+        for split, pairs in splits.items():
+            for pair in pairs:
+                found.setdefault(self._part(split, self.parts[rule](pair), pair), []).append(pair)
+        return dict(sorted(found.items()))
+
+    def _part(self, split: str, part: str, pair: Pair) -> str:
+        domain = f"{self.name}_{part}{split.removeprefix(self.name)}"
+        if not _DOMAIN.fullmatch(domain) or len(domain) > LONGEST_NAME:
+            raise DataError(
+                f"a domain's name holds at most {LONGEST_NAME} letters, digits, _ and -, got {domain!r} for "
+                f"{pair.image}; rename the folder, or split by another rule: {self._rules()}"
+            )
+        return domain
+
+    def _rules(self) -> str:
+        if not self.parts:
+            return f"{self.name} has no parts to split by; leave the option out"
+        usual = f" (usually {self.usual})" if self.usual else ""
+        return f"{self.name} can be split by {', '.join((*self.parts, UNSPLIT))}{usual}"
+
+    def empty(self, root: Path) -> DataError:
+        """The error for a root that holds no pair."""
+        return DataError(f"{self.name}: no samples in {root}; --root holds {self.layout}")
 
     def missing(self, path: Path) -> DataError:
         """The error for a file or folder that the layout asks for and the root does not hold."""
@@ -61,8 +113,9 @@ class Source:
         )
 
     def passed_over(self, domains: Domains, root: Path) -> list[Path]:
-        """The pictures of the ``whole`` folders, whatever their format, that belong to no pair."""
+        """The pictures of those folders, whatever their format, that belong to no pair."""
         folders = {root / folder for folder in self.whole}
+        folders |= {found for pattern in self.whole_like for found in root.glob(pattern)}
         there = {path for folder in folders for path in images_below(folder, SUFFIXES | OTHER_SUFFIXES)}
         return sorted(there - {path for pairs in domains.values() for pair in pairs for path in pair[1:]})
 

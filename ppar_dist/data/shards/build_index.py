@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TextIO
 import numpy as np
 import numpy.typing as npt
 
+from ppar_dist.class_sets import ClassSet
 from ppar_dist.class_sets import class_set as find_class_set
 from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
 from ppar_dist.data.shards.compressed import passed_over, plain_shards
@@ -131,7 +132,7 @@ def index_folder(
 
     Args:
         folder: the domain folder; its shards are taken in the order of their names.
-        class_set: the class set of the label ids.
+        class_set: the class set of the label ids, a name or a file of classes.
         name: the domain's name, by default that of the folder.
         progress: called after each shard with its name and the samples found so far.
         max_bad_ratio: 0 refuses the folder for a single bad sample.
@@ -144,18 +145,18 @@ def index_folder(
             count and an example.
     """
     folder = Path(folder)
-    num_classes = find_class_set(class_set).num_classes
+    wanted = find_class_set(class_set)
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; check the path, or {REMEDY}")
     before = None if prepared else _before(folder)
-    _refuse_other_classes(folder, before, class_set)
+    _refuse_other_classes(folder, before, wanted.name)
     findings = Findings(name or folder.resolve().name)
     findings.passed_over = passed_over(folder)
     rows = _Rows([], [], [], [])
     draft = folder / f".{QUARANTINE}.{os.getpid()}"
     try:
         with writing(folder), draft.open("w", encoding="utf-8") as stream:
-            _check_all(folder, num_classes, rows, findings, stream, progress, endings)
+            _check_all(folder, wanted.num_classes, rows, findings, stream, progress, endings)
         if findings.exceed(max_bad_ratio):
             raise BadSamples(findings, _remedy(findings))
         if not rows.keys:
@@ -164,9 +165,7 @@ def index_folder(
                 f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar){over}; {REMEDY}"
             )
         with writing(folder):
-            _write(
-                folder, class_set, rows, findings, draft, prepared or (before.prepared if before else None)
-            )
+            _write(folder, wanted, rows, findings, draft, prepared or (before.prepared if before else None))
     finally:
         draft.unlink(missing_ok=True)
     return DomainIndex.open(folder), findings
@@ -277,7 +276,7 @@ def _refuse_other_classes(folder: Path, before: DomainFile | None, class_set: st
     if before is None or before.class_set == class_set:
         return
     if before.prepared is not None:
-        remedy = f"run `ppar-dist prepare` again with --classes {class_set}"
+        remedy = "run `ppar-dist prepare` again with these --classes"
     else:
         remedy = f"write other labels; or remove {folder / NAME}, if the earlier --classes was a mistake"
     raise DataError(
@@ -288,7 +287,7 @@ def _refuse_other_classes(folder: Path, before: DomainFile | None, class_set: st
 
 def _write(
     folder: Path,
-    class_set: str,
+    class_set: ClassSet,
     rows: _Rows,
     findings: Findings,
     quarantine: Path,
@@ -302,8 +301,8 @@ def _write(
         os.replace(quarantine, folder / QUARANTINE)
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
-    classes = find_class_set(class_set).classes
-    meta = {"version": VERSION, "name": findings.domain, "class_set": class_set, "classes": list(classes)}
+    meta: dict[str, Any] = {"version": VERSION, "name": findings.domain}
+    meta |= {"class_set": class_set.name, "classes": list(class_set.classes)}
     meta |= {"num_samples": len(rows.keys), "turned": findings.turned, "shards": rows.shards}
     if prepared is not None:
         meta["prepared"] = prepared.model_dump()

@@ -15,10 +15,13 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from ppar_dist.data.shards.grouping import USUAL, Endings, Group, Span, groups
+from ppar_dist.data.shards.jpeg import JPEG_FORMATS, check_jpeg
 from ppar_dist.data.shards.sample import (
     SampleError,
+    bad_picture,
     check_member,
     check_sizes,
     class_counts,
@@ -27,7 +30,7 @@ from ppar_dist.data.shards.sample import (
     open_image,
     open_label,
 )
-from ppar_dist.pictures import orientation
+from ppar_dist.pictures import PictureError, orientation
 from ppar_dist.text import printable
 
 _SCATTERED = "scattered"
@@ -138,7 +141,7 @@ def _sample(group: Group, stream: BinaryIO, num_classes: int, here: str) -> Chec
     width, height = label.size
     counts = class_counts(label_ids(label, here), num_classes, here)
     turned = orientation(image) != 1
-    decode_pixels(image, here, min_side=1)  # a JPEG at an eighth: all bytes are read, few pixels made
+    _check_pixels(raw["image"], image, here)
     return CheckedSample(
         group.key,
         group.spans["image"],
@@ -151,6 +154,17 @@ def _sample(group: Group, stream: BinaryIO, num_classes: int, here: str) -> Chec
         counts,
         turned,
     )
+
+
+def _check_pixels(raw: bytes, image: Image.Image, here: str) -> None:
+    """Raises SampleError where an image, opened from ``raw``, is cut off or damaged."""
+    if image.format not in JPEG_FORMATS:
+        decode_pixels(image, here)
+        return
+    try:
+        check_jpeg(raw, image)
+    except PictureError as error:
+        raise bad_picture("image", error, here) from None
 
 
 def _read(stream: BinaryIO, span: Span, kind: str, here: str) -> bytes:

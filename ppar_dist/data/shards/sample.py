@@ -112,7 +112,7 @@ def open_image(raw: bytes, where: str) -> Image.Image:
     try:
         image = pictures.open_picture(raw, _IMAGES)
     except PictureError as error:
-        raise _bad("image", error, where) from None
+        raise bad_picture("image", error, where) from None
     if pictures.is_deep(image):
         detail = "an image has 8 bits a channel, got more; `ppar-dist prepare` scales them (--range)"
         raise SampleError(where, "image_depth", detail)
@@ -125,7 +125,7 @@ def open_label(raw: bytes, where: str) -> Image.Image:
     try:
         return pictures.open_label(raw)
     except PictureError as error:
-        raise _bad("label", error, where) from None
+        raise bad_picture("label", error, where) from None
 
 
 def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -> Image.Image:
@@ -139,7 +139,7 @@ def decode_pixels(image: Image.Image, where: str, min_side: int | None = None) -
     try:
         return pictures.photo_rgb(image)
     except PictureError as error:
-        raise _bad("image", error, where) from None
+        raise bad_picture("image", error, where) from None
 
 
 def decode_rgb(raw: bytes, image: Image.Image, where: str, min_side: int | None = None) -> Tensor:
@@ -175,7 +175,7 @@ def label_ids(image: Image.Image, where: str) -> LabelArray:
     try:
         ids = pictures.label_ids(image)
     except PictureError as error:
-        raise _bad("label", error, where) from None
+        raise bad_picture("label", error, where) from None
     if (most := int(ids.max(initial=0)) if ids.dtype != np.uint8 else 0) > IGNORE_INDEX:
         raise SampleError(where, "label_id", f"label id {most} of a 16-bit PNG is above {IGNORE_INDEX}")
     return ids.astype(np.uint8, copy=False)
@@ -247,7 +247,7 @@ def _refuse_id(found: int, num_classes: int, where: str) -> None:
     )
 
 
-def _bad(kind: str, error: PictureError, where: str) -> SampleError:
+def bad_picture(kind: str, error: PictureError, where: str) -> SampleError:
     """The sample's error for an error of its image or label."""
     reason = _REASONS[error.reason]
     return SampleError(where, reason.format(kind), f"the {kind} is {error}")

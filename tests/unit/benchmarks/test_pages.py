@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.pages import insert, markdown, spread
+from benchmarks.pages import insert, markdown
 from benchmarks.streets import ROOT, TRACKS
+from ppar_dist.sweep.statistics import spread
 
 PAGE = """# Results
 

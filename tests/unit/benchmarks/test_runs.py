@@ -123,7 +123,7 @@ class Stub:
 def test_a_run_that_fails_is_named_and_tried_again_and_the_others_are_finished(
     config: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(runs_module, "_Children", Stub)
+    monkeypatch.setattr(runs_module, "Children", Stub)
     monkeypatch.setattr(runs_module.subprocess, "Popen", lambda command, **_: command)
     monkeypatch.setattr(runs_module, "judge", lambda *_: False)
     planned = [plan_run("x", seed, config, tmp_path / "out", ()) for seed in (0, 1, 1)]

@@ -19,12 +19,14 @@ from ppar_dist.data.colours import (
     contrast,
     hue,
     one_by_one,
+    random_kernel,
     recoloured,
     saturation,
 )
 
 LUMA = torch.tensor([0.299, 0.587, 0.114])
 STRONG = Colours(((1.4, -0.2, 0.1, 3.0), (0.0, 0.9, 0.3, -7.0), (0.2, 0.2, 0.6, 0.5)), 0.7, 1.2)
+FILTERED = STRONG._replace(kernel=random_kernel(np.random.default_rng(1)))
 
 
 Way = Callable[[torch.Tensor, Sequence[Colours]], torch.Tensor]
@@ -54,7 +56,14 @@ def test_nothing_drawn_leaves_every_pixel(way: Way) -> None:
 def test_a_sample_has_the_same_pixels_in_any_batch(way: Way) -> None:
     images = crops().contiguous(memory_format=torch.channels_last)
     before = images.clone()
-    drawn = [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), STRONG._replace(sigma=0.0), STRONG]
+    drawn = [
+        STRONG,
+        Colours(),
+        Colours(gamma=1.7),
+        Colours(sigma=0.4),
+        FILTERED,
+        Colours(kernel=FILTERED.kernel),
+    ]
     together = way(images, drawn)
     assert torch.equal(images, before)
     order = [4, 0, 5, 2, 1, 3]
@@ -67,7 +76,8 @@ def test_a_sample_has_the_same_pixels_in_any_batch(way: Way) -> None:
 
 
 def test_both_ways_give_the_same_pixels() -> None:
-    images, drawn = crops(), [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), STRONG, STRONG]
+    images = crops()
+    drawn = [STRONG, Colours(), Colours(gamma=1.7), Colours(sigma=0.4), FILTERED, STRONG]
     torch.testing.assert_close(all_at_once(images, drawn), one_by_one(images, drawn), rtol=0, atol=1e-3)
 
 
@@ -75,7 +85,7 @@ def test_both_ways_give_the_same_pixels() -> None:
 def test_the_device_is_not_waited_for(way: Way) -> None:
     """Tensors without values stand for those of a GPU: whoever asks for one is refused."""
     images = crops().to("meta")
-    assert way(images, [STRONG] * 6).shape == images.shape
+    assert way(images, [FILTERED] * 6).shape == images.shape
 
 
 @pytest.mark.parametrize("turn", range(3))
@@ -143,3 +153,25 @@ def test_blur_is_a_gaussian_whose_edges_repeat(sigma: float) -> None:
     expected = (windows * kernel).sum((-1, -2))
     found = recoloured(image[None], [Colours(sigma=sigma)])[0].numpy()
     assert np.abs(found - expected).max() < 0.2
+
+
+@each_way
+@pytest.mark.parametrize("seed", range(4))
+def test_a_random_convolution_is_the_papers_mixture(way: Way, seed: int) -> None:
+    """α x + (1 - α) Θ * x about the mean colour, from the same draws, by numpy alone."""
+    image = crops(size=(9, 7))[0]
+    rng = np.random.default_rng(seed)
+    narrow, share = rng.random(2)
+    size = 1 if narrow < 0.5 else 3
+    theta = rng.normal(0, math.sqrt(1 / (3 * size**2)), (3, 3, size, size) if size == 3 else (3, 3))
+    centre = np.array([123, 117, 104])[:, None, None]
+    x = image.numpy() - centre
+    reach = size // 2
+    wide = np.pad(x, ((0, 0), (reach, reach), (reach, reach)), mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(wide, (size, size), axis=(1, 2))
+    filtered = np.einsum("chwij,ocij->ohw", windows, theta.reshape(3, 3, size, size))
+    expected = np.clip(centre + share * x + (1 - share) * filtered, 0, 255)
+    kernel = random_kernel(np.random.default_rng(seed))
+    found = way(image[None], [Colours(kernel=kernel)])[0].numpy()
+    assert np.abs(found - expected).max() < 1e-3
+    assert np.abs(found - image.numpy()).max() > 1

@@ -10,7 +10,8 @@ import pytest
 import torch
 from PIL import Image
 
-from ppar_dist.config.data_section import AugmentConfig
+from ppar_dist.config.data_section import AugmentConfig, RareClassConfig
+from ppar_dist.config.schema import Config
 from ppar_dist.data.loader import train_loader
 from ppar_dist.data.order import Order
 from ppar_dist.data.reading import eval_samples, read_sample
@@ -72,12 +73,26 @@ def test_ranks_share_the_sequence(root: Path, world: int) -> None:
     assert first == list(range(6 // world, 2 * (6 // world)))
 
 
-def test_resume_with_another_batch_and_world(root: Path) -> None:
-    alone = flat(drain(config(root)))
-    parts = drain(config(root), stop=18)
+@pytest.mark.parametrize("style", [{}, {"random_convolution": 0.5, "cat_max_ratio": 0.5}])
+@pytest.mark.parametrize("rare", [False, True])
+def test_resume_with_another_batch_and_world(root: Path, style: dict[str, float], rare: bool) -> None:
+    rare_classes = RareClassConfig(enabled=rare, temperature=0.5, min_pixels=100)
+
+    def changed(plain: Config) -> Config:
+        data = plain.data.model_copy(update={"rare_classes": rare_classes})
+        return plain.model_copy(update={"augment": AugmentConfig.model_validate(style), "data": data})
+
+    before, after = changed(config(root)), changed(config(root, global_batch=14, micro_batch=7))
+    parts = drain(before, stop=18)
     for rank in range(2):
-        parts += drain(config(root, global_batch=14, micro_batch=7), rank, 2, start=18, stop=60)
-    assert flat(parts) == alone
+        parts += drain(after, rank, 2, start=18, stop=60)
+    alone = drain(before)
+    assert flat(parts) == flat(alone)
+    pictures = [
+        {int(p): x for b in batches for p, x in zip(b.positions, b.pictures(), strict=True)}
+        for batches in (alone, parts)
+    ]
+    assert all(torch.equal(picture, pictures[1][place]) for place, picture in pictures[0].items())
 
 
 def test_held_out_samples_are_never_trained_on(root: Path) -> None:

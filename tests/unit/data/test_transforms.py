@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -209,3 +210,58 @@ def test_eval_resizes_the_shorter_side(size: tuple[int, int], expected: tuple[in
     )
     assert (out.dtype, out.shape[1:]) == (torch.uint8, expected)
     assert out[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def _share(ids: torch.Tensor) -> float:
+    """The largest share of one class in the labelled pixels of a crop."""
+    counts = ids[ids != IGNORE_INDEX].unique(return_counts=True)[1]
+    return float(counts.max() / counts.sum())
+
+
+def test_crops_of_real_labels_hold_the_limit_of_a_class(real_data: Path) -> None:
+    """A crop within the limit stays as it is; another one may only be left after ten tries."""
+    files = sorted((real_data / "data/camvid/labels").glob("*.png"))[:8]
+    values = {**STILL, "scale": (2, 2)}
+    free, limited = (
+        TrainTransform(AugmentConfig.model_validate({**values, "cat_max_ratio": ratio}), data_config(), 0)
+        for ratio in (1.0, 0.6)
+    )
+    moved = broken = 0
+    for number, file in enumerate(files):
+        label = np.array(Image.open(file))
+        image = Image.fromarray(np.repeat(label[..., None], 3, axis=2))
+        for position in range(number * 5, number * 5 + 5):
+            before, after = free(image, label, position), limited(image, label, position)
+            if _share(before.label) <= 0.6:
+                assert torch.equal(before.label, after.label)
+                assert torch.equal(before.image, after.image)
+                continue
+            moved += _share(after.label) <= 0.6
+            broken += _share(after.label) > 0.6
+            assert torch.equal(after.label, limited(image, label, position).label)
+    assert moved > 3 * broken
+
+
+def test_a_limit_that_no_place_holds_leaves_a_crop() -> None:
+    image, _ = coded_pair()
+    for value in (3, IGNORE_INDEX):
+        label = np.full((180, 240), value, np.uint8)
+        augment = AugmentConfig.model_validate({**STILL, "cat_max_ratio": 0.5})
+        crop = TrainTransform(augment, data_config(), 0)(image, label, 1)
+        assert set(crop.label.unique().tolist()) <= {value, IGNORE_INDEX}
+
+
+def test_a_random_convolution_changes_the_image_alone() -> None:
+    """Seeded by position, as often as its chance, and what else is drawn stays."""
+    image, label = coded_pair()
+    plain = TrainTransform(AugmentConfig(), data_config(), 3)
+    style = TrainTransform(AugmentConfig.model_validate({"random_convolution": 0.5}), data_config(), 3)
+    drawn = 0
+    for position in range(40):
+        before, after = plain(image, label, position), style(image, label, position)
+        assert torch.equal(before.image, after.image)
+        assert torch.equal(before.label, after.label)
+        assert after.colours._replace(kernel=None) == before.colours
+        assert after.colours == style(image, label, position).colours
+        drawn += after.colours.kernel is not None
+    assert 10 <= drawn <= 30  # 3.2 standard deviations of a binomial

@@ -16,18 +16,12 @@ from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.data.reading import eval_samples, read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.evaluate import (
-    Results,
-    TargetResult,
-    confusion,
-    evaluate,
-    held_out,
-    keep_results,
-    predict_labels,
-    score,
-)
+from ppar_dist.evaluation.counting import confusion, held_out
+from ppar_dist.evaluation.evaluate import evaluate, score
+from ppar_dist.evaluation.labelling import predict_labels
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.prediction_examples import spread
+from ppar_dist.evaluation.results import Results, TargetResult, keep_results
 from ppar_dist.report.cleaning import results_table
 from tests.unit.tiny_run import CLASSES, make_config, make_domain, make_run
 
@@ -140,13 +134,18 @@ def test_evaluate_reports_the_figures_of_its_own_predictions(domains: Path, tmp_
 def test_table_and_json_carry_the_same_figures(domains: Path, tmp_path: Path) -> None:
     make_run(domains, tmp_path / "run")
     results = evaluate(tmp_path / "run", {"dark": domains / "night", "other": domains / "a"})
-    head, first, second, source = results.table().splitlines()
-    assert source == f"{results.run}: {results.checkpoint}, step {results.step}"
+    head, first, second, mean, source = results.table().splitlines()
+    protocol = "shorter side 16, whole, labels at their own size"
+    assert source == f"{results.run}: {results.checkpoint}, step {results.step}; {protocol}"
     assert head.split()[:3] == ["target", "images", "mIoU"]
     assert first.split()[0] == "dark"
     assert second.split()[:2] == ["other", "5"]
     tree = json.loads(results.to_json())
     assert f"{100 * tree['targets']['dark']['miou']:.1f}" == first.split()[2]
+    both = [tree["targets"][name]["miou"] for name in ("dark", "other")]
+    assert mean.split() == ["mean", f"{50 * sum(both):.1f}"]
+    assert tree["mean_miou"] == pytest.approx(sum(both) / 2)
+    assert tree["protocol"] == protocol
     assert len({line.index(line.split()[1]) + len(line.split()[1]) for line in (first, second)}) == 1
 
 
@@ -256,8 +255,8 @@ def test_the_best_checkpoint_is_named_and_keeps_its_own_table(
     make_run(domains, tmp_path / "run", steps=(20, 40))
     with caplog.at_level(logging.INFO):
         best = score(tmp_path / "run", {"dark": domains / "night"}, which="best")
-    assert caplog.messages[-1] == "scoring step-00000020 of tiny, step 20"
-    assert best.table().splitlines()[-1] == "tiny: step-00000020, step 20"
+    assert caplog.messages[-1].startswith("scoring step-00000020 of tiny, step 20: shorter side 16,")
+    assert best.table().splitlines()[-1].startswith("tiny: step-00000020, step 20; shorter side 16,")
     assert not (tmp_path / "run" / "predictions").exists(), "pictures are of the last one"
     score(tmp_path / "run", {"other": domains / "a"})
     found = json.loads((tmp_path / "run" / "results.json").read_text())

@@ -14,7 +14,9 @@ from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confusion import ConfusionMatrix
-from ppar_dist.evaluation.evaluate import LeftOut, confusion, evaluate, held_out, predict_labels
+from ppar_dist.evaluation.counting import LeftOut, confusion, held_out
+from ppar_dist.evaluation.evaluate import evaluate
+from ppar_dist.evaluation.labelling import predict_labels
 from ppar_dist.evaluation.load import load_segmentor
 from tests.unit.street_shards import overwrite
 from tests.unit.tiny_run import make_config, make_domain, make_run
@@ -48,7 +50,7 @@ def test_the_figures_are_those_of_the_good_samples(tmp_path: Path, caplog: pytes
     assert dark.miou == pytest.approx(float(matrix.miou()))
     said = "left out of the evaluation of dark (checksum): night/shard-000000.tar sample s002: the image is"
     assert said in caplog.text
-    head, first, second, _ = results.table().splitlines()
+    head, first, second, *_ = results.table().splitlines()
     assert head.split()[:4] == ["target", "images", "left", "out"]
     assert (first.split()[:3], second.split()[:3]) == (["dark", "5", "1"], ["clean", "5", "0"])
     assert json.loads(results.to_json())["targets"]["dark"]["left_out"] == 1

@@ -15,7 +15,8 @@ from ppar_dist.class_sets import CITYSCAPES19
 from ppar_dist.data.prepare import SOURCES, prepare
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.evaluation.evaluate import confusion, target_result
+from ppar_dist.evaluation.counting import confusion
+from ppar_dist.evaluation.evaluate import target_result
 
 official = pytest.importorskip("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
 

@@ -1,18 +1,13 @@
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
-from torch.export.passes import move_to_device_pass
 
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation import palette_images
-from ppar_dist.evaluation.export import export
-from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image
 from ppar_dist.evaluation.photos import read
 from ppar_dist.evaluation.predict import predict
@@ -129,36 +124,3 @@ def test_the_legend_shows_every_colour() -> None:
     picture = legend_image(CLASSES)
     colours = {colour for _, colour in picture.getcolors(100_000) or []}
     assert set(CLASSES.palette) <= colours
-
-
-def test_an_exported_program_stands_alone(run: Path, tmp_path: Path) -> None:
-    made = export(run, tmp_path / "model.pt2", (20, 28))
-    extra = {"ppar_dist.json": ""}
-    program = torch.export.load(made.file, extra_files=extra).module()
-    images = torch.randint(0, 256, (3, 3, 20, 28), dtype=torch.uint8)
-    segmentor, *_ = load_segmentor(run)
-    assert torch.allclose(program(images), segmentor(images).logits, atol=1e-4)
-    assert made.output_shape == ("batch", 6, 5, 7)
-    assert json.loads(extra["ppar_dist.json"])["classes"] == list(CLASSES.classes)
-    assert [item.name for item in tmp_path.iterdir()] == ["model.pt2"]
-
-
-def test_a_program_takes_any_number_of_images_of_any_size(run: Path, tmp_path: Path) -> None:
-    made = export(run, tmp_path / "model.pt2")
-    assert made.input_shape == ("batch", 3, "height", "width")
-    exported = torch.export.load(made.file)
-    segmentor, *_ = load_segmentor(run)
-    for batch, rows, columns in ((1, 2, 7), (5, 3, 2)):
-        size = (rows * made.multiple, columns * made.multiple)
-        images = torch.randint(0, 256, (batch, 3, *size), dtype=torch.uint8)
-        assert torch.allclose(exported.module()(images), segmentor(images).logits, atol=1e-4)
-    elsewhere = move_to_device_pass(exported, "meta")  # no device is written into it
-    logits = elsewhere.module()(torch.zeros(2, 3, *size, dtype=torch.uint8, device="meta"))
-    assert (logits.device.type, tuple(logits.shape)) == ("meta", (2, 6, size[0] // 4, size[1] // 4))
-
-
-def test_export_names_a_wrong_path(run: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"ends in \.pt2"):
-        export(run, tmp_path / "model.onnx")
-    with pytest.raises(UserError, match="no folder"):
-        export(run, tmp_path / "nowhere" / "model.pt2")

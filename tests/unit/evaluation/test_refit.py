@@ -70,7 +70,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, list[DomainI
 def right(model: Segmentor, config: Config, index: DomainIndex) -> float:
     """Share of pixels of a domain that a segmentor gets right."""
     from ppar_dist.data.reading import eval_samples
-    from ppar_dist.evaluation.evaluate import confusion
+    from ppar_dist.evaluation.counting import confusion
 
     matrix, _ = confusion(model, eval_samples(index, 0, len(index), config.data.size), 6)
     counts: Tensor = matrix.counts.double()

@@ -209,7 +209,7 @@ def test_statistics_are_those_of_the_weights() -> None:
     torch.testing.assert_close(white, torch.ones(1, 3, 16, 16))  # (1 − mean) / std
 
 
-@pytest.mark.parametrize(("name", "size"), [("tiny-siglip", 16), ("tiny-convnext", 32)])
+@pytest.mark.parametrize(("name", "size"), [("tiny-siglip", 16), ("tiny-convnext", 32), ("tiny-swin", 32)])
 def test_timm_tower_of_one_cell_is_the_towers_own_output(name: str, size: int) -> None:
     backbone = built(name)
     randomise(backbone.tower)

@@ -50,6 +50,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
             "timm_proj": "linear",
         }
     },
+    "tiny-swin": {
+        "vision_cfg": {
+            "image_size": 224,
+            "timm_model_name": "swin_tiny_patch4_window7_224",
+            "timm_pool": "",
+            "timm_proj": "linear",
+        }
+    },
 }
 
 

@@ -21,6 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.config.load import dump_config
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.report import TEMPLATE, write_report
@@ -28,7 +29,7 @@ from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_char
 from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.thinning import Thinned
-from ppar_dist.report.timeline import planned_stages, timeline
+from ppar_dist.report.timeline import planned_stages, stage_list, timeline
 from tests.unit.tiny_run import CLASSES, make_domain, make_run
 
 NASTY = "</td><script>alert(1)</script>"
@@ -60,6 +61,7 @@ def log_run(run: Path) -> None:
         stage = sum(progress >= boundary for boundary in (0.1, 0.3, 0.5))
         record: dict[str, Any] = {"step": step, "samples_seen": 4 * step, "stage": stage, "ess_ratio": 0.9}
         record |= {"loss/total": 2 - progress, "loss/segmentation": 1.5 - progress, "domain_discrepancy": 0.4}
+        record |= {"lr/decoder": 1e-3 * (1 - progress), "grad_norm": 1 + progress}
         if stage:
             record |= {"loss/text": None if step == 20 else 1.0}
         record |= {
@@ -77,6 +79,8 @@ def log_run(run: Path) -> None:
     (metrics / "train.jsonl").write_text("\n".join(train) + '\n{"step": 41, "lo')
     (metrics / "samples.jsonl").write_text("\n".join(samples) + "\n")
     evals = [{"step": step, "miou": step / 100, "domains": {"a": step / 100, "b": None}} for step in (20, 40)]
+    evals[0]["confusion"] = [[1] * 6] * 6
+    evals[1]["confusion"] = [[70 + k if k == j else 6 for j in range(6)] for k in range(6)]
     (metrics / "eval.jsonl").write_text("\n".join(map(json.dumps, evals)) + "\n")
 
 
@@ -107,7 +111,7 @@ def test_the_page_is_whole_and_needs_nothing_else(run: Path) -> None:
     assert "https://" not in text
     assert "url(" not in text
     assert "prefers-color-scheme: dark" in text
-    assert page.text.count("not recorded") == 1  # the admitted ratio, which this log lacks
+    assert page.text.count("not recorded") == 2  # the admitted ratio and the speed, which this log lacks
     for svg in re.findall(r"<svg.*?</svg>", text, re.S):
         ElementTree.fromstring(svg)  # well-formed
 
@@ -166,6 +170,78 @@ def test_least_reliable_samples_come_first(run: Path) -> None:
     assert re.findall(r"s00\d", least)[0] == "s004"  # reliability -1 - sample
     assert re.findall(r"s00\d", most)[0] == "s000"
     assert "\N{MINUS SIGN}5.00" in least
+
+
+def test_the_confusion_is_that_of_the_last_evaluation(run: Path, tmp_path: Path) -> None:
+    text = write_report(run).read_text()
+    assert "<title>road, road: 70</title>" in text  # of 100 pixels
+    assert "<title>road, sky: 6</title>" in text
+    counts = json.loads((run / "results.json").read_text())["targets"]["night"]["confusion"]
+    assert f"<title>road, road: {100 * counts[0][0] / sum(counts[0]):.0f}</title>" in text
+    make_run(tmp_path / "shards", tmp_path / "run", steps=())
+    metrics = tmp_path / "run" / "metrics"
+    metrics.mkdir()
+    for wrong in ([[1, 2], [3]], [["<b>"] * 6] * 6, [[1] * 7] * 6, {"a": 1}, [[-1] * 6] * 6):
+        (metrics / "eval.jsonl").write_text(json.dumps({"step": 1, "miou": 0.1, "confusion": wrong}))
+        assert "<h2>Confusion</h2>" not in write_report(tmp_path / "run").read_text()
+
+
+def test_all_stages_are_named_also_those_that_a_short_run_skips(run: Path, tmp_path: Path) -> None:
+    named = [(each["name"], each["steps"]) for each in stage_list(RunRecords.read(run))]
+    assert named == [
+        ("warm-up", "steps 1 to 4, done"),
+        ("text", "steps 5 to 12, done"),
+        ("visual text", "steps 13 to 20, done"),
+        ("pixel", "steps 21 to 40, done"),
+    ]
+    make_run(tmp_path / "shards", tmp_path / "run", steps=(), train={"steps": 3, "global_batch": 4})
+    page = Page(write_report(tmp_path / "run").read_text())
+    short = stage_list(RunRecords.read(tmp_path / "run"))
+    assert [each["steps"].partition(":")[0] for each in short].count("skipped") == 1
+    assert all(f"{each['number']} {each['name']}" in page.text for each in short)
+
+
+def test_two_runs_stand_beside_each_other(run: Path, tmp_path: Path) -> None:
+    config = make_run(tmp_path / "shards", tmp_path / "run", steps=(), optim={"lr": 0.5})
+    named = config.model_copy(update={"run": config.run.model_copy(update={"name": NASTY})})
+    (tmp_path / "run" / "config.yaml").write_text(dump_config(named))
+    log_run(tmp_path / "run")
+    target = {"miou": 0.125, "images": 1, "iou": {}}
+    protocol = json.loads((run / "results.json").read_text())["protocol"]
+    results = {"targets": {"night": target}, "protocol": "another"}
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    assert "different protocols" in Page(write_report(run, tmp_path / "run").read_text()).text
+    results["protocol"] = protocol
+    (tmp_path / "run" / "results.json").write_text(json.dumps(results))
+    page = Page(write_report(run, tmp_path / "run").read_text())
+    ours = json.loads((run / "results.json").read_text())["targets"]["night"]["miou"]
+    assert f"Against {NASTY}" in page.text
+    assert "different protocols" not in page.text
+    assert "optim.lr: 0.5 -> 0.001" in page.text
+    assert f"{100 * (ours - 0.125):+.1f}".replace("-", "−") in page.text
+    assert "script" not in [tag for tag, _ in page.tags]
+    with pytest.raises(UserError, match="is not a run"):
+        write_report(run, tmp_path)
+    write_report(run)
+
+
+def test_examples_keep_their_size_while_there_is_room(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def widths() -> set[int]:
+        text = write_report(copy).read_text()
+        found = re.findall(r'class="zoom">.*?src="data:image/\w+;base64,([^"]+)"', text)
+        return {Image.open(io.BytesIO(base64.b64decode(uri))).width for uri in found}
+
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    for file in (copy / "predictions").glob("*.[pj][np]g"):
+        with Image.open(file) as picture:
+            large = picture.resize((900, 600), Image.Resampling.NEAREST)
+        large.save(file)
+    assert widths() == {900}
+    monkeypatch.setattr("ppar_dist.report.images._ROOM", 0)
+    assert widths() == {420}
 
 
 def test_stage_bands_follow_the_log(run: Path) -> None:

@@ -14,8 +14,9 @@ from torch._dynamo.utils import counters
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.model_section import BackboneConfig, DecoderConfig, ModelConfig
 from ppar_dist.models.backbone import build_backbone
+from ppar_dist.models.blocks import blocks
 from ppar_dist.models.segmentor import Segmentor
-from ppar_dist.training.parts import as_written, blocks, compile_parts, recompute
+from ppar_dist.training.parts import as_written, compile_parts, recompute
 from tests.ranks import tiny_config
 
 TOWERS = {

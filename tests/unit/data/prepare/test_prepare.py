@@ -342,7 +342,7 @@ def test_threads_limit_and_progress_leave_the_bytes_alone(tmp_path: Path) -> Non
 
 
 def test_real_camvid_has_the_sequences_in_full() -> None:
-    counts = {name: len(pairs) for name, pairs in SOURCES["camvid"].domains(real_data() / "camvid").items()}
+    counts = {name: len(pairs) for name, pairs in SOURCES["camvid"].parted(real_data() / "camvid").items()}
     assert counts == {"camvid_0001TP": 62, "camvid_0006R0": 101, "camvid_0016E5": 305, "camvid_Seq05VD": 171}
 
 
@@ -367,7 +367,7 @@ def test_real_labels_survive_the_round_trip(tmp_path: Path, dataset: str, classe
         "labelmefacade": labelmefacade.NAMES,
         "cityscapes": dict(enumerate(cityscapes.NAMES)),
     }[dataset]
-    pair = SOURCES[dataset].domains(root)[folders[0].name][1]
+    pair = SOURCES[dataset].parted(root)[folders[0].name][1]
     native = np.asarray(Image.open(pair.label))[::5, ::5]
     found = next(label for key, label in labels_of(folders[0]).items() if key == pair.key)[::5, ::5]
     np.testing.assert_array_equal(found, train_ids(classes, names, native))
@@ -498,7 +498,7 @@ def test_another_data_set_does_not_replace_a_domain_unasked(tmp_path: Path) -> N
     make("moved")
     assert read_domain_file(made).prepared.files == json.loads(before)["prepared"]["files"]
     assert len(DomainIndex.open(make("more", overwrite=True))) == 3
-    with pytest.raises(UserError, match=r"prepare` again with --classes camvid11"):
+    with pytest.raises(UserError, match=r"prepare` again with these --classes"):
         index_folder(made, "camvid11")
 
 

@@ -1,0 +1,35 @@
+"""When a run ends before its last step: its scores on held-out source data do not rise any more.
+
+Every rank has the same scores, so all decide alike; the count of evaluations is part of the run's state.
+"""
+
+from __future__ import annotations
+
+from ppar_dist.config.schema import TrainConfig
+from ppar_dist.run.state import TrainState
+
+
+def note_score(state: TrainState, miou: float, train: TrainConfig) -> None:
+    """Count an evaluation in a row without a rise, or begin to count anew; an undefined score is no rise."""
+    before = state.risen_to
+    if miou == miou and (before is None or miou > before + train.stop_early.min_delta):
+        state.risen_to, state.evaluations_since = miou, 0
+    else:
+        state.evaluations_since += 1
+
+
+def ends_early(state: TrainState, train: TrainConfig) -> bool:
+    """Whether the run ends at ``state``, with steps left."""
+    patience = train.stop_early.patience
+    return patience is not None and state.step < train.steps and state.evaluations_since >= patience
+
+
+def reason(state: TrainState, train: TrainConfig, best: str) -> str:
+    """Why it ended, in a sentence; ``best`` names the best checkpoint."""
+    least = train.stop_early.min_delta
+    rise = f"by more than {100 * least:g} points" if least else "at all"
+    reached = "no score" if state.risen_to is None else f"{100 * state.risen_to:.1f}"
+    return (
+        f"held-out mIoU has not risen {rise} in {state.evaluations_since} evaluations since {reached}; the "
+        f"best checkpoint is {best}"
+    )

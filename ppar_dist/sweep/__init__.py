@@ -1,0 +1,1 @@
+"""Many runs from one file: variants × values × seeds, and the table of what they score."""
