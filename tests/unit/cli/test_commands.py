@@ -162,7 +162,7 @@ def test_the_configurations_of_the_package_are_named_and_used_anywhere(
     assert parser.main(["config", "list"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == sorted(path.stem for path in DEMO.parent.glob("*.yaml"))
-    assert "  Real streets: train on three day sequences of CamVid" in lines[4]
+    assert any("  Real streets: train on three day sequences of CamVid" in line for line in lines)
     (tmp_path / "demo").mkdir()  # as the demo leaves it: neither a file nor a run
     for line in ("config demo --get run.name", f"config {DEMO} --get run.name"):
         assert parser.main(line.split()) == 0

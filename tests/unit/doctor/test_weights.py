@@ -77,7 +77,7 @@ def test_an_image_tower_alone_needs_a_file_of_text(doctor: Doctor, tmp_path: Pat
 
 
 def test_a_tower_without_dense_features_is_a_failure_of_the_model(doctor: Doctor) -> None:
-    backbone = {"kind": "open_clip", "name": "swin_base_patch4_window7_224"}
+    backbone = {"kind": "open_clip", "name": "vit_relpos_medium_patch16_cls_224"}
     found = doctor(model={"backbone": backbone})["model"]
     assert found["status"] == "failure"
     assert "its tower takes no image of 64x96 pixels" in found["found"]

@@ -338,8 +338,8 @@ def test_the_program_of_an_archive_is_never_run(tmp_path: Path, monkeypatch: pyt
     assert mark.exists()  # the file is what it is said to be
 
 
-@pytest.mark.parametrize("name", ["swin_base_patch4_window7_224", "vit_relpos_medium_patch16_cls_224"])
-def test_towers_without_dense_features_are_refused_when_built(name: str) -> None:
+def test_a_tower_without_dense_features_is_refused_when_built() -> None:
+    name = "vit_relpos_medium_patch16_cls_224"
     text = {"text_cfg": {"width": 16, "heads": 2, "layers": 1}}
     with pytest.raises(UserError, match=rf"model.backbone.name={name}: .*use a ResNet, ViT"):
         build_backbone(BackboneConfig(name=name, options=text), load_weights=False)
@@ -350,10 +350,8 @@ def test_a_timm_trunk_of_multiples_alone_is_padded_and_one_without_maps_is_refus
     images = torch.randint(0, 256, (1, 3, 36, 50), dtype=torch.uint8)
     assert backbone.prepare(images).shape[2:] == (64, 64)
     assert backbone.dense_features(images).shape[:2] == (1, 8)
-    with pytest.raises(
-        UserError, match=r"name=swin_tiny_patch4_window7_224: its tower takes no image of 64x96"
-    ):
-        build_backbone(BackboneConfig(kind="timm", name="swin_tiny_patch4_window7_224", embed_dim=8))
+    with pytest.raises(UserError, match=r"name=maxvit_rmlp_pico_rw_256: "):
+        build_backbone(BackboneConfig(kind="timm", name="maxvit_rmlp_pico_rw_256", embed_dim=8))
 
 
 def test_a_timm_trunks_file_is_reported_and_its_values_checked(tmp_path: Path) -> None:

@@ -139,7 +139,7 @@ def test_a_resume_asks_whether_it_is_the_same_start(source: Path, tmp_path: Path
     refuse_another_start(config.model_copy(update={"init_from": None}), state)
     with pytest.raises(UserError, match=r"was not started from init_from=.*; remove init_from"):
         refuse_another_start(config, TrainState())
-    other = make_config(source.parent, tmp_path / "other", "linear")
+    other = make_config(source.parent, tmp_path / "other", "otp")  # so that its weights are others
     folder = publish(other, 40)
     for path in (folder, tmp_path / "other"):
         with pytest.raises(UserError, match=r"is not the checkpoint that .* was started from"):
