@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ppar_dist.cli.commands import app
+from ppar_dist.config.load import load_config
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -49,6 +50,25 @@ def test_there_are_commands_to_check() -> None:
 def test_a_command_of_a_page_parses(line: str) -> None:
     command, _, _ = app.parse_args(shlex.split(line))
     assert command.__module__.startswith("ppar_dist.cli.")
+
+
+FEATURES = [
+    cell
+    for line in PAGES[ROOT / "docs" / "features.md"].splitlines()
+    if line.startswith("|")
+    for cell in re.findall(r"`([^`]+)`", line.split("|")[2])
+]
+
+
+@pytest.mark.parametrize("cell", FEATURES)
+def test_a_command_or_key_of_the_features_is_taken(cell: str) -> None:
+    if cell.startswith("ppar-dist "):
+        app.parse_args(shlex.split(cell)[1:])
+    elif "=" in cell:
+        settings = [each for each in shlex.split(cell) if each != "model.backbone.pretrained=FILE"]
+        load_config(ROOT / "configs" / "gta5_vitb16.yaml", settings)
+    else:
+        assert cell.startswith(("sbatch ", "import ppar_dist"))
 
 
 @pytest.mark.parametrize("target", found(r"(?:^|`)make (\w[\w-]*)"))
