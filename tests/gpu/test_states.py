@@ -90,8 +90,8 @@ def test_evaluation_prediction_and_export_run_in_bf16(seen: dict[str, dict[str, 
     for found in (evaluated, predicted, exported):
         assert found["flops"]["bfloat16"] > found["flops"].get("float32", 0.0)
         assert found["collectives"] == {}
-    # An image goes there, its labels come back, and nothing else is asked.
-    assert sum(evaluated["waits"].values()) <= 2 * evaluated["images"]
+    # Images and their labels go there, once the matrix, and nothing is asked before its end.
+    assert sum(evaluated["waits"].values()) <= 2 * evaluated["images"] + 1
     assert predicted["waits"] == exported["waits"] == {}
 
 
