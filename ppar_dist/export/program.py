@@ -76,7 +76,12 @@ def write(
     content.seek(0)
     loaded = torch.export.load(content).module()
     images = [noise(number, *each, seed=number) for number, each in enumerate(other_sizes(multiple, size), 1)]
-    deviation = max(deviation_on(each, model, loaded, "program") for each in images)
+    try:
+        deviation = max(deviation_on(each, model, loaded, "program") for each in images)
+    except AssertionError as error:  # a guard of the program: its sizes are those of the example
+        if size is not None:
+            raise
+        raise _not_for_any_size(error) from None
     write_atomically(out, content.getbuffer())
     shapes = shapes_of(len(classes.classes), size)
     return ExportedProgram(out, "pt2", checkpoint.name, classes.classes, deviation, *shapes, multiple)
@@ -118,9 +123,14 @@ def exported(model: nn.Module, multiple: int, size: tuple[int, int] | None) -> t
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: batch, **sides},))
     except (TorchDynamoUserError, RuntimeError) as error:
-        raise UserError(
-            f"this model is no program for images of any size ({one_line(error)[:200]}); fix one with --size"
-        ) from None
+        raise _not_for_any_size(error) from None
+
+
+def _not_for_any_size(error: Exception) -> UserError:
+    return UserError(
+        f"this model cannot become a program for images of any size ({one_line(error)[:200]}); fix one "
+        "with --size"
+    )
 
 
 def deviation_on(

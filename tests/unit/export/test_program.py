@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.export.passes import move_to_device_pass
 
+from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.export import export
 from ppar_dist.export.exported import ExportedProgram
@@ -49,3 +50,14 @@ def test_a_program_takes_any_number_of_images_of_any_size(run: Path, tmp_path: P
     elsewhere = move_to_device_pass(exported, "meta")  # no device is written into it
     logits = elsewhere.module()(torch.zeros(2, 3, *size, dtype=torch.uint8, device="meta"))
     assert (logits.device.type, tuple(logits.shape)) == ("meta", (2, 6, size[0] // 4, size[1] // 4))
+
+
+@pytest.mark.process  # it starts none, but takes long
+def test_a_model_of_one_size_asks_for_it(tmp_path: Path) -> None:
+    """DINOv3's rotary grid is computed for the size of the example."""
+    options = {"depth": 4, "embed_dim": 24, "num_heads": 2}
+    tower = {"kind": "timm", "embed_dim": 8, "name": "vit_small_patch16_dinov3", "options": options}
+    make_run(tmp_path / "run", tower)
+    with pytest.raises(UserError, match=r"for images of any size .*fix one with --size"):
+        export(tmp_path / "run", tmp_path / "model.pt2")
+    assert not (tmp_path / "model.pt2").exists()
