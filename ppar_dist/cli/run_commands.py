@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
@@ -29,6 +29,11 @@ def predict(
     weights: Weights = "raw",
     batch: int = 1,
     value_range: Range | None = None,
+    opacity: float = 0.5,
+    outlines: bool = False,
+    legend: bool = False,
+    confidence: bool = False,
+    coding: Literal["train", "cityscapes"] = "train",
     overwrite: bool = False,
     as_json: Json = False,
 ) -> int:
@@ -38,10 +43,18 @@ def predict(
         images: files, or folders that are searched with all below
         out: folder for labels and overlays
         batch: images of one size that the model sees at once
+        opacity: of the class colours in overlays, 0 to 1
+        outlines: draw white lines between classes into overlays
+        legend: draw names and colours of the classes that occur into overlays
+        confidence: also write the probability of each label as a grey PNG, 255 is 1
+        coding: numbers in label files: class ids, or Cityscapes' label ids for its test server
         overwrite: write into a folder that holds files
     """
     refuse_below_1("--batch", batch)
-    from ppar_dist.evaluation.predict import PredictedImage, predict
+    from ppar_dist.evaluation.palette_images import OverlayStyle
+    from ppar_dist.evaluation.predict import Outputs, PredictedImage, predict
+
+    outputs = Outputs(OverlayStyle(opacity, outlines, legend), confidence, coding)
 
     def tell(result: object, done: int, total: int) -> None:
         show_progress("predict", total, total)  # clears the line
@@ -51,7 +64,9 @@ def predict(
             print(result, flush=True)
         show_progress("predict", done, total)
 
-    found = predict(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights)
+    found = predict(
+        checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights, outputs
+    )
     print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
     print(found, file=sys.stderr)
     return exit_codes.CONFIG if found.failed else exit_codes.DONE

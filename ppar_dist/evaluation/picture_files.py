@@ -15,7 +15,8 @@ from ppar_dist.text import some, visible
 LEGEND = "legend.png"
 log = logging.getLogger(__name__)
 
-_ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
+ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
+"""Of the files that may be written for a picture: labels, the overlay as JPEG, or as PNG."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,18 @@ class PictureFile:
     name: PurePath  # of its results: relative to their folder, without an ending
 
 
-def picture_files(paths: Sequence[Path], out: Path) -> tuple[list[PictureFile], list[Failure]]:
+def picture_files(
+    paths: Sequence[Path], out: Path, endings: Sequence[str] = ENDINGS
+) -> tuple[list[PictureFile], list[Failure]]:
     """The pictures meant by files and folders, in order, and what in the folders cannot be read.
 
     A folder is searched with all below it but ``out``; what file managers and notebooks leave there is not a
     picture. The names keep the folders below a given one, and no two are the same, nor that of the legend.
+
+    Args:
+        paths: pictures, and folders that are searched.
+        out: the folder of the results.
+        endings: of the files that may be written for a picture.
 
     Raises:
         UserError: a path does not exist, or nothing is left.
@@ -55,7 +63,7 @@ def picture_files(paths: Sequence[Path], out: Path) -> tuple[list[PictureFile], 
         failed += [item for item in inside if isinstance(item, Failure)]
         top = path if path.is_dir() else path.parent
         found += [(item, item.relative_to(top)) for item in inside if isinstance(item, Path)]
-    names = _names([name for _, name in found])
+    names = _names([name for _, name in found], endings)
     return [PictureFile(path, name) for (path, _), name in zip(found, names, strict=True)], failed
 
 
@@ -105,7 +113,7 @@ def _below(folder: Path, out: Path, above: tuple[Path, ...], others: list[Path])
             others.append(item)
 
 
-def _names(files: Sequence[PurePath]) -> list[PurePath]:
+def _names(files: Sequence[PurePath], endings: Sequence[str]) -> list[PurePath]:
     """Paths without endings, told apart by a number where two results, or a result and a folder, clash.
 
     Capitals do not tell names apart: not every file system keeps them.
@@ -115,7 +123,7 @@ def _names(files: Sequence[PurePath]) -> list[PurePath]:
     for file in files:
         stem, number = file.with_suffix(""), 1
         name = stem
-        while taken & (results := {_key(item) for item in possible_results(name)}):
+        while taken & (results := {_key(item) for item in possible_results(name, endings)}):
             number += 1
             name = stem.with_name(f"{stem.name}-{number}")
         taken |= results
@@ -123,9 +131,9 @@ def _names(files: Sequence[PurePath]) -> list[PurePath]:
     return names
 
 
-def possible_results(name: PurePath) -> list[PurePath]:
-    """The files that may be written for a picture's name: labels, the overlay as JPEG, or as PNG."""
-    return [name.with_name(name.name + ending) for ending in _ENDINGS]
+def possible_results(name: PurePath, endings: Sequence[str] = ENDINGS) -> list[PurePath]:
+    """The files that may be written for a picture's name, in the order of their endings."""
+    return [name.with_name(name.name + ending) for ending in endings]
 
 
 def _key(path: PurePath) -> str:

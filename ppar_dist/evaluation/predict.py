@@ -7,27 +7,39 @@ and a small part more, whatever the number of classes.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path, PurePath
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.confidence import confidence_of
+from ppar_dist.evaluation.label_coding import Coding, check_coding, check_frame_names, label_image
 from ppar_dist.evaluation.labelling import labels_of, logits_of
 from ppar_dist.evaluation.load import load_segmentor
-from ppar_dist.evaluation.palette_images import legend_image, overlay_image, palette_image, write_picture
+from ppar_dist.evaluation.palette_images import OverlayStyle, legend_image, overlay_image, write_picture
 from ppar_dist.evaluation.photos import attempt, groups, model_input, read
-from ppar_dist.evaluation.picture_files import LEGEND, Failure, PictureFile, picture_files, possible_results
+from ppar_dist.evaluation.picture_files import (
+    ENDINGS,
+    LEGEND,
+    Failure,
+    PictureFile,
+    picture_files,
+    possible_results,
+)
 from ppar_dist.pictures import Span, check_span
 from ppar_dist.text import one_line, visible
 
 _LONGEST_JPEG = 65500  # pixels of a side
+_CONFIDENCE = "_confidence.png"
 
 
 @dataclass(frozen=True)
@@ -37,9 +49,16 @@ class PredictedImage:
     image: Path
     labels: Path
     overlay: Path
+    confidence: Path | None = None
+
+    def to_dict(self) -> dict[str, str]:
+        """Plain values, as printed by ``--json``."""
+        found = {"image": str(self.image), "labels": str(self.labels), "overlay": str(self.overlay)}
+        return found if self.confidence is None else {**found, "confidence": str(self.confidence)}
 
     def __str__(self) -> str:
-        return visible(f"{self.image}: {self.labels}, {self.overlay}")
+        more = "" if self.confidence is None else f", {self.confidence}"
+        return visible(f"{self.image}: {self.labels}, {self.overlay}{more}")
 
 
 @dataclass(frozen=True)
@@ -53,10 +72,7 @@ class Predictions:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as printed by ``--json``."""
         return {
-            "images": [
-                {"image": str(item.image), "labels": str(item.labels), "overlay": str(item.overlay)}
-                for item in self.done
-            ],
+            "images": [item.to_dict() for item in self.done],
             "failures": [{"image": str(item.image), "error": item.reason} for item in self.failed],
             "legend": str(self.legend),
         }
@@ -67,6 +83,31 @@ class Predictions:
 
 
 _Result = PredictedImage | Failure
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """What is written for a picture.
+
+    Raises:
+        UserError: Cityscapes' evaluator would take a confidence for labels.
+    """
+
+    style: OverlayStyle = field(default_factory=OverlayStyle)
+    confidence: bool = False  # also ``<name>_confidence.png``: probability of each label, 255 is 1
+    coding: Coding = "train"  # of labels: class ids, or Cityscapes' label ids without a palette
+
+    def __post_init__(self) -> None:
+        if self.confidence and self.coding == "cityscapes":
+            raise UserError(
+                "--confidence writes pictures that Cityscapes' evaluator would take for labels; "
+                "leave it out with --coding cityscapes, and write it into another folder"
+            )
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """Of the files that may be written for a picture."""
+        return (*ENDINGS, _CONFIDENCE) if self.confidence else ENDINGS
 
 
 def predict(
@@ -80,6 +121,7 @@ def predict(
     span: Span | None = None,
     watch: Callable[[PredictedImage | Failure, int, int], None] = lambda *_: None,
     weights: str = "raw",
+    outputs: Outputs = Outputs(),
 ) -> Predictions:
     """Segment images with a run or checkpoint.
 
@@ -98,17 +140,22 @@ def predict(
         span: values that become 0 and 255, for images of more than 8 bits.
         watch: called with (result, images done or failed, images in all) after each.
         weights: ``raw``, of the last step, or ``averaged``, their moving average.
+        outputs: how results look, and which there are.
 
     Raises:
-        UserError: a path does not exist, ``out`` is in use, or the checkpoint is unusable.
+        UserError: a path does not exist, ``out`` is in use, the checkpoint is unusable, or of classes that
+            the coding lacks.
     """
     if span is not None:
         check_span(span)
-    files, lost = picture_files(images, out)
-    _check_out(out, files, overwrite)
+    files, lost = picture_files(images, out, outputs.endings)
+    if outputs.coding == "cityscapes":
+        check_frame_names([file.name for file in files])
+    _check_out(out, _results(out, files, outputs), {file.path for file in files}, overwrite)
     segmentor, config, classes, _ = load_segmentor(path, device, which, weights)
+    check_coding(outputs.coding, classes)
     _start(out, classes)
-    predictor = _Predictor(segmentor, config.data.size, torch.device(device), classes, out, span)
+    predictor = _Predictor(segmentor, config.data.size, torch.device(device), classes, out, span, outputs)
     results: dict[PurePath, _Result] = {}
     for number, failure in enumerate(lost, 1):
         watch(failure, number, len(lost) + len(files))
@@ -131,6 +178,7 @@ class _Predictor:
     classes: ClassSet
     out: Path
     span: Span | None
+    outputs: Outputs
 
     def run(self, files: Sequence[PictureFile], batch: int) -> Iterator[tuple[PurePath, _Result]]:
         """Name and result of each picture, as they are done."""
@@ -161,34 +209,53 @@ class _Predictor:
         return logits_of(self.segmentor, images.to(self.device))  # (B, K, h, w)
 
     def _write(self, file: PictureFile, photo: Image.Image, logits: Tensor) -> PredictedImage:
-        """Save what the logits (K, h, w) say of a photo, both files or none."""
-        pixels = labels_of(logits, (photo.height, photo.width)).cpu().numpy()
-        labels, jpeg, png = (self.out / result for result in possible_results(file.name))
+        """Save what the logits (K, h, w) say of a photo, all files or none."""
+        size = (photo.height, photo.width)
+        pixels = labels_of(logits, size).cpu().numpy()
+        names = [self.out / result for result in possible_results(file.name, self.outputs.endings)]
+        labels, jpeg, png, *others = names
         overlay = png if max(photo.size) > _LONGEST_JPEG else jpeg
         try:
             labels.parent.mkdir(parents=True, exist_ok=True)
-            write_picture(palette_image(pixels, self.classes), labels)
-            write_picture(overlay_image(photo, pixels, self.classes), overlay)
+            write_picture(label_image(pixels, self.classes, self.outputs.coding), labels)
+            for confidence in others:
+                write_picture(_confidence_image(logits, size), confidence)
+            write_picture(self._overlay(photo, pixels), overlay)
         except OSError as error:
-            with contextlib.suppress(OSError):  # the first failure is the one to report
-                labels.unlink(missing_ok=True)
+            for written in (labels, *others):
+                with contextlib.suppress(OSError):  # the first failure is the one to report
+                    written.unlink(missing_ok=True)
             raise UserError(
                 f"cannot write its results: {_said(error)}; make room, or shorten its name"
             ) from None
-        return PredictedImage(file.path, labels, overlay)
+        return PredictedImage(file.path, labels, overlay, *others)
+
+    def _overlay(self, photo: Image.Image, labels: NDArray[np.uint8]) -> Image.Image:
+        style = self.outputs.style
+        return overlay_image(photo, labels, self.classes, style.opacity, style.outlines, style.legend)
 
 
-def _check_out(out: Path, files: Sequence[PictureFile], overwrite: bool) -> None:
+def _confidence_image(logits: Tensor, size: tuple[int, int]) -> Image.Image:
+    """``confidence_of`` as grey values: 255 is a probability of 1."""
+    return Image.fromarray((confidence_of(logits, size) * 255).round().to(torch.uint8).cpu().numpy())
+
+
+def _results(out: Path, files: Sequence[PictureFile], outputs: Outputs) -> list[Path]:
+    """Every file that may be written."""
+    found = [result for file in files for result in possible_results(file.name, outputs.endings)]
+    return [out / LEGEND, *(out / result for result in found)]
+
+
+def _check_out(out: Path, results: Sequence[Path], inputs: Collection[Path], overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise UserError(f"--out is a folder, but {out} is a file; give another path")
     if not out.is_dir() or not any(out.iterdir()):
         return
     if not overwrite:
         raise UserError(f"--out {out} is not empty; empty it, or give a new folder")
-    inputs = {file.path.resolve() for file in files}
-    results = [out / LEGEND, *(out / result for file in files for result in possible_results(file.name))]
+    read_from = {path.resolve() for path in inputs}
     for result in results:
-        if result.resolve() in inputs:
+        if result.resolve() in read_from:
             raise UserError(f"a result would replace the image {result}; give another --out")
 
 
