@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -37,10 +38,10 @@ def predict(
     overwrite: bool = False,
     as_json: Json = False,
 ) -> int:
-    """Label images of your own; exit code 78 if one could not be done.
+    """Label images and videos of your own; exit code 78 if one could not be done.
 
     Args:
-        images: files, or folders that are searched with all below
+        images: files, videos too, or folders that are searched for images with all below
         out: folder for labels and overlays
         batch: images of one size that the model sees at once
         opacity: of the class colours in overlays, 0 to 1
@@ -52,20 +53,22 @@ def predict(
     """
     refuse_below_1("--batch", batch)
     from ppar_dist.evaluation.palette_images import OverlayStyle
-    from ppar_dist.evaluation.predict import Outputs, PredictedImage, predict
+    from ppar_dist.evaluation.picture_files import Failure
+    from ppar_dist.evaluation.predict import Outputs, predict
 
     outputs = Outputs(OverlayStyle(opacity, outlines, legend), confidence, coding)
 
     def tell(result: object, done: int, total: int) -> None:
         show_progress("predict", total, total)  # clears the line
-        if not isinstance(result, PredictedImage):
+        if isinstance(result, Failure):
             print(result, file=sys.stderr, flush=True)
         elif not as_json:
             print(result, flush=True)
         show_progress("predict", done, total)
 
     found = predict(
-        checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights, outputs
+        *(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights, outputs),
+        watch_frames=partial(show_progress, "frames"),
     )
     print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
     print(found, file=sys.stderr)

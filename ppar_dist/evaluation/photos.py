@@ -22,7 +22,7 @@ from ppar_dist.text import one_line
 
 MAX_PIXELS = 1_000_000_000  # of a picture: the user names the files, and 4 GB hold one of this size
 MAX_RATIO = 200  # of a picture's sides: what is longer grows to an input of gigabytes
-_HELD = 100_000_000  # pixels of all photos of a batch, which are held until it is done
+HELD = 100_000_000  # pixels of all photos of a batch, which are held until it is done
 
 T = TypeVar("T")
 
@@ -42,7 +42,7 @@ def input_size(width: int, height: int, size: int) -> tuple[int, int]:
 
 
 def groups(files: Sequence[PictureFile], batch: int, size: int) -> Iterator[list[PictureFile]]:
-    """Up to ``batch`` pictures of one input size each, of ``_HELD`` pixels in all where they are several."""
+    """Up to ``batch`` pictures of one input size each, of ``HELD`` pixels in all where they are several."""
     waiting: dict[tuple[int, int], list[PictureFile]] = {}
     held: Counter[tuple[int, int]] = Counter()
     for file in files:
@@ -52,7 +52,7 @@ def groups(files: Sequence[PictureFile], batch: int, size: int) -> Iterator[list
             continue
         seen = input_size(*found, size)
         pixels = found[0] * found[1]
-        if seen in waiting and (len(waiting[seen]) == batch or held[seen] + pixels > _HELD):
+        if seen in waiting and (len(waiting[seen]) == batch or held[seen] + pixels > HELD):
             yield waiting.pop(seen)
             held.pop(seen)
         waiting.setdefault(seen, []).append(file)

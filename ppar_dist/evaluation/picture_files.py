@@ -32,10 +32,10 @@ class Failure:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture to be done."""
+    """A picture, or a video, to be done."""
 
     path: Path
-    name: PurePath  # of its results: relative to their folder, without an ending
+    name: PurePath  # of its results, relative to their folder: a picture's without an ending
 
 
 def picture_files(
@@ -138,3 +138,22 @@ def possible_results(name: PurePath, endings: Sequence[str] = ENDINGS) -> list[P
 
 def _key(path: PurePath) -> str:
     return str(path).casefold()
+
+
+def video_files(paths: Sequence[Path]) -> list[PictureFile]:
+    """Videos, each with the name of its result: the file's own, numbered where one is there already.
+
+    Raises:
+        UserError: a path does not exist.
+    """
+    found, taken = [], set()
+    for path in paths:
+        if not path.exists():
+            raise UserError(f"no video at {path}; check the path")
+        name, number = PurePath(f"{path.stem}.mp4"), 1
+        while _key(name) in taken:
+            number += 1
+            name = PurePath(f"{path.stem}-{number}.mp4")
+        taken.add(_key(name))
+        found.append(PictureFile(path, name))
+    return found

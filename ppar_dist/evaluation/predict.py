@@ -1,4 +1,4 @@
-"""Predictions for anybody's images: palette PNG, blended overlay and a legend.
+"""Predictions for anybody's images: palette PNG, blended overlay and a legend; of videos the overlay.
 
 A picture that cannot be done is reported, and the others are done. The memory is that of the decoded picture
 and a small part more, whatever the number of classes.
@@ -34,7 +34,9 @@ from ppar_dist.evaluation.picture_files import (
     PictureFile,
     picture_files,
     possible_results,
+    video_files,
 )
+from ppar_dist.evaluation.videos import SUFFIXES, convert, need_library
 from ppar_dist.pictures import Span, check_span
 from ppar_dist.text import one_line, visible
 
@@ -62,24 +64,45 @@ class PredictedImage:
 
 
 @dataclass(frozen=True)
+class PredictedVideo:
+    """The file written for one video."""
+
+    video: Path
+    overlay: Path
+    frames: int
+    had_sound: bool  # which the overlay has not
+
+    def to_dict(self) -> dict[str, str | int | bool]:
+        """Plain values, as printed by ``--json``."""
+        names = {"video": str(self.video), "overlay": str(self.overlay)}
+        return {**names, "frames": self.frames, "had_sound": self.had_sound}
+
+    def __str__(self) -> str:
+        sound = ", without its sound" if self.had_sound else ""
+        return visible(f"{self.video}: {self.overlay}, {self.frames} frames{sound}")
+
+
+@dataclass(frozen=True)
 class Predictions:
-    """What became of the pictures, each list in their order."""
+    """What became of the pictures and videos, each list in their order."""
 
     done: list[PredictedImage]
     failed: list[Failure]
     legend: Path
+    videos: list[PredictedVideo] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as printed by ``--json``."""
-        return {
+        found = {
             "images": [item.to_dict() for item in self.done],
             "failures": [{"image": str(item.image), "error": item.reason} for item in self.failed],
             "legend": str(self.legend),
         }
+        return {**found, "videos": [item.to_dict() for item in self.videos]} if self.videos else found
 
     def __str__(self) -> str:
-        total = len(self.done) + len(self.failed)
-        return f"{len(self.done)} of {total} done, {len(self.failed)} failed"
+        done = len(self.done) + len(self.videos)
+        return f"{done} of {done + len(self.failed)} done, {len(self.failed)} failed"
 
 
 _Result = PredictedImage | Failure
@@ -119,19 +142,20 @@ def predict(
     overwrite: bool = False,
     batch: int = 1,
     span: Span | None = None,
-    watch: Callable[[PredictedImage | Failure, int, int], None] = lambda *_: None,
+    watch: Callable[[PredictedImage | PredictedVideo | Failure, int, int], None] = lambda *_: None,
     weights: str = "raw",
     outputs: Outputs = Outputs(),
+    watch_frames: Callable[[int, int], None] = lambda *_: None,
 ) -> Predictions:
-    """Segment images with a run or checkpoint.
+    """Segment images and videos with a run or checkpoint.
 
     ``out`` gets ``<name>.png`` (indexed, pixel values are class ids, the image's own size) and
     ``<name>_overlay.jpg`` (``.png`` above JPEG's longest side) for each image, in the folders that it lies in
-    below a given one, and ``legend.png``.
+    below a given one, ``<name>.mp4`` for each video, and ``legend.png``.
 
     Args:
         path: a run folder or a checkpoint folder.
-        images: image files, or folders that are searched with all below.
+        images: image and video files, or folders that are searched for images with all below.
         out: a folder, created here.
         device: where the model runs.
         which: ``latest`` or ``best`` (on held-out source data), for a run folder.
@@ -141,6 +165,7 @@ def predict(
         watch: called with (result, images done or failed, images in all) after each.
         weights: ``raw``, of the last step, or ``averaged``, their moving average.
         outputs: how results look, and which there are.
+        watch_frames: called with (frames done, frames in all, as far as known) of a video.
 
     Raises:
         UserError: a path does not exist, ``out`` is in use, the checkpoint is unusable, or of classes that
@@ -148,24 +173,48 @@ def predict(
     """
     if span is not None:
         check_span(span)
-    files, lost = picture_files(images, out, outputs.endings)
+    videos, others = _videos(images, outputs)
+    files, lost = picture_files(others, out, outputs.endings) if others or not videos else ([], [])
     if outputs.coding == "cityscapes":
         check_frame_names([file.name for file in files])
-    _check_out(out, _results(out, files, outputs), {file.path for file in files}, overwrite)
+    targets = [*_results(out, files, outputs), *(out / video.name for video in videos)]
+    _check_out(out, targets, {file.path for file in (*files, *videos)}, overwrite)
     segmentor, config, classes, _ = load_segmentor(path, device, which, weights)
     check_coding(outputs.coding, classes)
     _start(out, classes)
     predictor = _Predictor(segmentor, config.data.size, torch.device(device), classes, out, span, outputs)
-    results: dict[PurePath, _Result] = {}
+    results: dict[PurePath, PredictedImage | Failure] = {}
+    films: list[PredictedVideo | Failure] = []
+    total = len(lost) + len(files) + len(videos)
     for number, failure in enumerate(lost, 1):
-        watch(failure, number, len(lost) + len(files))
+        watch(failure, number, total)
     for name, result in predictor.run(files, batch):
         results[name] = result
-        watch(result, len(lost) + len(results), len(lost) + len(files))
-    ordered = [results[file.name] for file in files]
-    done = [item for item in ordered if isinstance(item, PredictedImage)]
-    failed = [item for item in ordered if isinstance(item, Failure)]
-    return Predictions(done, lost + failed, out / LEGEND)
+        watch(result, len(lost) + len(results), total)
+    for film in predictor.videos(videos, batch, watch_frames):
+        films.append(film)
+        watch(film, total - len(videos) + len(films), total)
+    ordered = [*(results[file.name] for file in files), *films]
+    return Predictions(
+        done=[item for item in ordered if isinstance(item, PredictedImage)],
+        failed=lost + [item for item in ordered if isinstance(item, Failure)],
+        legend=out / LEGEND,
+        videos=[item for item in ordered if isinstance(item, PredictedVideo)],
+    )
+
+
+def _videos(paths: Sequence[Path], outputs: Outputs) -> tuple[list[PictureFile], list[Path]]:
+    """The videos among the paths, and the others."""
+    videos = [path for path in map(Path, paths) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    if not videos:
+        return [], list(paths)
+    need_library()
+    if outputs.confidence or outputs.coding != "train":
+        raise UserError(
+            f"--confidence and --coding are of pictures, and {visible(str(videos[0]))} is a video, of which "
+            "an overlay is written; leave them out, or give its frames as images"
+        )
+    return video_files(videos), [path for path in paths if Path(path) not in videos]
 
 
 @dataclass(frozen=True)
@@ -201,6 +250,31 @@ class _Predictor:
             else:
                 yield file.name, attempt(file, partial(self._write, file, photo, logits[number]))
 
+    def videos(
+        self, files: Sequence[PictureFile], batch: int, tell: Callable[[int, int], None]
+    ) -> Iterator[PredictedVideo | Failure]:
+        """The result of each video, as they are done."""
+        for file in files:
+            yield attempt(file, partial(self._video, file, batch, tell))
+
+    def _video(self, file: PictureFile, batch: int, tell: Callable[[int, int], None]) -> PredictedVideo:
+        """Write a video's overlay; raises UserError, too, where only its beginning could be done."""
+        overlay = self.out / file.name
+        written = convert(file.path, overlay, self._overlays, batch, tell)
+        if written.fault is not None:
+            frames = f"{overlay} holds the {written.frames} frames before"
+            raise UserError(f"the video is not done to its end: {written.fault}; {frames}")
+        return PredictedVideo(file.path, overlay, written.frames, written.has_sound)
+
+    def _overlays(self, photos: Sequence[Image.Image]) -> list[Image.Image]:
+        """Of photos of one size."""
+        pairs = zip(photos, self._logits(photos), strict=True)
+        return [self._overlay(photo, self._labels(photo, logits)) for photo, logits in pairs]
+
+    def _labels(self, photo: Image.Image, logits: Tensor) -> NDArray[np.uint8]:
+        labels: NDArray[np.uint8] = labels_of(logits, (photo.height, photo.width)).cpu().numpy()
+        return labels
+
     def _logits(self, photos: Sequence[Image.Image]) -> Tensor:
         if not photos:
             return torch.empty(0)
@@ -210,8 +284,7 @@ class _Predictor:
 
     def _write(self, file: PictureFile, photo: Image.Image, logits: Tensor) -> PredictedImage:
         """Save what the logits (K, h, w) say of a photo, all files or none."""
-        size = (photo.height, photo.width)
-        pixels = labels_of(logits, size).cpu().numpy()
+        pixels = self._labels(photo, logits)
         names = [self.out / result for result in possible_results(file.name, self.outputs.endings)]
         labels, jpeg, png, *others = names
         overlay = png if max(photo.size) > _LONGEST_JPEG else jpeg
@@ -219,7 +292,7 @@ class _Predictor:
             labels.parent.mkdir(parents=True, exist_ok=True)
             write_picture(label_image(pixels, self.classes, self.outputs.coding), labels)
             for confidence in others:
-                write_picture(_confidence_image(logits, size), confidence)
+                write_picture(_confidence_image(logits, pixels.shape), confidence)
             write_picture(self._overlay(photo, pixels), overlay)
         except OSError as error:
             for written in (labels, *others):

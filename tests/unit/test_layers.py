@@ -34,6 +34,7 @@ DOORS = {
     "segmentation_models_pytorch": {"models.smp_decoders"},
     "onnx": {"export.onnx_file"},
     "onnxruntime": {"export.onnx_file"},
+    "av": {"evaluation.videos"},
     "zlib_ng": {"pictures"},
     "simplejpeg": {"data.shards.jpeg"},
     "webdataset": {"data.loader", "data.shards.writer"},

@@ -163,7 +163,7 @@ def test_images_of_one_input_size_go_through_the_model_together(
 
 def test_a_batch_holds_a_bounded_number_of_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = [PictureFile(photo(tmp_path / f"{i}.png", (40, 30)), PurePath(str(i))) for i in range(5)]
-    monkeypatch.setattr(photos, "_HELD", 2 * 1200)
+    monkeypatch.setattr(photos, "HELD", 2 * 1200)
     assert [len(group) for group in groups(files, 4, 16)] == [2, 2, 1]
 
 
