@@ -15,6 +15,7 @@ from PIL import Image
 
 from ppar_dist.data.shards.writer import write_domain
 from tests.ranks import TIMEOUT_S, encode, rank_environment, run_command
+from tests.unit.evaluation.test_predict_videos import make_video
 from tests.unit.tiny_run import make_run
 
 PEAK = """
@@ -124,6 +125,16 @@ def test_a_result_that_has_no_room_is_no_result(run: Path, tmp_path: Path) -> No
     for path in out.iterdir():
         with Image.open(path) as picture:
             picture.load()  # raises where a part is missing
+
+
+def test_a_video_that_has_no_room_is_no_video(run: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (20, 48, 64, 3), dtype=np.uint8)
+    video = make_video(tmp_path / "noise.mp4", list(noise), range(0, 60_000, 3000))
+    done = limited(["predict", str(run), str(video), "--out", str(tmp_path / "out")], 12)
+    assert done.returncode == 78
+    assert "noise.mp4: cannot write its results: File too large; make room" in done.stderr
+    assert done.stderr.splitlines()[-1] == "0 of 1 done, 1 failed"
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"legend.png"}
 
 
 @pytest.mark.parametrize("command", ["report", "export", "evaluate"])

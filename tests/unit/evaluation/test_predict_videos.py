@@ -167,6 +167,7 @@ def test_a_cut_video_is_done_up_to_there(run: Path, tmp_path: Path, ending: str)
                     packet.stream = stream
                     to.mux(packet)
         source = tmp_path / "f.mp4"
+    assert predict(run, [source], tmp_path / "all").videos[0].frames == 40
     whole = source.read_bytes()
     for share in (0.4, 0.7):
         cut = tmp_path / f"cut.{ending}"
