@@ -28,7 +28,7 @@ Hidden names, which a kill may leave and the next save clears away: ``.writing-s
 """
 
 from ppar_dist.checkpoint.finding import find_checkpoint, is_complete, opened, resolve, verify
-from ppar_dist.checkpoint.joint import JointSave
+from ppar_dist.checkpoint.joint import CollectiveSave, JointSave
 from ppar_dist.checkpoint.layout import (
     FORMAT,
     FROZEN,
@@ -71,6 +71,7 @@ __all__ = [
     "TEACHER",
     "CheckpointError",
     "CheckpointGone",
+    "CollectiveSave",
     "JointSave",
     "Outcome",
     "Snapshot",

@@ -1,7 +1,9 @@
-"""What ranks tell each other while they write one checkpoint together, each in a thread of its own.
+"""What ranks tell each other while they write one checkpoint together.
 
 Rank 0 makes the folder and says so; the others write their files into it and name them; rank 0 lists all in
-the manifest and publishes. No collective: the training threads of the ranks are at other steps meanwhile.
+the manifest and publishes. ``JointSave`` is for threads beside the training, which is at other steps in other
+ranks meanwhile: it needs no collective, but the store. ``CollectiveSave`` is for training threads that wait
+for the checkpoint: it needs no store, which may have gone with the launcher.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from ppar_dist.checkpoint.layout import CheckpointError
 
 if TYPE_CHECKING:
-    from ppar_dist.distributed.board import Board  # it loads torch, and who only reads a run needs none
+    from ppar_dist.distributed.board import Board  # they load torch, and who only reads a run needs none
+    from ppar_dist.distributed.world import World
 
 Files = dict[str, dict[str, Any]]  # name to bytes and sha256
 
 _OPEN, _DONE, _FAILED = "open", "done", "failed"
 _POLLS_S = (0.02, 1.0)  # the first and the longest pause between two looks at the board
+_VISIBLE_S = 60.0  # within which a folder on shared storage appears on another host
 
 
 @dataclass(frozen=True)
@@ -124,3 +128,72 @@ class JointSave:
             time.sleep(pause)
             pause = min(2 * pause, _POLLS_S[1])
         return True
+
+
+class CollectiveSave:
+    """One checkpoint that all ranks write while they wait for each other; the verbs are ``JointSave``'s.
+
+    Whatever fails on one rank, all come through one broadcast, and through one gather after it if the folder
+    is there.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.rank, self._world = world.rank, world
+        self._is_open = self._has_told = False
+
+    def open(self) -> None:
+        """Rank 0: the folder is there."""
+        self._is_open = True
+        self._world.broadcast("")
+
+    def cancel(self, reason: str) -> None:
+        """Rank 0: this checkpoint is not written."""
+        if not self._is_open:
+            self._world.broadcast(reason)
+        elif not self._has_told:
+            self._tell(reason, {})
+
+    def collect(self) -> Files:
+        """Rank 0: the files of all other ranks.
+
+        Raises:
+            CheckpointError: a rank could not write its own.
+        """
+        files: Files = {}
+        for rank, (reason, theirs) in enumerate(self._tell("", {})):
+            if reason:
+                raise CheckpointError(f"rank {rank}: {reason}")
+            files |= theirs
+        return files
+
+    def wait_until_open(self, folder: Path) -> None:
+        """Another rank: return when rank 0 has made ``folder`` and this host sees it.
+
+        Raises:
+            CheckpointError: rank 0 has given up, or the folder does not appear.
+        """
+        reason = self._world.broadcast(None)
+        if reason:
+            raise CheckpointError(f"rank 0: {reason}")
+        self._is_open = True
+        until = time.monotonic() + _VISIBLE_S
+        while not folder.is_dir():
+            if time.monotonic() > until:
+                raise CheckpointError(f"no folder {folder}: run.dir must be on storage that all hosts share")
+            time.sleep(_POLLS_S[0])
+
+    def done(self, files: Files) -> None:
+        """Another rank: its files are on storage."""
+        self._tell("", files)
+
+    def failed(self, reason: str) -> None:
+        """Another rank: its files cannot be written."""
+        if self._is_open and not self._has_told:
+            self._tell(reason, {})
+
+    def _tell(self, reason: str, files: Files) -> list[tuple[str, Files]]:
+        self._has_told = True
+        return self._world.gather((reason, files))
+
+
+Joint = JointSave | CollectiveSave

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ppar_dist.checkpoint.joint import Files, JointSave
+from ppar_dist.checkpoint.joint import Files, Joint
 from ppar_dist.checkpoint.layout import (
     FORMAT,
     LATEST,
@@ -57,7 +57,7 @@ class Snapshot:
     same_in: Path | None = None
 
 
-def publish(run: Path, snapshot: Snapshot, joint: JointSave | None = None) -> Path:
+def publish(run: Path, snapshot: Snapshot, joint: Joint | None = None) -> Path:
     """Write a checkpoint and make it visible at once; what kills have left is cleared away first.
 
     Once the folder bears its name the checkpoint counts: that ``latest`` cannot be replaced after that is a
@@ -97,7 +97,7 @@ def publish(run: Path, snapshot: Snapshot, joint: JointSave | None = None) -> Pa
     return final
 
 
-def write_part(run: Path, snapshot: Snapshot, joint: JointSave) -> None:
+def write_part(run: Path, snapshot: Snapshot, joint: Joint) -> None:
     """Write the files of a rank other than 0 into the folder that rank 0 publishes.
 
     Raises:
@@ -116,7 +116,7 @@ def write_part(run: Path, snapshot: Snapshot, joint: JointSave) -> None:
         raise CheckpointError(f"this rank's part of checkpoint {name} was not written: {reason}") from error
 
 
-def _fill(folder: Path, snapshot: Snapshot, began: float, joint: JointSave | None) -> None:
+def _fill(folder: Path, snapshot: Snapshot, began: float, joint: Joint | None) -> None:
     files = _write_files(folder, snapshot)
     if joint is not None:
         files |= joint.collect()

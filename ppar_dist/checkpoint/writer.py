@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppar_dist.checkpoint.joint import JointSave
+from ppar_dist.checkpoint.joint import Joint
 from ppar_dist.checkpoint.layout import read_manifest
 from ppar_dist.checkpoint.publishing import Snapshot, publish, write_part
 from ppar_dist.text import one_line
@@ -52,7 +52,7 @@ class Writer:
         self,
         snapshot: Snapshot,
         then: Callable[[Path], object] | None = None,
-        joint: JointSave | None = None,
+        joint: Joint | None = None,
     ) -> float:
         """Have a snapshot written, once the write before it has ended: memory holds two at most.
 
@@ -108,9 +108,7 @@ class Writer:
             self._thread.join()
             self._thread = None
 
-    def _write(
-        self, snapshot: Snapshot, then: Callable[[Path], object] | None, joint: JointSave | None
-    ) -> None:
+    def _write(self, snapshot: Snapshot, then: Callable[[Path], object] | None, joint: Joint | None) -> None:
         began = time.monotonic()
         try:
             if joint is not None and joint.rank != 0:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ppar_dist import checkpoint
-from ppar_dist.checkpoint import CheckpointError, JointSave, Outcome, Writer
+from ppar_dist.checkpoint import CheckpointError, CollectiveSave, JointSave, Outcome, Writer
 from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.run.claim import RunClaim
@@ -43,6 +43,8 @@ class Checkpointing:
         self._writer = Writer(claim.path, plan.config.checkpoint.background)
         watch.before_end(self._writer.join)
         self._board = open_board(world) if world.world_size > 1 else None
+        if self._board is not None:
+            self._board.read(())  # connects: once the store is gone, that would be tried for long
         self._saves = 0  # since the start of the job
         self._resumed_from = resumed_from
         self._newest = resumed_from  # holds what stays the same all through the run
@@ -51,10 +53,11 @@ class Checkpointing:
         self._error: str | None = None  # what kept that one from being written
         self._stall = 0.0  # seconds for which it blocked training
 
-    def save(self, learner: Learner) -> None:
+    def save(self, learner: Learner, together: bool = False) -> None:
         """Have a checkpoint of the present step written, unless that was done. Collective.
 
-        A failure is logged, and training continues.
+        A failure is logged, and training continues. ``together``: the ranks write it now and wait for each
+        other, without the store.
         """
         step = learner.state.step
         if self._step == step:
@@ -68,7 +71,12 @@ class Checkpointing:
         if self._world.is_main and self._claim.restore_if_gone():
             self._log.rewind(learner.state)
         retain = self._retention(learner.state) if self._world.is_main else None
-        self._writer.submit(copy, retain, self._joint_save())
+        if together and self._board is not None:
+            writer = Writer(self._claim.path, background=False)
+            writer.submit(copy, retain, CollectiveSave(self._world))
+            self._note(writer.finish())
+        else:
+            self._writer.submit(copy, retain, self._joint_save())
         self._stall = time.monotonic() - began
 
     def finish(self, learner: Learner) -> None:
@@ -77,8 +85,8 @@ class Checkpointing:
         Raises:
             CheckpointError: on every rank alike, when that failed twice.
         """
-        for _ in range(_ATTEMPTS):
-            self.save(learner)
+        for attempt in range(_ATTEMPTS):
+            self.save(learner, together=attempt > 0)  # the store may have gone with the launcher
             self._watch.phase("save", learner.state.step)
             self.wait()
             error = self._world.broadcast(self._error)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from ppar_dist.checkpoint import (
     FROZEN,
     MOMENTS,
     CheckpointError,
+    CollectiveSave,
     JointSave,
     Outcome,
     Snapshot,
@@ -142,6 +144,49 @@ def test_a_rank_that_comes_too_late_gives_up(tmp_path: Path) -> None:
     late = JointSave(Board(1, said), 1, RANKS, 1, 30.0)  # type: ignore[arg-type]
     with pytest.raises(CheckpointError, match="rank 0 has given up this checkpoint and writes a later one"):
         checkpoint.publishing.write_part(tmp_path, snapshot(1), late)
+
+
+class Ranks:
+    """Collectives of threads."""
+
+    def __init__(self, rank: int, barrier: threading.Barrier, said: list[Any]) -> None:
+        self.rank, self.barrier, self.said = rank, barrier, said
+
+    def gather(self, value: Any) -> list[Any]:
+        self.said[self.rank] = value
+        self.barrier.wait(30)
+        found = list(self.said)
+        self.barrier.wait(30)
+        return found
+
+    def broadcast(self, value: Any) -> Any:
+        return self.gather(value)[0]
+
+
+@pytest.mark.parametrize(
+    "fault", ["none", "rank 0 cannot begin", "rank 0 writes a wrong name", "rank 1 does"]
+)
+def test_ranks_that_wait_for_each_other_all_come_through(tmp_path: Path, fault: str) -> None:
+    barrier, said = threading.Barrier(RANKS), [None] * RANKS
+    if fault == "rank 0 cannot begin":
+        (tmp_path / "checkpoints").write_text("a file where the folder would be")
+    writers = [Writer(tmp_path) for _ in range(RANKS)]
+    for rank, writer in enumerate(writers):
+        what = snapshot(rank)
+        if fault in ("rank 0 writes badly", "rank 1 does") and rank == int("1" in fault):
+            what = replace(what, tensors={"../x": {"w": torch.ones(1)}})
+        writer.submit(what, joint=CollectiveSave(Ranks(rank, barrier, said)))  # type: ignore[arg-type]
+    first, *others = [writer.finish() for writer in writers]
+    assert first is not None
+    if fault == "none":
+        assert first.error is None
+        assert read_moments(first.folder).keys() == whole_moments().keys()
+        return
+    assert "was not written" in (first.error or "")
+    assert ("rank 1: ValueError" in (first.error or "")) == (fault == "rank 1 does")
+    assert checkpoint.list_checkpoints(tmp_path) == []
+    if fault == "rank 0 cannot begin":
+        assert all(other is not None and "rank 0: " in (other.error or "") for other in others)
 
 
 def with_tower(step: int, earlier: Path | None, made: list[int]) -> Snapshot:
