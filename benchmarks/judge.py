@@ -21,10 +21,9 @@ import torch
 from ppar_dist.config.load import load_config
 from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import holdout_range
+from ppar_dist.data.sources import check_classes, holdout_range
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.counting import confusion
-from ppar_dist.evaluation.evaluate import open_target
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.run import paths
 
@@ -51,7 +50,7 @@ def judge(run: Path, targets: Mapping[str, Path], source: str) -> bool:
         return False
     segmentor, config, classes, _ = load_segmentor(run)
     for index, _ in (pair for part in parts.values() for pair in part):
-        open_target(index.path, classes)  # refuses another class set
+        check_classes(index, classes)  # confusions here are of the model's own ids
     for name in missing:
         counts, keys = [], []
         for index, samples in parts[name]:

@@ -4,18 +4,25 @@ A *train id* is the position of a class in its class set; ``IGNORE_INDEX`` marks
 as no class. Data sets bring their own label names ("pavement", "lane marking"); ``ClassSet.train_id``
 maps a native name to a train id.
 
-A user's own class set is a YAML file (``config.class_file``), given by its path instead of a name.
+A user's own class set is a YAML file (``config.class_file``), given by its path instead of a name. Runs and
+checkpoints carry a record of theirs, so that they do without that file.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from ppar_dist.errors import UserError
-from ppar_dist.text import guess
+from ppar_dist.text import guess, one_line
 
 IGNORE_INDEX = 255
+RECORD = "classes.json"  # in a run, a checkpoint and a model folder
+
+_LARGEST = 1 << 20  # bytes of a record
 
 Colour = tuple[int, int, int]
 
@@ -180,3 +187,69 @@ def _of_file(reference: str) -> ClassSet:
         members=tuple(frozenset(each.members()) for each in file.classes),
         prompts=tuple(tuple(each.texts or [each.name]) for each in file.classes),
     )
+
+
+def to_record(classes: ClassSet) -> str:
+    """The text of ``classes.json``."""
+    tree = {
+        "name": classes.name,
+        "classes": list(classes.classes),
+        "palette": [list(colour) for colour in classes.palette],
+        "members": [sorted(names) for names in classes.members],
+        "prompts": [list(names) for names in classes.prompts],
+    }
+    return json.dumps(tree, indent=1, ensure_ascii=False) + "\n"
+
+
+def read_record(file: Path) -> ClassSet:
+    """The class set that ``to_record`` wrote.
+
+    Raises:
+        UserError: the file cannot be read, or is no class set.
+    """
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes")
+        tree = json.loads(file.read_text(encoding="utf-8"))
+        return ClassSet(
+            name=str(tree["name"]),
+            classes=tuple(map(str, tree["classes"])),
+            palette=tuple(_colour(colour) for colour in tree["palette"]),
+            members=tuple(frozenset(map(str, names)) for names in tree["members"]),
+            prompts=tuple(tuple(map(str, names)) for names in tree["prompts"]),
+        )
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{file} is no class set: {one_line(error)}; restore it from a copy") from None
+
+
+def recorded_class_set(reference: str, folder: Path) -> ClassSet:
+    """The class set that a configuration names: as a run recorded it, else as it is now.
+
+    Args:
+        reference: a name, or a file of classes with its hash.
+        folder: of the run.
+
+    The record of a user's file counts where its content is that of the reference's hash; so the file may be
+    gone or edited.
+
+    Raises:
+        UserError: as ``class_set``.
+    """
+    from ppar_dist.config.class_file import content_hash, pinned_hash
+
+    digest = pinned_hash(reference)
+    if digest is not None:
+        try:
+            found = read_record(folder / RECORD)
+        except UserError:
+            return class_set(reference)
+        if content_hash(found.classes, found.members, found.prompts) == digest:
+            return found
+    return class_set(reference)
+
+
+def _colour(values: Any) -> Colour:
+    red, green, blue = values
+    if not all(isinstance(value, int) and 0 <= value <= 255 for value in (red, green, blue)):
+        raise ValueError(f"a colour is three whole numbers from 0 to 255, got {values}")
+    return red, green, blue

@@ -69,6 +69,7 @@ def rank_main(parameters: int, frozen: float, run: Path) -> None:
 def _save(engine: Any, world: Any, run: Path, number: int) -> dict[str, float]:
     """One save of this rank, by this version's code or by an earlier one's."""
     from ppar_dist import checkpoint
+    from ppar_dist.class_sets import class_set
     from ppar_dist.training import snapshot
 
     state = SimpleNamespace(step=number, to_json=dict)  # what a checkpoint asks for, but for the tensors
@@ -77,7 +78,7 @@ def _save(engine: Any, world: Any, run: Path, number: int) -> dict[str, float]:
         engine=engine, objective=objective, teacher=None, average=None, state=state
     )
     config = SimpleNamespace(train=SimpleNamespace(steps=10), model_dump=lambda mode: {})
-    plan: Any = SimpleNamespace(config=config, facts=dict)
+    plan: Any = SimpleNamespace(config=config, facts=dict, classes=class_set("roads6"))
     joint: Any = ()
     world.barrier()
     began = time.monotonic()

@@ -10,6 +10,7 @@
         teacher.safetensors    the frozen teacher
         ppar.safetensors       prototype bank and statistics, an averaged teacher
         rng.safetensors        generator state of each rank
+        classes.json           class set
         state.json             step, samples_seen, stage, best score
         manifest.json          every file: bytes, sha256; world size, config hash, data fingerprints, versions
       latest                   a name, replaced atomically, last

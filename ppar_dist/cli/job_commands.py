@@ -67,7 +67,8 @@ def train(
         machines = told or nodes_of(1 if nodes is None else nodes, node_rank, master)
         # Without the options of the launch: torchrun would read --nproc as its own.
         accept = ["--accept-changes"] if accept_changes else []
-        code = _start(settings, ["train", str(config), *overrides, *accept], nproc, machines, launcher)
+        arguments = ["train", str(config), *overrides, *_pinned_classes(settings), *accept]
+        code = _start(settings, arguments, nproc, machines, launcher)
         if code is not None:
             return code
         preemption.watch()
@@ -77,6 +78,14 @@ def train(
     gc.freeze()  # collections while training skip these objects
     gc.enable()
     return rank_job.run(settings, preemption, accept_changes, count_images, parent)
+
+
+def _pinned_classes(settings: Config) -> list[str]:
+    """A file of classes with its hash, so that ranks that are started later take it as it is now."""
+    from ppar_dist.config.class_file import is_class_file
+
+    classes = settings.data.classes
+    return [f"data.classes={json.dumps(classes)}"] if is_class_file(classes) else []
 
 
 def _start(

@@ -18,6 +18,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,7 +66,25 @@ class ClassFile(_Strict):
 
     def full_hash(self) -> str:
         """Changes with the texts too: with all that a result depends on."""
-        return _digest([[each.name, each.members(), each.texts or [each.name]] for each in self.classes])
+        rows = self.classes
+        return content_hash(
+            [row.name for row in rows],
+            [row.members() for row in rows],
+            [row.texts or [row.name] for row in rows],
+        )
+
+
+def content_hash(
+    names: Sequence[str], members: Sequence[Collection[str]], texts: Sequence[Sequence[str]]
+) -> str:
+    """``ClassFile.full_hash`` of the same content: one entry per class in each of the three."""
+    return _digest([[name, sorted(m), list(t)] for name, m, t in zip(names, members, texts, strict=True)])
+
+
+def pinned_hash(reference: str) -> str | None:
+    """The hash in a reference; None for a name, or a path alone."""
+    match = _REFERENCE.fullmatch(reference)
+    return match["hash"] if match else None
 
 
 def is_class_file(reference: str) -> bool:
@@ -114,7 +133,11 @@ def _parsed(path: Path, was_there: bool) -> ClassFile:
         with path.open(encoding="utf-8") as stream:
             tree = read_yaml(stream.read(MAX_CHARACTERS + 1))
     except OSError as error:
-        remedy = "put the file back there" if was_there else "check the path"
+        remedy = (
+            "put the file back there"
+            if was_there
+            else "check the path; a run that began with the file goes on with its own config.yaml"
+        )
         raise ConfigError(f"cannot read class set {path}: {error.strerror}; {remedy}") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"class set {path} is not valid YAML: {one_line(error)}") from None

@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.order import DomainShare
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import DataError
 
 
-def open_sources(cfg: Config) -> list[DomainIndex]:
+def open_sources(cfg: Config, classes: ClassSet | None = None) -> list[DomainIndex]:
     """Open every source domain of the configuration, in its order, for training.
 
     A missing or changed shard is a warning: a run that has met it must be able to resume. Its samples are
@@ -20,9 +20,9 @@ def open_sources(cfg: Config) -> list[DomainIndex]:
 
     Raises:
         DataError: a folder is missing, more than ``data.max_bad_ratio`` of a domain's samples went with
-            shards, or a domain has another class set than ``data.classes``.
+            shards, or a domain has another class set than ``classes`` (None: the run's).
     """
-    wanted = class_set(cfg.data.classes)
+    wanted = recorded_class_set(cfg.data.classes, cfg.run.dir) if classes is None else classes
     indexes = [
         DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio) for source in cfg.data.sources
     ]
@@ -36,11 +36,12 @@ def check_classes(index: DomainIndex, wanted: ClassSet) -> None:
     if index.class_set != wanted.name or index.classes != wanted.classes:
         raise DataError(
             f"domain {index.name} has class set {index.class_set} {list(index.classes)}, the run has "
-            f"{wanted.name} {list(wanted.classes)}; prepare it with {_option(wanted)}"
+            f"{wanted.name} {list(wanted.classes)}; prepare it with {classes_option(wanted)}"
         )
 
 
-def _option(wanted: ClassSet) -> str:
+def classes_option(wanted: ClassSet) -> str:
+    """The option of ``prepare`` that gives a class set."""
     stem, _, digest = wanted.name.partition("@")
     return f"--classes {stem}.yaml, the run's file of classes" if digest else f"--classes {stem}"
 

@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from ppar_dist.checkpoint import list_checkpoints
-from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import check_classes, holdout_range
 from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.class_subset import subset_of
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.models.weight_file import LoadReport
@@ -79,16 +80,16 @@ class ConfigCase:
     @cached_property
     def classes(self) -> ClassSet:
         """The run's class set; raises UserError if no class set has that name."""
-        return class_set(self.config.data.classes)
+        return recorded_class_set(self.config.data.classes, self.config.run.dir)
 
     @cached_property
     def domains(self) -> tuple[Domain, ...]:
         """Sources, then targets, in their order, whether they open or not."""
         data = self.config.data
-        sources = [_open("source", item.name, data.root / item.name, data.classes) for item in data.sources]
-        targets = [
-            _open("target", name, folder, data.classes) for name, folder in self.config.targets.items()
-        ]
+        as_source = lambda index: check_classes(index, self.classes)  # noqa: E731
+        as_target = lambda index: subset_of(index, self.classes)  # noqa: E731
+        sources = [_open("source", item.name, data.root / item.name, as_source) for item in data.sources]
+        targets = [_open("target", name, folder, as_target) for name, folder in self.config.targets.items()]
         return (*sources, *targets)
 
     @property
@@ -177,11 +178,13 @@ def _quiet() -> Iterator[None]:
         logging.disable(level)
 
 
-def _open(role: Literal["source", "target"], name: str, path: Path, classes: str) -> Domain:
+def _open(
+    role: Literal["source", "target"], name: str, path: Path, check: Callable[[DomainIndex], object]
+) -> Domain:
     index, problem = None, None
     try:
         index = DomainIndex.open(path)
-        check_classes(index, class_set(classes))
+        check(index)
     except UserError as error:
         index, problem = None, str(error)
     except Exception as error:  # a damaged index can raise any exception

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from ppar_dist.checkpoint import write_atomically
-from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
@@ -145,7 +145,8 @@ def audit(
     if not paths.config_file(run).exists():
         raise UserError(f"an audit is written into a run folder, and {run} has no config.yaml; give the run")
     config = load_config(paths.config_file(run))
-    classes, names = class_set(config.data.classes), [source.name for source in config.data.sources]
+    classes = recorded_class_set(config.data.classes, run)
+    names = [source.name for source in config.data.sources]
     if len(names) < 2:
         raise UserError(f"an audit lets sources judge each other, and {run} has {names[0]} alone")
     indexes = [DomainIndex.open(config.data.root / name, config.data.max_bad_ratio) for name in names]

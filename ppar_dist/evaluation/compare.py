@@ -205,6 +205,9 @@ def _difference(name: str, tables: Sequence[Targets], runs: Sequence[_Run]) -> s
         values = {str(table[name].get(key)) for table in tables}
         if len(values) > 1:
             return f"its {key} differ: {', '.join(sorted(values))}"
+    scored = {str(table[name].get("scored") or "all classes") for table in tables}
+    if len(scored) > 1:
+        return f"its classes differ: {', '.join(sorted(scored))}"
     if any(not isinstance(table[name].get("miou"), (int, float)) for table in tables):
         return "a run has no figure"
     trained = [

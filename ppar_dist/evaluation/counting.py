@@ -21,6 +21,7 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import holdout_range
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.class_subset import ClassSubset
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.labelling import predict_labels
 from ppar_dist.evaluation.protocol import Protocol, held_out_protocol
@@ -70,18 +71,21 @@ def count_pairs(
     left_out: LeftOut,
     device: torch.device | str = "cpu",
     watch: Callable[[EvalBatch, Tensor], None] = lambda *_: None,
+    subset: ClassSubset | None = None,
 ) -> tuple[ConfusionMatrix, int]:
     """The confusion matrix over this rank's share of a domain's ``samples``, and how many there were.
 
-    ``watch(batch, predicted)`` sees each prediction, (B, H, W) uint8 on the device.
+    ``watch(batch, predicted)`` sees each prediction, (B, H, W) uint8 on the device. ``subset``: the domain's
+    classes among the model's, of whose ids the matrix and what is watched are; None: they are the same.
     """
-    matrix, count = ConfusionMatrix(len(index.classes)), 0
+    matrix, count = ConfusionMatrix(len(index.classes) if subset is None else subset.num_classes), 0
     blocks = loading.blocks(index, samples)
     with closing(blocks):
         for block in blocks:
             for number, error in block.bad:
                 left_out(number, error)
-            for batch in block.batches:
+            for loaded in block.batches:
+                batch = loaded if subset is None else loaded._replace(labels=subset.model_ids(loaded.labels))
                 images = [each.to(device, non_blocking=True) for each in batch.images]
                 height, width = batch.labels.shape[1:]
                 predicted = predict_batch(segmentor, images, (height, width), protocol)

@@ -23,9 +23,9 @@ from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.eval_batches import EvalBatch
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import check_classes
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.class_subset import ClassSubset, subset_of
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.counting import LeftOut, count_pairs, loading_of, refuse_too_many
 from ppar_dist.evaluation.load import read_segmentor
@@ -96,12 +96,12 @@ def evaluate(
     if ranks.world.is_main:
         log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, step, how)
     most = config.data.max_bad_ratio
-    indexes = {name: open_target(folder, classes, most) for name, folder in targets.items()}
+    opened_targets = {name: open_target(folder, classes, most) for name, folder in targets.items()}
     folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
-    for number, (name, index) in enumerate(indexes.items()):
+    for number, (name, (index, subset)) in enumerate(opened_targets.items()):
         watch = _Watch(name, number, index, folder, progress, ranks)
-        found = _score_target(segmentor, config, protocol, name, index, watch, device)
+        found = _score_target(segmentor, config, protocol, name, index, subset, watch, device)
         results[name] = replace(found, trained_on=index.fingerprint in sources)
         watch.finish()
     if folder is not None:
@@ -115,6 +115,7 @@ def _score_target(
     protocol: Protocol,
     name: str,
     index: DomainIndex,
+    subset: ClassSubset,
     watch: _Watch,
     device: torch.device | str,
 ) -> TargetResult:
@@ -123,13 +124,15 @@ def _score_target(
     watch.ranks.enter("evaluate")
     loading, left_out = loading_of(config, protocol, world.rank, world.world_size), LeftOut(name)
     samples = range(len(index))
-    matrix, images = count_pairs(segmentor, index, samples, protocol, loading, left_out, device, watch)
+    matrix, images = count_pairs(
+        segmentor, index, samples, protocol, loading, left_out, device, watch, subset
+    )
     found = torch.cat([matrix.counts.flatten(), torch.tensor([images, left_out.count])])
     watch.ranks.enter("all-reduce")
     *_, images, bad = total = world.sum(found.to(world.device)).cpu().tolist()
     refuse_too_many([name], [bad], [len(index)], config.data.max_bad_ratio)
     counts = torch.tensor(total[:-2]).view_as(matrix.counts)
-    return target_result(index, ConfusionMatrix.of(counts), images, bad)
+    return target_result(index, ConfusionMatrix.of(counts), images, bad, subset)
 
 
 def score(
@@ -196,7 +199,9 @@ def _opened(path: Path, which: str, world: World) -> Iterator[Path]:
         yield checkpoint
 
 
-def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None = None) -> DomainIndex:
+def open_target(
+    folder: Path, classes: ClassSet, max_missing_ratio: float | None = None
+) -> tuple[DomainIndex, ClassSubset]:
     """Open a target domain and hold it to the model's class set.
 
     Args:
@@ -204,24 +209,28 @@ def open_target(folder: Path, classes: ClassSet, max_missing_ratio: float | None
         classes: of the model.
         max_missing_ratio: share of samples that may be missing with their shards; None: every shard is whole.
 
+    Returns:
+        The domain, and which of the model's classes it has.
+
     Raises:
-        UserError: the domain is unusable, or of another class set.
+        UserError: the domain is unusable, or has classes that the model has not.
     """
     index = DomainIndex.open(Path(folder), max_missing_ratio)
-    check_classes(index, classes)
-    return index
+    return index, subset_of(index, classes)
 
 
 def target_result(
-    index: DomainIndex, matrix: ConfusionMatrix, images: int, left_out: int = 0
+    index: DomainIndex, matrix: ConfusionMatrix, images: int, left_out: int, subset: ClassSubset
 ) -> TargetResult:
-    """Figures of a confusion matrix."""
-    iou = [_figure(value) for value in matrix.iou().tolist()]
-    miou, accuracy = _figure(matrix.miou()), _figure(matrix.accuracy())
+    """Figures of a confusion matrix of the model's classes, over those that the target has."""
+    found = subset.chosen(matrix.iou())
+    iou = [_figure(value) for value in found.tolist()]
+    miou, accuracy = _figure(float(found.nanmean())), _figure(matrix.accuracy())
     by_class = dict(zip(index.classes, iou, strict=True))
     return TargetResult(
         *(index.name, images, miou, accuracy, by_class, left_out),
         stored=index.encoded_again,
+        scored=subset.text,
         confusion=matrix.counts.tolist(),
     )
 

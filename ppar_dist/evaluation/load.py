@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppar_dist.checkpoint import METHOD, checkpoints_dir, opened, read_manifest, read_model
-from ppar_dist.class_sets import ClassSet, class_set
+from ppar_dist.class_sets import RECORD, ClassSet, read_record, recorded_class_set
 from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.model_section import LoraConfig
 from ppar_dist.config.schema import Config
@@ -93,14 +93,16 @@ def config_of(checkpoint: Path) -> Config:
 
 
 def classes_of(checkpoint: Path, config: Config) -> ClassSet:
-    """The class set of a checkpoint; a model folder brings it along.
+    """The class set of a checkpoint, which it brings along; one of an earlier version has its run's.
 
     Raises:
         UserError: it cannot be read.
     """
     if model_folder.is_model_folder(checkpoint):
         return model_folder.read_classes(checkpoint)
-    return class_set(config.data.classes)
+    if (checkpoint / RECORD).is_file():
+        return read_record(checkpoint / RECORD)
+    return recorded_class_set(config.data.classes, run_of(checkpoint))
 
 
 def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:

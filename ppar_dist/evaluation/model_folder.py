@@ -23,14 +23,14 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.checkpoint import FROZEN, MODEL, read_manifest
-from ppar_dist.class_sets import ClassSet
+from ppar_dist.class_sets import RECORD, ClassSet, read_record
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.text import one_line
 
 CONFIG = "config.json"
-CLASSES = "classes.json"
+CLASSES = RECORD
 PREPROCESSING = "preprocessing.json"
 CARD = "README.md"
 KIND = "model"  # `kind` in its manifest
@@ -82,28 +82,7 @@ def read_classes(folder: Path) -> ClassSet:
     Raises:
         UserError: it cannot be read.
     """
-    tree = _read(folder / CLASSES)
-    try:
-        return ClassSet(
-            name=str(tree["name"]),
-            classes=tuple(map(str, tree["classes"])),
-            palette=tuple(_colour(colour) for colour in tree["palette"]),
-            members=tuple(frozenset(map(str, names)) for names in tree["members"]),
-            prompts=tuple(tuple(map(str, names)) for names in tree["prompts"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CLASSES} is no class set: {one_line(error)}; export it again") from None
-
-
-def classes_to_dict(classes: ClassSet) -> dict[str, Any]:
-    """Plain values of a class set, as ``read_classes`` reads them."""
-    return {
-        "name": classes.name,
-        "classes": list(classes.classes),
-        "palette": [list(colour) for colour in classes.palette],
-        "members": [sorted(names) for names in classes.members],
-        "prompts": [list(names) for names in classes.prompts],
-    }
+    return read_record(folder / CLASSES)
 
 
 def refuse_fetching(config: Config, origin: str) -> None:
@@ -133,13 +112,6 @@ def _flat(prefix: str, tree: Any) -> Iterator[tuple[str, Any]]:
     pairs = tree.items() if isinstance(tree, dict) else enumerate(tree) if isinstance(tree, list) else ()
     for key, value in pairs:
         yield from _flat(f"{prefix}.{key}", value)
-
-
-def _colour(values: Any) -> tuple[int, int, int]:
-    red, green, blue = values
-    if not all(isinstance(value, int) and 0 <= value <= 255 for value in (red, green, blue)):
-        raise ValueError(f"a colour is three whole numbers from 0 to 255, got {values}")
-    return red, green, blue
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -42,6 +42,7 @@ class TargetResult:
     trained_on: bool = False  # a source of the checkpoint: the score says nothing of domains it never saw
     stored: str = ""  # how `prepare` encoded the images again; "" where it did not, or made another
     confusion: list[list[int]] | None = None  # pixels; rows are labels, columns predictions
+    scored: str = ""  # "16 of 19 classes" and their class set, where the domain has not all; "" where it has
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Results:
         rows = [
             [name, str(item.images), *([str(item.left_out)] if some else [])]
             + [_percent(item.miou), _percent(item.pixel_accuracy)]
-            + [_percent(item.iou[label]) for label in self.classes]
+            + [_percent(item.iou.get(label)) for label in self.classes]
             for name, item in self.targets.items()
         ]
         if sum(not item.trained_on for item in self.targets.values()) > 1:
@@ -94,6 +95,7 @@ class Results:
         lines = columns([head, *rows])
         lines.append(f"{self.run}: {self.checkpoint}, step {self.step}; {self.protocol}".rstrip("; "))
         lines += [f"{name}: {_TRAINED_ON}" for name, item in self.targets.items() if item.trained_on]
+        lines += [f"{name}: scored on {item.scored}" for name, item in self.targets.items() if item.scored]
         lines += [f"{name}: images are {item.stored}" for name, item in self.targets.items() if item.stored]
         return "\n".join(lines)
 
@@ -209,13 +211,14 @@ def _csv(tables: Iterable[Mapping[str, Any]]) -> str:
         for name, item in table.get("targets", {}).items()
     ]
     labels = dict.fromkeys(label for row in rows for label in row.get("iou") or {})
+    figures = (*_FIGURES, *(["scored"] if any(row.get("scored") for row in rows) else []))
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*_COLUMNS, *_FIGURES, *(f"iou {label}" for label in labels)])
+    writer.writerow([*_COLUMNS, *figures, *(f"iou {label}" for label in labels)])
     for row in rows:
         iou = row.get("iou") or {}
         writer.writerow(
-            [*(row.get(key) for key in (*_COLUMNS, *_FIGURES)), *(iou.get(each) for each in labels)]
+            [*(row.get(key) for key in (*_COLUMNS, *figures)), *(iou.get(each) for each in labels)]
         )
     return text.getvalue()
 

@@ -15,7 +15,7 @@ import torch
 from ppar_dist import __version__
 from ppar_dist.checkpoint import FORMAT, MANIFEST, MODEL, STATE, opened, read_manifest, read_state
 from ppar_dist.checkpoint.layout import sealed
-from ppar_dist.class_sets import ClassSet
+from ppar_dist.class_sets import ClassSet, to_record
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor, read_segmentor
@@ -25,7 +25,6 @@ from ppar_dist.evaluation.model_folder import (
     CONFIG,
     KIND,
     PREPROCESSING,
-    classes_to_dict,
     is_model_folder,
     refuse_fetching,
 )
@@ -84,11 +83,11 @@ def write(path: Path, out: Path, which: str = "latest", weights: str = "raw") ->
 def _texts(segmentor: Segmentor, config: Config, classes: ClassSet, state: dict[str, Any]) -> dict[str, str]:
     trees = {
         CONFIG: portable(config),
-        CLASSES: classes_to_dict(classes),
         PREPROCESSING: preprocessing(segmentor, config),
         STATE: {name: state[name] for name in _PROGRESS if name in state},
     }
-    return {name: json.dumps(tree, indent=1, ensure_ascii=False) + "\n" for name, tree in trees.items()}
+    texts = {name: json.dumps(tree, indent=1, ensure_ascii=False) + "\n" for name, tree in trees.items()}
+    return texts | {CLASSES: to_record(classes)}
 
 
 def portable(config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jinja2
 
 from ppar_dist import __version__
 from ppar_dist.checkpoint import write_atomically
-from ppar_dist.class_sets import class_set
+from ppar_dist.class_sets import recorded_class_set
 from ppar_dist.config.load import dump_config
 from ppar_dist.report.against import comparison
 from ppar_dist.report.cleaning import is_figure
@@ -49,7 +49,7 @@ def write_report(run: Path, against: Path | None = None) -> Path:
 
 def _content(records: RunRecords, other: RunRecords | None) -> dict[str, Any]:
     config = records.config
-    classes = class_set(config.data.classes)
+    classes = recorded_class_set(config.data.classes, records.run)
     swatches = [
         {"name": name, "colour": "#{:02x}{:02x}{:02x}".format(*colour)}
         for name, colour in zip(classes.classes, classes.palette, strict=True)
@@ -174,6 +174,7 @@ def _table(records: RunRecords, classes: Sequence[str]) -> list[dict[str, Any]]:
         left_out = item.get("left_out")
         images = f"{item.get('images')} ({left_out} left out)" if left_out else item.get("images")
         name += " (trained on)" if item.get("trained_on") else ""
+        name += f" ({item['scored']})" if item.get("scored") else ""
         rows.append({"name": name, "images": images, "miou": miou, "accuracy": accuracy, "cells": cells})
     return rows
 

@@ -68,11 +68,18 @@ def _scores(ours: RunRecords, theirs: RunRecords) -> list[dict[str, str]]:
     one, other = _by_target(ours), _by_target(theirs)
     for name in dict.fromkeys([*one, *other]):
         cells = [f"{100 * table[name]:.1f}" if name in table else "–" for table in (one, other)]
-        comparable = name in one and name in other and (name == _HELD_OUT or not _protocols(ours, theirs))
+        alike = not _protocols(ours, theirs) and _scored(ours, name) == _scored(theirs, name)
+        comparable = name in one and name in other and (name == _HELD_OUT or alike)
         difference = f"{100 * (one[name] - other[name]):+.1f}" if comparable else "–"
         cells.append(difference.replace("-", "−"))
         rows.append(dict(zip(("ours", "theirs", "difference"), cells, strict=True)) | {"name": name})
     return rows
+
+
+def _scored(records: RunRecords, name: str) -> str:
+    """Which classes of a target were scored; "" for all."""
+    targets = (records.results or {}).get("targets")
+    return str(targets[name].get("scored") or "") if isinstance(targets, dict) and name in targets else ""
 
 
 def _by_target(records: RunRecords) -> dict[str, float]:

@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ppar_dist.checkpoint import METHOD, MODEL, list_checkpoints
-from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.load import classes_of
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.report.records import RunRecords
@@ -40,4 +40,4 @@ def _text(config: Config, checkpoint: Path) -> Tensor:
     """The original text prototypes: from the model when it kept them, else from the configured file."""
     if config.model.classifier == "otp":
         return load_file(checkpoint / MODEL)["text"]
-    return text_prototypes(config.text, class_set(config.data.classes), None)
+    return text_prototypes(config.text, classes_of(checkpoint, config), None)

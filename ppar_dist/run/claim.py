@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.class_sets import ClassSet, to_record
 from ppar_dist.config.identity import changes_since, config_changes
 from ppar_dist.config.load import dump_config, load_config
 from ppar_dist.config.schema import Config
@@ -35,9 +36,9 @@ def stored_config(run: Path) -> Config | None:
 class RunClaim:
     """This job's right to ``run.dir``; rank 0 decides and writes for all ranks."""
 
-    def __init__(self, config: Config, world: World, lock: RunLock) -> None:
+    def __init__(self, config: Config, world: World, lock: RunLock, classes: ClassSet) -> None:
         """``lock`` is taken by rank 0 in ``claim``; who made it closes it."""
-        self._config, self._world, self._lock = config, world, lock
+        self._config, self._world, self._lock, self._classes = config, world, lock, classes
         self.path = config.run.dir
         self._is_config_known = False  # config.yaml is there, or its content does not matter; rank 0 knows
 
@@ -53,7 +54,7 @@ class RunClaim:
         self._world.on_main(lambda: self._claim(accept_changes, alive))
 
     def record(self) -> None:
-        """Write the resolved configuration, once the run is known to continue with it. Collective.
+        """Write configuration and class set, once the run is known to continue with them. Collective.
 
         Raises:
             UserError: it cannot be written.
@@ -127,6 +128,7 @@ class RunClaim:
 
     def _write_config(self) -> None:
         try:
+            write_atomically(paths.classes_file(self.path), to_record(self._classes))
             write_atomically(paths.config_file(self.path), dump_config(self._config))
         except OSError as error:
             raise self._not_writable(error.strerror) from None

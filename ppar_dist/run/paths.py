@@ -4,6 +4,7 @@
 
     <run>/
       config.yaml                   the resolved configuration
+      classes.json                  its class set (class_sets.py)
       run.lock                      the job that works here (run/lock.py)
       checkpoints/                  drawn in checkpoint/__init__.py
       metrics/NAME.jsonl            train, samples and eval by step; events: faults and resumes; time: goodput
@@ -23,6 +24,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ppar_dist.class_sets import RECORD
+
 LOCK = "run.lock"
 REPORT = "report.html"
 RESULTS = "results.json"
@@ -35,6 +38,11 @@ RANK_FILES = "rank-*.jsonl"
 def config_file(run: Path) -> Path:
     """The resolved configuration: a folder that has it is a run."""
     return run / "config.yaml"
+
+
+def classes_file(run: Path) -> Path:
+    """The run's class set."""
+    return run / RECORD
 
 
 def metrics_file(run: Path, name: str) -> Path:

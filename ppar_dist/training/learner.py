@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ppar_dist.class_sets import class_set
 from ppar_dist.data.shards import sample
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
@@ -42,7 +41,7 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
 
     Only what ``is_new`` reads ``init_from``: a checkpoint brings the weights of another.
     """
-    config, classes = plan.config, class_set(plan.config.data.classes)
+    config, classes = plan.config, plan.classes
     torch.manual_seed(config.seed)
     segmentor, text = build_segmentor(config, classes)
     if world.is_main and segmentor.backbone.report is not None:

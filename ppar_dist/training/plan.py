@@ -6,13 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppar_dist import checkpoint
-from ppar_dist.class_sets import class_set
+from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.identity import config_hash, content_hash, determining
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import open_sources, training_shares
-from ppar_dist.errors import UserError
+from ppar_dist.errors import DataError, UserError
+from ppar_dist.evaluation.class_subset import subset_of
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,7 @@ class RunPlan:
     config: Config
     indexes: tuple[DomainIndex, ...]
     batching: Batching
+    classes: ClassSet
 
     def lines(self) -> list[str]:
         """Every derived number, one fact per line."""
@@ -61,9 +63,9 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
     Raises:
         UserError: sources, classes, targets, text file or batch cannot work; the message says which.
     """
-    classes = class_set(config.data.classes)
+    classes = recorded_class_set(config.data.classes, config.run.dir)
     batching(config, world_size)  # before the data, which may take long to open
-    indexes = open_sources(config)
+    indexes = open_sources(config, classes)
     for index in indexes:
         if not index.counts.any():
             names = ", ".join(classes.classes)
@@ -76,11 +78,12 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
     content_hash(config.text.file)  # refuses a file that cannot be read
     _refuse_without_weights(config)
     for name, folder in config.targets.items():
-        if DomainIndex.open(folder, config.data.max_bad_ratio).classes != classes.classes:
-            raise UserError(
-                f"target {name} at {folder} is not labelled with {classes.name}; prepare it again"
-            )
-    return RunPlan(config, tuple(indexes), cut)
+        index = DomainIndex.open(folder, config.data.max_bad_ratio)
+        try:
+            subset_of(index, classes)
+        except DataError as error:
+            raise UserError(f"target {name} at {folder} cannot be scored: {error}") from None
+    return RunPlan(config, tuple(indexes), cut, classes)
 
 
 def _refuse_without_weights(config: Config) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from torch import Tensor, nn
 
 from ppar_dist.checkpoint import Outcome
-from ppar_dist.class_sets import class_set
 from ppar_dist.data.loader import order_of
 from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.distributed.world import World
@@ -83,7 +82,7 @@ class Recorder:
         if not world.is_main:
             return
         self._domains = tuple(index.name for index in plan.indexes)
-        self._classes = class_set(config.data.classes).classes
+        self._classes = plan.classes.classes
         self._order = order_of(config, plan.indexes)
         self._throughput = Throughput(config.train.global_batch)
         self.progress = Progress(self._total, state.step, self._every, self._speed)

@@ -25,6 +25,7 @@ from ppar_dist.checkpoint import (
     read_moments,
     read_state,
 )
+from ppar_dist.class_sets import RECORD, to_record
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.models.average import AVERAGE, averaged_values
@@ -64,7 +65,7 @@ def snapshot(learner: Learner, plan: RunPlan, world: World, same_in: Path | None
     versions = {"ppar_dist": __version__, "torch": torch.__version__}
     whole = plan.config.model_dump(mode="json")  # so that a checkpoint can be used without its run
     facts = {"world_size": world.world_size, "versions": versions, "whole_config": whole} | plan.facts()
-    texts = {STATE: json.dumps(state, indent=1) + "\n"}
+    texts = {STATE: json.dumps(state, indent=1) + "\n", RECORD: to_record(plan.classes)}
     return Snapshot(learner.state.step, tensors | moments, texts, facts, constant, same_in)
 
 

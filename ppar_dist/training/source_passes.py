@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ppar_dist.class_sets import class_set
 from ppar_dist.data.sources import holdout_range
 from ppar_dist.distributed.world import World
 from ppar_dist.evaluation.confusion import mean_iou
@@ -45,7 +44,7 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
     state, config = learner.objective.state, plan.config
     if state is None or state.trust is None:
         return []
-    segmentor, classes = learner.engine.module, class_set(config.data.classes).classes
+    segmentor, classes = learner.engine.module, plan.classes.classes
     assert isinstance(segmentor, Segmentor)
 
     def look() -> Tensor:

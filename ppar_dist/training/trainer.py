@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ppar_dist.checkpoint import CheckpointError, checkpoint_name
-from ppar_dist.class_sets import class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data import quarantine
 from ppar_dist.data.loader import Batch, order_of, train_loader
@@ -75,11 +74,11 @@ class Trainer:
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
         self.order = order_of(self.config, plan.indexes)
-        self.claim = RunClaim(self.config, world, lock)
+        self.claim = RunClaim(self.config, world, lock, plan.classes)
         self.claim.claim(accept_changes, watch.alive)
         is_new = not world.on_main(self.claim.has_checkpoints)
         check_precision(self.config, world, is_new)
-        monitor.open(self.domains, class_set(self.config.data.classes).classes, watch.report)
+        monitor.open(self.domains, plan.classes.classes, watch.report)
         self.learner = build_learner(plan, world, is_new)
         self.resumed_from = resume(self.learner, plan, world, self.claim)
         if self.resumed_from is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from ppar_dist import checkpoint
+from ppar_dist.class_sets import class_set
 from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
@@ -35,6 +36,7 @@ class Listening(World):
         return value
 
 
+CLASSES = class_set("roads6")
 _LOCKS: list[RunLock] = []  # each test's jobs come one after another
 
 
@@ -48,12 +50,12 @@ def claim_of(config: Config, world: World) -> RunClaim:
     _LOCKS.append(lock)
     for ended in _LOCKS[:-1]:
         ended.close()
-    return RunClaim(config, world, lock)
+    return RunClaim(config, world, lock, CLASSES)
 
 
 def resume_from(run: RunClaim, config: Config) -> Path | None:
     """Nothing is restored: the tests below are about what is refused before that."""
-    plan = RunPlan(config, (), batching(config, 1))
+    plan = RunPlan(config, (), batching(config, 1), CLASSES)
     return resume(None, plan, World(), run)  # type: ignore[arg-type]
 
 
@@ -108,7 +110,7 @@ def test_a_job_that_waits_for_the_folder_shows_that_it_lives(tmp_path: Path) -> 
     (config.run.dir / "run.lock").write_text("not a lock")
     lock, calls = RunLock(config.run.dir, 0.5), []
     with closing(lock):
-        RunClaim(config, World(), lock).claim(alive=lambda: calls.append(time.monotonic()))
+        RunClaim(config, World(), lock, CLASSES).claim(alive=lambda: calls.append(time.monotonic()))
     assert len(calls) > 1
 
 
