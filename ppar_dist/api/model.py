@@ -46,11 +46,30 @@ def load(
         weights: of the last step, or their moving average.
 
     Raises:
-        UserError: there is no whole model.
+        UserError: there is no whole model, no such device, or no such choice.
     """
-    device = torch.device(default_device() if device is None else device)
-    segmentor, config, classes, checkpoint = load_segmentor(Path(path), device, which, weights)
+    for name, given, known in (
+        ("which", which, ("latest", "best")),
+        ("weights", weights, ("raw", "averaged")),
+    ):
+        if given not in known:
+            raise UserError(f"{name} is one of {', '.join(known)}, got {given!r}; correct it")
+    place = _device(default_device() if device is None else device)
+    segmentor, config, classes, checkpoint = load_segmentor(Path(path), place, which, weights)
     return Model(segmentor, config, classes, checkpoint, weights)
+
+
+def _device(wanted: torch.device | str) -> torch.device:
+    """A device that is there; raises UserError for any other."""
+    try:
+        device = torch.device(wanted)
+    except (RuntimeError, TypeError):
+        raise UserError(f"a device is cpu, cuda or cuda:NUMBER, got {wanted!r}; correct it") from None
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise UserError(
+            f"torch sees {torch.cuda.device_count()} GPUs, so there is no {device}; give another device"
+        )
+    return device
 
 
 def default_device() -> str:
@@ -87,8 +106,12 @@ class Model:
         return self._segmentor.backbone.mean.device
 
     def to(self, device: torch.device | str) -> Model:
-        """Move the model; returns it."""
-        self._segmentor.to(device)
+        """Move the model; returns it.
+
+        Raises:
+            UserError: there is no such device.
+        """
+        self._segmentor.to(_device(device))
         self._segmentor.bf16 = self.config.engine.precision == "bf16" and self.device.type == "cuda"
         return self
 

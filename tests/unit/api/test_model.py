@@ -163,3 +163,17 @@ def test_the_import_loads_neither_torch_nor_a_module_of_the_package() -> None:
     code = "import sys, ppar_dist; print([m for m in sys.modules if m.startswith(('torch', 'ppar_dist.'))])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"which": "Best"}, "which is one of latest, best, got 'Best'"),
+        ({"weights": "avg"}, "weights is one of raw, averaged, got 'avg'"),
+        ({"device": "gpu"}, "a device is cpu, cuda or cuda:NUMBER, got 'gpu'"),
+        ({"device": "cuda:99"}, "so there is no cuda:99"),
+    ],
+)
+def test_a_choice_that_there_is_not_is_refused(run: Path, wrong: dict[str, str], message: str) -> None:
+    with pytest.raises(ppar_dist.UserError, match=message):
+        ppar_dist.load(run, **wrong)  # type: ignore[arg-type]
