@@ -154,7 +154,12 @@ class Model:
         """As ``predict``, for several images; the model sees those of one size at once.
 
         The memory is that of all of them: of many, give a few at a time.
+
+        Raises:
+            UserError: one of them is no image, or this is one image alone.
         """
+        if isinstance(images, (str, os.PathLike, Image.Image)):
+            raise UserError(f"predict_batch takes several images, got {images!r}; put it into a list")
         return self._predicted([_photo(image) for image in images], confidence)
 
     def features(self, image: Picture) -> Floats:
@@ -181,6 +186,8 @@ class Model:
         Raises:
             UserError: a target is unusable, or of other classes.
         """
+        if not isinstance(targets, Mapping):
+            raise UserError(f"targets are {{name: folder}}, got {targets!r}; give each folder a name")
         folders = {name: Path(folder) for name, folder in targets.items()}
         return evaluate(self.path, folders, self.device, options=options, weights=self._weights)
 
@@ -209,6 +216,11 @@ def _photo(image: Picture) -> Image.Image:
                 f"an array of an image is (H, W, 3) uint8 RGB, got {image.shape} {image.dtype}; convert it"
             )
         image = Image.fromarray(np.ascontiguousarray(image))
+    if not isinstance(image, (str, os.PathLike, Image.Image)):
+        raise UserError(
+            f"an image is a path, a Pillow image or an array (H, W, 3), got {type(image).__name__}; "
+            "convert it"
+        )
     try:
         if not isinstance(image, Image.Image):
             return read(Path(image), None)

@@ -177,3 +177,13 @@ def test_the_import_loads_neither_torch_nor_a_module_of_the_package() -> None:
 def test_a_choice_that_there_is_not_is_refused(run: Path, wrong: dict[str, str], message: str) -> None:
     with pytest.raises(ppar_dist.UserError, match=message):
         ppar_dist.load(run, **wrong)  # type: ignore[arg-type]
+
+
+def test_another_kind_of_thing_is_refused(model: ppar_dist.Model) -> None:
+    for wrong in (None, 5, torch.zeros(3, 8, 8)):
+        with pytest.raises(ppar_dist.UserError, match="an image is a path, a Pillow image or an array"):
+            model.predict(wrong)  # type: ignore[arg-type]
+    with pytest.raises(ppar_dist.UserError, match="predict_batch takes several images"):
+        model.predict_batch("a.jpg")
+    with pytest.raises(ppar_dist.UserError, match="give each folder a name"):
+        model.evaluate("shards/a")  # type: ignore[arg-type]
