@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 
 # Dense tensor-core TFLOPS (1e12 multiplications and additions per second) in bf16, in fp16 where a device
-# has no bf16; from the vendors' data sheets, whose figures with sparsity are twice these. A name matches
-# where its first words are those of the device, and the longest match counts: what a board is cut down to
-# comes after its family.
+# has no bf16, without sparsity, which doubles what data sheets show. Not each was compared with its sheet
+# again: `engine.peak_tflops` replaces them. A name matches where its first words are those of the device, and
+# the longest match counts: what a board is cut down to comes after its family.
 _PEAK_TFLOPS = {
     "B200": 2250.0,
     "H200": 989.0,
