@@ -20,6 +20,7 @@ FLOORS = (
     ("data.shards", "launch", "models", "run", "watchdog"),
     ("class_sets",),
     ("checkpoint", "config", "pictures", "processes", "view"),
+    ("storage",),
     ("distributed", "files"),
     ("errors", "exit_codes", "text"),
 )
@@ -35,6 +36,7 @@ DOORS = {
     "onnx": {"export.onnx_file"},
     "onnxruntime": {"export.onnx_file"},
     "av": {"evaluation.videos"},
+    "fsspec": {"storage.remote"},
     "zlib_ng": {"pictures"},
     "simplejpeg": {"data.shards.jpeg"},
     "webdataset": {"data.loader", "data.shards.writer"},

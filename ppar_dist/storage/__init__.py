@@ -1,0 +1,1 @@
+"""Object storage: where data and checkpoints lie that no file system holds."""

@@ -1,0 +1,241 @@
+"""Requests to object storage through fsspec, tried again within a bound; the one door to it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from ppar_dist.errors import UserError
+from ppar_dist.storage.failures import (
+    Incomplete,
+    StorageDenied,
+    StorageUnavailable,
+    described,
+    is_beyond_the_end,
+    is_denied,
+    is_missing,
+    may_pass,
+    waits,
+)
+from ppar_dist.storage.location import Remote
+
+PATIENCE_S = 120.0
+_CONNECT_S, _READ_S = 10.0, 30.0  # without a byte, of one attempt
+_EXTRAS = {"s3": "s3", "gs": "gcs", "https": "http", "http": "http"}
+_REMEDIES = {
+    "s3": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ~/.aws, and the bucket's policy",
+    "gs": "check GOOGLE_APPLICATION_CREDENTIALS or the machine's account, and the bucket's policy",
+}
+
+log = logging.getLogger(__name__)
+Answer = TypeVar("Answer")
+
+
+class Facts(NamedTuple):
+    """An object as storage describes it."""
+
+    bytes: int
+    version: str  # its ETag or generation; "" where storage tells none
+
+
+class Entry(NamedTuple):
+    """What lies directly below a prefix."""
+
+    name: str
+    bytes: int
+    is_folder: bool
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Requests to storage, each tried again until it succeeds, cannot succeed, or ``patience_s`` have passed.
+
+    Every method raises FileNotFoundError where there is no such object, StorageDenied where credentials are
+    refused, StorageUnavailable where patience has run out, and UserError where the driver is not installed.
+    """
+
+    patience_s: float = PATIENCE_S
+
+    def facts(self, place: Remote) -> Facts:
+        """Size and version of an object."""
+        found = self._ask(f"look at {place}", lambda: _reading(place).info(place.url))
+        if found.get("type") == "directory":
+            raise FileNotFoundError(f"{place} is no object")
+        version = next(
+            (str(found[key]) for key in ("ETag", "etag", "generation", "mtime") if found.get(key)), ""
+        )
+        return Facts(int(found.get("size") or 0), version.strip('"'))
+
+    def read_range(self, place: Remote, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object; fewer where it ends before."""
+
+        def attempt() -> bytes:
+            raw: bytes = _reading(place).cat_file(place.url, start=start, end=stop)
+            if len(raw) > stop - start:
+                raise UserError(
+                    f"{place} lies on a server that gives no ranges of a file; use another server"
+                )
+            if len(raw) < stop - start and _reading(place).info(place.url)["size"] >= stop:
+                raise Incomplete(f"{len(raw)} of {stop - start} bytes came")
+            return raw
+
+        try:
+            return self._ask(f"read {place}", attempt)
+        except _BeyondTheEnd:
+            return b""
+
+    def read(self, place: Remote) -> bytes:
+        """A whole object."""
+
+        def attempt() -> bytes:
+            raw: bytes = _reading(place).cat_file(place.url)
+            return raw
+
+        return self._ask(f"read {place}", attempt)
+
+    def download(self, place: Remote, path: Path) -> None:
+        """Copy an object into a file, which is not synced and may be left half-written by a failure."""
+
+        def attempt() -> None:
+            expected = _reading(place).info(place.url).get("size")
+            _reading(place).get_file(place.url, str(path))
+            if expected is not None and path.stat().st_size != expected:
+                raise Incomplete(f"{path.stat().st_size} of {expected} bytes came")
+
+        self._ask(f"read {place}", attempt)
+
+    def upload(self, path: Path, place: Remote) -> None:
+        """Copy a file into an object, which appears whole: a large one in parts that are joined at the end."""
+        self._ask(f"write {place}", lambda: _writing(place).put_file(str(path), place.url))
+
+    def write(self, place: Remote, content: bytes) -> None:
+        """Write an object, which appears, or is replaced, whole."""
+        self._ask(f"write {place}", lambda: _writing(place).pipe_file(place.url, content))
+
+    def entries(self, folder: Remote) -> list[Entry]:
+        """What lies directly below a prefix, by name; empty where nothing does."""
+
+        def attempt() -> list[dict[str, Any]]:
+            listed: list[dict[str, Any]] = _reading(folder).ls(folder.url, detail=True, refresh=True)
+            return listed
+
+        try:
+            listed = self._ask(f"list {folder}", attempt)
+        except FileNotFoundError:
+            return []
+        entries = {
+            each["name"].rstrip("/").rpartition("/")[2]: each for each in listed if each["name"].rstrip("/")
+        }
+        own = folder.name
+        return [
+            Entry(name, int(each.get("size") or 0), each.get("type") == "directory")
+            for name, each in sorted(entries.items())
+            if name
+            and not (name == own and each["name"].rstrip("/").endswith(folder.url.partition("://")[2]))
+        ]
+
+    def remove(self, place: Remote) -> None:
+        """Remove an object; that it is gone already is no failure."""
+        with contextlib.suppress(FileNotFoundError):
+            self._ask(f"remove {place}", lambda: _writing(place).rm_file(place.url))
+
+    def _ask(self, what: str, request: Callable[[], Answer]) -> Answer:
+        began, pauses, tries = time.monotonic(), waits(self.patience_s), 0
+        while True:
+            tries += 1
+            try:
+                answer = request()
+            except Exception as error:
+                _refuse(what, error)
+                pause = next(pauses, None)
+                if pause is None:
+                    raise StorageUnavailable(
+                        f"cannot {what} in {time.monotonic() - began:.0f} s and {tries} attempts "
+                        f"({described(error)}); run the same command again when storage answers"
+                    ) from None
+                if tries == 1:
+                    log.warning(
+                        "cannot %s (%s): tried again for %g s", what, described(error), self.patience_s
+                    )
+                time.sleep(pause)
+            else:
+                if tries > 1:
+                    log.warning(
+                        "%s: succeeded at attempt %d, after %.1f s", what, tries, time.monotonic() - began
+                    )
+                return answer
+
+
+class _BeyondTheEnd(OSError):
+    """A range begins where the object has ended."""
+
+
+def _refuse(what: str, error: Exception) -> None:
+    """Raise what no further attempt can cure."""
+    if isinstance(error, UserError):
+        raise error
+    if is_missing(error):
+        raise FileNotFoundError(f"cannot {what}: there is no such object or bucket") from None
+    if is_beyond_the_end(error):
+        raise _BeyondTheEnd(what) from None
+    if is_denied(error):
+        scheme = what.partition("://")[0].rpartition(" ")[2]
+        remedy = _REMEDIES.get(scheme, "check the server's permissions")
+        raise StorageDenied(f"storage refuses to {what} ({described(error)}); {remedy}") from None
+    if not may_pass(error):
+        raise OSError(getattr(error, "errno", None) or 0, f"cannot {what}: {described(error)}") from error
+
+
+def _reading(place: Remote) -> Any:
+    """The driver, as for short requests: each attempt is one request, and ``Storage`` repeats it."""
+    return _driver(os.getpid(), _EXTRAS[place.scheme], 1)
+
+
+def _writing(place: Remote) -> Any:
+    """The driver, as for long files: a part that fails is sent again, and not the whole file."""
+    return _driver(os.getpid(), _EXTRAS[place.scheme], 5)
+
+
+_LOCK = threading.Lock()
+
+
+def _driver(pid: int, extra: str, tries: int) -> Any:
+    with _LOCK:
+        return _new_driver(pid, extra, tries)
+
+
+@functools.lru_cache(maxsize=8)
+def _new_driver(pid: int, extra: str, tries: int) -> Any:
+    """A driver of this process: connections do not outlive a fork. ``pid`` tells processes apart."""
+    import fsspec
+
+    options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
+    try:
+        if extra == "s3":
+            config = {
+                "connect_timeout": _CONNECT_S,
+                "read_timeout": _READ_S,
+                "retries": {"total_max_attempts": 1},
+            }
+            driver = fsspec.filesystem("s3", config_kwargs=config, **options)
+            driver.retries = tries
+        elif extra == "gcs":
+            driver = fsspec.filesystem("gcs", **options)
+        else:
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
+            driver = fsspec.filesystem("http", client_kwargs={"timeout": timeout}, **options)
+    except ImportError:
+        raise UserError(
+            f"{extra} storage needs a driver that is not installed; pip install 'ppar-dist[{extra}]'"
+        ) from None
+    return driver

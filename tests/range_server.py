@@ -1,0 +1,81 @@
+"""A small HTTP server of a folder that knows ranges, and makes the faults it is told to."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+
+@dataclass
+class RangeServer:
+    """``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), or None."""
+
+    folder: Path
+    faults: deque[int | str | None] = field(default_factory=deque)
+    requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
+    port: int = 0
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+
+@contextmanager
+def range_server(folder: Path) -> Iterator[RangeServer]:
+    """Serve ``folder`` on a port of its own until the block ends."""
+    state = RangeServer(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: object) -> None: ...
+
+        def do_HEAD(self) -> None:
+            self._answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self._answer(with_body=True)
+
+        def _answer(self, with_body: bool) -> None:
+            wanted = self.headers.get("Range", "")
+            state.requests.append((self.command, self.path, wanted))
+            fault = state.faults.popleft() if with_body and state.faults else None
+            path = state.folder / self.path.lstrip("/")
+            if isinstance(fault, int) or not path.is_file():
+                return self._end(fault if isinstance(fault, int) else 404)
+            content = path.read_bytes()
+            whole, status = len(content), 200
+            if match := re.fullmatch(r"bytes=(\d+)-(\d+)", wanted):
+                if int(match[1]) >= whole:
+                    return self._end(416)
+                content, status = content[int(match[1]) : int(match[2]) + 1], 206
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(content)))
+            self.send_header("Accept-Ranges", "bytes")
+            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+            self.end_headers()
+            if with_body:
+                self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+            if fault == "cut":
+                self.close_connection = True
+
+        def _end(self, status: int) -> None:
+            self.send_response(status)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.port = server.server_address[1]
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield state
+    finally:
+        server.shutdown()
+        server.server_close()
