@@ -7,7 +7,17 @@ from typing import Annotated, Any
 from pydantic import Field, field_validator, model_validator
 
 from ppar_dist.config.class_file import is_class_file, pinned
-from ppar_dist.config.fields import Count, NonNegative, Number, PathField, Positive, Ratio, Whole
+from ppar_dist.config.fields import (
+    Bytes,
+    Count,
+    LocationField,
+    NonNegative,
+    Number,
+    PathField,
+    Positive,
+    Ratio,
+    Whole,
+)
 from ppar_dist.config.section import Section
 
 MAX_SOURCES = 1024  # each has at least one of the 1024 slots that share out positions (``data.order``)
@@ -28,10 +38,22 @@ class RareClassConfig(Section):
     min_pixels: Count = 3000  # of the class in a sample's label, and a half of them in its crop
 
 
+class CacheConfig(Section):
+    """What a node keeps of shards that lie on object storage."""
+
+    folder: PathField | None = (
+        None  # on a disk of the node; null: ppar-dist-cache-UID in the temporary folder
+    )
+    size: Bytes = 50_000_000_000  # bytes, or text as 50 GB; what is needed last goes first
+    ahead: Annotated[Whole, Field(ge=0)] = (
+        32  # reads ahead per loader process
+    )
+
+
 class DataConfig(Section):
     """Source domains, their order, and the size of what the model sees."""
 
-    root: PathField  # folder of the sources
+    root: LocationField  # folder of the sources: a path, or s3://, gs://, https://
     classes: str  # roads6, cityscapes19, cityscapes16, cityscapes13, camvid11, or a YAML file of classes
     sources: Annotated[tuple[SourceConfig, ...], Field(min_length=1)]  # names alone are enough
     size: Count = 180  # pixels of the shorter side before random scaling, and at evaluation
@@ -40,6 +62,7 @@ class DataConfig(Section):
     block: Count = 16  # consecutive samples that stay together (sequential reads)
     window: Count = 8  # blocks among which samples are permuted
     rare_classes: RareClassConfig = RareClassConfig()
+    cache: CacheConfig = CacheConfig()
     workers: Annotated[Whole, Field(ge=0)] = 1  # loader processes per rank
     max_bad_ratio: Ratio = (
         0.01  # of a domain's samples; more bad ones than that, each counted once, end the job

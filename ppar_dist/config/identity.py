@@ -36,6 +36,7 @@ _FREE_KEYS = (
     "model.backbone.checkpointing",
     "engine.peak_tflops",
     "data.workers",
+    "data.cache",
     "data.max_bad_ratio",
     "data.root",
     "text.file",

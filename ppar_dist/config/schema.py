@@ -15,6 +15,7 @@ from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.config.evaluation_section import EvaluationConfig
 from ppar_dist.config.fields import (
     Count,
+    LocationField,
     Momentum,
     NonNegative,
     Number,
@@ -103,6 +104,7 @@ class CheckpointConfig(Section):
     keep_last: Count = 2  # newest checkpoints that stay
     keep_every: Annotated[Whole, Field(ge=0)] = 0  # steps; those at its multiples stay for good; 0: none
     keep_best: bool = True  # the best on held-out data stays too
+    remote: LocationField | None = None  # a URL under which checkpoints are kept as well; null: none is
     background: bool = True  # written by a thread from a copy in memory, while training goes on
 
 
@@ -112,6 +114,7 @@ class FaultsConfig(Section):
     grace_s: Patience = 120.0  # seconds from a preemption signal to a forced exit; less than the scheduler's
     stall_s: Patience = 600.0  # seconds in one phase of a step after which a rank counts as hung
     peer_s: Patience = 60.0  # seconds of silence after which a rank counts as dead
+    storage_s: Patience = 120.0  # seconds that a request to object storage is tried again
     max_non_finite: Count = 5  # steps in a row without a finite result before the run rolls back
     max_rollbacks: Annotated[Whole, Field(ge=0)] = 3  # in a run; the next one ends it
 
@@ -143,7 +146,7 @@ class Config(Section):
     """The whole configuration of a run."""
 
     seed: Seed = 0  # of every random draw
-    init_from: PathField | None = None  # a run or checkpoint whose weights a new run begins with
+    init_from: LocationField | None = None  # a run or checkpoint whose weights a new run begins with
     run: RunConfig
     data: DataConfig
     augment: AugmentConfig = AugmentConfig()
@@ -158,7 +161,7 @@ class Config(Section):
     faults: FaultsConfig = FaultsConfig()
     monitoring: MonitoringConfig = MonitoringConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    targets: dict[str, PathField] = Field(default={})  # unseen domains, evaluated when the run has ended
+    targets: dict[str, LocationField] = Field(default={})  # unseen domains, evaluated when the run has ended
 
     @model_validator(mode="after")
     def _prototypes_have_a_source(self) -> Config:

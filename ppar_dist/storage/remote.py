@@ -113,7 +113,7 @@ class Storage:
         self._ask(f"read {place}", attempt)
 
     def upload(self, path: Path, place: Remote) -> None:
-        """Copy a file into an object, which appears whole: a large one in parts that are joined at the end."""
+        """Copy a file into an object, which appears whole: a large one in parts, joined at the end."""
         self._ask(f"write {place}", lambda: _writing(place).put_file(str(path), place.url))
 
     def write(self, place: Remote, content: bytes) -> None:
