@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import torch
 
@@ -29,7 +30,7 @@ def cell_auroc(config: Config) -> tuple[float, float]:
         config: of a run with a spoiled source.
     """
     classes = class_set(config.data.classes).num_classes
-    folders = [config.data.root / source.name for source in config.data.sources]
+    folders = [Path(str(config.data.root)) / source.name for source in config.data.sources]
     indexes = [DomainIndex.open(folder) for folder in folders]
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model.backbone).eval()

@@ -24,6 +24,7 @@ from ppar_dist.evaluation.photos import MAX_RATIO, model_input, read
 from ppar_dist.evaluation.results import Results
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.pictures import PictureError, photo_rgb
+from ppar_dist.storage.location import location
 
 PathLike = str | os.PathLike[str]
 Picture = Image.Image | npt.NDArray[np.uint8] | PathLike
@@ -188,7 +189,7 @@ class Model:
         """
         if not isinstance(targets, Mapping):
             raise UserError(f"targets are {{name: folder}}, got {targets!r}; give each folder a name")
-        folders = {name: Path(folder) for name, folder in targets.items()}
+        folders = {name: location(os.fspath(folder)) for name, folder in targets.items()}
         return evaluate(self.path, folders, self.device, options=options, weights=self._weights)
 
     def _predicted(self, photos: list[Image.Image], confidence: bool) -> list[Any]:

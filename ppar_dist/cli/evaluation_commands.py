@@ -14,6 +14,7 @@ from ppar_dist.cli.app import Json, Size, Trained, Weights, Which, app, device, 
 from ppar_dist.cli.progress import count_images
 from ppar_dist.errors import UserError
 from ppar_dist.launch.rank import is_ours
+from ppar_dist.storage.location import Location, location
 
 _OPTIONS = {"scales": "--scale"}  # options that are not called as their keys
 
@@ -46,7 +47,7 @@ def evaluate(
     """Print the mIoU on labelled domains; options replace the run's own section `evaluation`.
 
     Args:
-        target: NAME=FOLDER of a domain; may be repeated
+        target: NAME=FOLDER of a domain, or its URL; may be repeated
         preset: a published protocol
         size: what the model sees: pixels of the shorter side, HEIGHTxWIDTH that images just fit into, or own
         unresized: HEIGHTxWIDTH of images that stay as they are; may be repeated
@@ -148,15 +149,15 @@ def _texts(key: str, value: Any) -> list[str]:
     return [str(each) for each in value] if isinstance(value, list) else [str(value)]
 
 
-def _targets(items: Sequence[str]) -> dict[str, Path]:
-    targets = {}
+def _targets(items: Sequence[str]) -> dict[str, Location]:
+    targets: dict[str, Location] = {}
     for item in items:
         name, separator, folder = item.partition("=")
         if not (separator and name and folder):
             raise UserError(f"--target is NAME=FOLDER, got {item!r}; for example dusk=shards/camvid_0001TP")
         if name in targets:
             raise UserError(f"each --target has a name of its own, got {name} twice; rename one")
-        targets[name] = Path(folder)
+        targets[name] = location(folder)
     if not targets:
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER")
     return targets

@@ -23,6 +23,7 @@ from ppar_dist.launch.launchers import Launcher
 from ppar_dist.launch.nodes import Nodes
 from ppar_dist.monitoring import health as health_check
 from ppar_dist.processes import rank_log
+from ppar_dist.storage.location import Remote
 
 
 @app.command
@@ -263,10 +264,21 @@ def _load(path: Path, overrides: Sequence[str]) -> Config:
 
 
 def _with_weights(settings: Config) -> Config:
-    from ppar_dist.config.weights import find_weights
+    from ppar_dist.config.weights import fetch_weights, find_weights
 
     folder = os.environ.get("PPAR_WEIGHTS")
-    return find_weights(settings, Path(folder)) if folder else settings
+    settings = find_weights(settings, Path(folder)) if folder else settings
+    return fetch_weights(settings, lambda place: _fetched(settings, place))
+
+
+def _fetched(settings: Config, place: Remote) -> Path:
+    """The file of this node that holds an object."""
+    from ppar_dist.data.sources import node_storage
+
+    try:
+        return node_storage(settings).fetched(place)
+    except FileNotFoundError:
+        raise UserError(f"there is no {place}; correct text.file or model.backbone.pretrained") from None
 
 
 @app.command(help_flags=(), version_flags=())

@@ -45,9 +45,7 @@ class CacheConfig(Section):
         None  # on a disk of the node; null: ppar-dist-cache-UID in the temporary folder
     )
     size: Bytes = 50_000_000_000  # bytes, or text as 50 GB; what is needed last goes first
-    ahead: Annotated[Whole, Field(ge=0)] = (
-        32  # reads ahead per loader process
-    )
+    ahead: Annotated[Whole, Field(ge=0)] = 8  # reads under way per loader process
 
 
 class DataConfig(Section):

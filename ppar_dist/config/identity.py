@@ -16,6 +16,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import weights_file
 from ppar_dist.errors import ConfigError
 from ppar_dist.files.durable import fingerprint
+from ppar_dist.storage.location import Location
 
 # A run may resume when only these differ: they do not change what is computed.
 # Shards and text may be in another place: their content is compared by hash. So may the file of the
@@ -107,12 +108,12 @@ def _without_folder(tree: Mapping[str, Any]) -> dict[str, Any]:
     return {**tree, "model": {**model, "backbone": {**backbone, "pretrained": file.name}}}
 
 
-def content_hash(path: Path | None) -> str | None:
+def content_hash(path: Location | None) -> str | None:
     """sha256 of a file, which identifies the text embeddings independent of their path; None for None."""
     if path is None:
         return None
     try:
-        return fingerprint(path)[1]
+        return fingerprint(Path(str(path)))[1]
     except OSError as error:
         raise ConfigError(
             f"cannot read text.file={path}: {error.strerror}; give the path of an .npz of class embeddings, "

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from ppar_dist.config.fields import Count, NonNegative, PathField, PlainValues, Positive
+from ppar_dist.config.fields import Count, LocationField, NonNegative, PlainValues, Positive
 from ppar_dist.config.section import Section
 
 
@@ -81,7 +81,7 @@ class DecoderConfig(Section):
 class TextConfig(Section):
     """Original text prototypes (OTP): a file of embeddings, or the backbone's own text tower."""
 
-    file: PathField | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
+    file: LocationField | None = None  # .npz with `names` (N,) and `embeddings` (N, D)
     templates: tuple[str, ...] = ("a photo of a {}.",)  # for the text tower
     center: bool = True  # subtract the mean of all prototypes
 

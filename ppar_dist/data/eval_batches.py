@@ -18,6 +18,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
+from ppar_dist.data.prefetch import Needs, ahead, threads_for
 from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
@@ -89,7 +90,8 @@ class _Blocks(IterableDataset[EvalBlock]):
     def __iter__(self) -> Iterator[EvalBlock]:
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
-        for samples in self.blocks[first::step]:
+        needs: Needs[range] = lambda samples: ((self.index, sample) for sample in samples)  # noqa: E731
+        for samples in ahead(self.blocks[first::step], needs, threads_for([self.index])):
             yield self._read(samples)
 
     def _read(self, samples: range) -> EvalBlock:

@@ -25,6 +25,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import batching, micro_batches
 from ppar_dist.data.colours import Colours, recoloured
 from ppar_dist.data.order import Order
+from ppar_dist.data.prefetch import OrderToCome, ahead, threads_for
 from ppar_dist.data.quarantine import BadSample
 from ppar_dist.data.rare_classes import RareClasses
 from ppar_dist.data.reading import SampleReader, TrainSample
@@ -33,6 +34,7 @@ from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import training_shares
 from ppar_dist.data.transforms import TrainTransform
 from ppar_dist.data.workers import LoaderWorkers
+from ppar_dist.storage.failures import StorageDenied, StorageUnavailable
 
 
 @dataclass
@@ -89,6 +91,7 @@ def train_loader(
     Raises:
         UserError: the global batch does not divide among the ranks, there are more ranks than
             samples, or (SampleError, when its turn comes) a position found no good sample.
+        StorageUnavailable: object storage does not answer.
         ValueError: the positions are not a whole number of global batches.
         WorkerDied: a loader worker was killed.
     """
@@ -131,13 +134,15 @@ class _MicroBatches(IterableDataset[range]):
                 yield positions
 
 
-def _batches(reader: SampleReader, micro_batches: Iterable[range]) -> Iterator[Batch | SampleError]:
+def _batches(reader: SampleReader, micro_batches: Iterable[range]) -> Iterator[Batch | Exception]:
     """Read micro-batches. An error ends the stream as a value: an exception raised in a loader worker would
     reach the trainer as text, traceback and all."""
     try:
-        for positions in micro_batches:
+        to_come = OrderToCome(reader.order, reader.indexes)
+        for positions in ahead(micro_batches, reader.needs, threads_for(reader.indexes)):
+            to_come.position = positions.start
             yield _collate([reader.read(position) for position in positions])
-    except SampleError as error:
+    except (SampleError, StorageDenied, StorageUnavailable) as error:
         yield error
 
 
@@ -156,10 +161,10 @@ def _collate(samples: Sequence[TrainSample]) -> Batch:
     )
 
 
-def _received(loader: Generator[Batch | SampleError, None, None]) -> Iterator[Batch]:
+def _received(loader: Generator[Batch | Exception, None, None]) -> Iterator[Batch]:
     """The batches of a loader; raises the error that ended it."""
     with contextlib.closing(loader):  # not kept alive by the traceback of an error
         for batch in loader:
-            if isinstance(batch, SampleError):
+            if isinstance(batch, Exception):
                 raise batch
             yield batch

@@ -10,7 +10,8 @@ each rank takes a contiguous slice. ``Order.locate`` maps a position to (domain,
    epoch's permutation: blocks of consecutive samples are permuted, then the samples within each
    window of blocks. Reads stay nearly sequential, and every sample comes once per epoch.
 
-Permutations are keyed bijections evaluated at one point, so nothing here grows with the data set.
+Permutations are keyed bijections evaluated at one point, so nothing here grows with the data set. They have
+an inverse, so that ``Order.next_use`` tells when a sample comes again.
 
 With ``data.rare_classes`` step 2 is another: number j of a domain chooses a class, then a sample that has it
 (``rare_classes``). Samples of rare classes come often then, others seldom or never.
@@ -18,6 +19,8 @@ With ``data.rare_classes`` step 2 is another: number j of a domain chooses a cla
 
 from __future__ import annotations
 
+import bisect
+import functools
 import hashlib
 import math
 from collections.abc import Sequence
@@ -131,6 +134,9 @@ class Order:
         self.rare = rare
         self.quotas = _quotas([share.weight for share in shares], _CYCLE if len(shares) > 1 else 1)
         self._slots, self._before = _cycle(self.quotas, _key(seed, "cycle"))
+        self._slots_of: list[list[int]] = [[] for _ in shares]
+        for slot, domain in enumerate(self._slots):
+            self._slots_of[domain].append(slot)
 
     def locate(self, position: int, attempt: int = 0) -> SampleAddress:
         """The sample at a position >= 0; O(1) in time and memory.
@@ -147,34 +153,109 @@ class Order:
             sample, rare = self.rare[domain].draw(key, _mix(key))
             return SampleAddress(domain, number // share.size, sample, rare)
         epoch, place = divmod(number, share.size)
+        return SampleAddress(domain, epoch, self._shuffle(domain, epoch).sample(place))
+
+    def next_use(self, domain: int, samples: range, position: int) -> int | None:
+        """The first position from ``position`` on at which one of a domain's samples is read (attempt 0).
+
+        O(1) in the size of the domain, O(n) in the number of samples.
+
+        Args:
+            domain: its number.
+            samples: consecutive sample numbers; those that are not trained on do not count.
+            position: at least 0.
+
+        Returns:
+            A position; None where none of the samples is trained on, and with ``rare``, where only drawing
+            tells.
+        """
+        size = self.shares[domain].size
+        samples = range(samples.start, min(samples.stop, size))
+        if self.rare is not None or not samples:
+            return None
+        slots = self._slots_of[domain]
+        cycle, slot = divmod(position, len(self._slots))
+        first = cycle * len(slots) + bisect.bisect_left(slots, slot)  # number of the domain's next sample
+        epoch, place = divmod(first, size)
+        found = self._shuffle(domain, epoch).first_place(samples, place)
+        if found is None:  # all were read in this epoch: each comes in the next
+            epoch += 1
+            found = self._shuffle(domain, epoch).first_place(samples, 0)
+        assert found is not None
+        cycle, which = divmod(epoch * size + found, len(slots))
+        return cycle * len(self._slots) + slots[which]
+
+    def _shuffle(self, domain: int, epoch: int) -> _Shuffle:
+        share = self.shares[domain]
         key = _key(self.seed, f"{share.name}/{epoch}")
-        return SampleAddress(domain, epoch, _permute(place, share.size, self.block, self.window, key))
+        return _shuffle(share.size, self.block, self.window, key)
 
 
-def _permute(place: int, n: int, block: int, window: int, key: int) -> int:
-    """Sample at ``place`` of an epoch of ``n`` samples.
+class _Shuffle:
+    """The order of an epoch of ``n`` samples: which sample is at a place, and at which place a sample is.
 
     Slots hold blocks; all have ``block`` samples but the one slot that drew the last block, which is
     ``short`` samples shorter. Every window is ``window`` slots, the last one perhaps fewer.
     """
-    blocks = -(-n // block)
-    short = blocks * block - n
-    order = Permutation(blocks, key)
-    short_slot = order.inverse(blocks - 1)
 
-    def first_place(slot: int) -> int:
-        return min(slot * block - (short if slot > short_slot else 0), n)
+    def __init__(self, n: int, block: int, window: int, key: int) -> None:
+        self._n, self._block, self._window, self._key = n, block, window, key
+        blocks = -(-n // block)
+        self._short = blocks * block - n
+        self._order = Permutation(blocks, key)
+        self._short_slot = self._order.inverse(blocks - 1)
+        self._met = -1, (0, 0, self._order)  # the window met last, and what `_window_of` says of it
 
-    number = place // (window * block)
-    if place >= first_place((number + 1) * window):
-        number += 1  # the short slot came before: later windows begin earlier
-    begin = first_place(number * window)
-    length = first_place((number + 1) * window) - begin
-    shuffled = begin + Permutation(length, _mix(key ^ _mix(number + 1)))(place - begin)
-    slot = shuffled // block
-    if shuffled >= first_place(slot + 1):
-        slot += 1
-    return order(slot) * block + shuffled - first_place(slot)
+    def sample(self, place: int) -> int:
+        """The sample at a place."""
+        number = place // (self._window * self._block)
+        if place >= self._first_place((number + 1) * self._window):
+            number += 1  # the short slot came before: later windows begin earlier
+        begin, _, within = self._window_of(number)
+        shuffled = begin + within(place - begin)
+        slot = shuffled // self._block
+        if shuffled >= self._first_place(slot + 1):
+            slot += 1
+        return self._order(slot) * self._block + shuffled - self._first_place(slot)
+
+    def first_place(self, samples: range, at_least: int) -> int | None:
+        """The first place from ``at_least`` on with one of the samples; None where they come before."""
+        slots = [
+            (self._order.inverse(number), number)
+            for number in range(samples.start // self._block, (samples.stop - 1) // self._block + 1)
+        ]
+        slots.sort()
+        found: int | None = None
+        for slot, number in slots:
+            begin, end, within = self._window_of(slot // self._window)
+            if found is not None and begin > found:  # places of a window come before those of the next
+                break
+            if end <= at_least:
+                continue
+            shuffled = self._first_place(slot) - begin - number * self._block  # of sample 0, were it here
+            for sample in range(
+                max(samples.start, number * self._block), min(samples.stop, (number + 1) * self._block)
+            ):
+                place = begin + within.inverse(shuffled + sample)
+                if place >= at_least and (found is None or place < found):
+                    found = place
+        return found
+
+    def _first_place(self, slot: int) -> int:
+        return min(slot * self._block - (self._short if slot > self._short_slot else 0), self._n)
+
+    def _window_of(self, number: int) -> tuple[int, int, Permutation]:
+        """The first place of a window, that of the next one, and the order of what is between."""
+        met, found = self._met
+        if met != number:
+            begin = self._first_place(number * self._window)
+            end = self._first_place((number + 1) * self._window)
+            found = begin, end, Permutation(end - begin, _mix(self._key ^ _mix(number + 1)))
+            self._met = number, found  # at once: threads share this
+        return found
+
+
+_shuffle = functools.lru_cache(maxsize=64)(_Shuffle)  # positions of a stretch are in few epochs
 
 
 def _quotas(weights: Sequence[float], cycle: int) -> list[int]:

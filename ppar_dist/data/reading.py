@@ -78,6 +78,12 @@ class SampleReader:
     indexes: Sequence[DomainIndex]
     transform: TrainTransform
 
+    def needs(self, positions: range) -> Iterator[tuple[DomainIndex, int]]:
+        """The samples at some positions, by domain and number, if none of them is bad."""
+        for position in positions:
+            address = self.order.locate(position)
+            yield self.indexes[address.domain], address.sample
+
     def read(self, position: int) -> TrainSample:
         """The augmented sample of a position, or the first good one of its replacements.
 

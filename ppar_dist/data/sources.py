@@ -10,6 +10,8 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.order import DomainShare
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.errors import DataError
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.node import NodeStorage, usual_folder
 
 
 def open_sources(cfg: Config, classes: ClassSet | None = None) -> list[DomainIndex]:
@@ -23,12 +25,29 @@ def open_sources(cfg: Config, classes: ClassSet | None = None) -> list[DomainInd
             shards, or a domain has another class set than ``classes`` (None: the run's).
     """
     wanted = recorded_class_set(cfg.data.classes, cfg.run.dir) if classes is None else classes
+    node = node_storage(cfg)
+    if isinstance(cfg.data.root, Remote):
+        node.cache.prepare()
     indexes = [
-        DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio) for source in cfg.data.sources
+        DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio, node)
+        for source in cfg.data.sources
     ]
     for index in indexes:
         check_classes(index, wanted)
     return indexes
+
+
+def node_storage(cfg: Config) -> NodeStorage:
+    """What a node does with object storage for a run."""
+    cache = cfg.data.cache
+    return NodeStorage(
+        folder=usual_folder() if cache.folder is None else cache.folder,
+        size=cache.size,
+        patience_s=cfg.faults.storage_s,
+        ahead=cache.ahead,
+        # Samples that stand together are read together, but for those that are drawn one by one.
+        together=1 if cfg.data.rare_classes.enabled else cfg.data.block,
+    )
 
 
 def check_classes(index: DomainIndex, wanted: ClassSet) -> None:

@@ -37,7 +37,7 @@ def refusals(case: ConfigCase) -> Finding | None:
     """Refusals of training before its first step that no other check reports."""
     text = case.config.text.file
     reported = case.batching is None or any(domain.index is None for domain in case.domains)
-    if reported or (text is not None and case.needs_text and not text.is_file()):
+    if reported or (text is not None and case.needs_text and not Path(str(text)).is_file()):
         return None
     try:
         make_plan(case.config, case.world_size)

@@ -18,7 +18,7 @@ from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import check_classes, holdout_range
+from ppar_dist.data.sources import check_classes, holdout_range, node_storage
 from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.class_subset import subset_of
@@ -26,6 +26,8 @@ from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.models.weight_file import LoadReport
 from ppar_dist.run.facts import CheckpointFacts, read_checkpoint
+from ppar_dist.storage.location import Location
+from ppar_dist.storage.node import NodeStorage
 
 if TYPE_CHECKING:
     from ppar_dist.doctor.device_cost import ImageCost
@@ -39,10 +41,15 @@ class Domain:
 
     name: str
     role: Literal["source", "target"]
-    path: Path
+    path: Location
     index: DomainIndex | None
     problem: str | None
     shards: tuple[dict[str, Any], ...]  # entries of domain.json: name, bytes, sha256; () where unreadable
+
+    @property
+    def local(self) -> Path | None:
+        """The folder, where the shards lie in one; None on object storage."""
+        return self.path if isinstance(self.path, Path) else None
 
     @property
     def title(self) -> str:
@@ -85,11 +92,15 @@ class ConfigCase:
     @cached_property
     def domains(self) -> tuple[Domain, ...]:
         """Sources, then targets, in their order, whether they open or not."""
-        data = self.config.data
+        data, node = self.config.data, node_storage(self.config)
         as_source = lambda index: check_classes(index, self.classes)  # noqa: E731
         as_target = lambda index: subset_of(index, self.classes)  # noqa: E731
-        sources = [_open("source", item.name, data.root / item.name, as_source) for item in data.sources]
-        targets = [_open("target", name, folder, as_target) for name, folder in self.config.targets.items()]
+        sources = [
+            _open("source", item.name, data.root / item.name, as_source, node) for item in data.sources
+        ]
+        targets = [
+            _open("target", name, folder, as_target, node) for name, folder in self.config.targets.items()
+        ]
         return (*sources, *targets)
 
     @property
@@ -179,11 +190,15 @@ def _quiet() -> Iterator[None]:
 
 
 def _open(
-    role: Literal["source", "target"], name: str, path: Path, check: Callable[[DomainIndex], object]
+    role: Literal["source", "target"],
+    name: str,
+    path: Location,
+    check: Callable[[DomainIndex], object],
+    node: NodeStorage,
 ) -> Domain:
     index, problem = None, None
     try:
-        index = DomainIndex.open(path)
+        index = DomainIndex.open(path, node=node)
         check(index)
     except UserError as error:
         index, problem = None, str(error)
@@ -192,7 +207,10 @@ def _open(
             None,
             f"{path}: the index is damaged ({type(error).__name__}: {error}); index it again",
         )
-    return Domain(name, role, path, index, problem, _listed_shards(path))
+    listed: Path | None = path if isinstance(path, Path) else None
+    if index is not None:
+        listed = index.folder
+    return Domain(name, role, path, index, problem, _listed_shards(listed) if listed else ())
 
 
 def _listed_shards(path: Path) -> tuple[dict[str, Any], ...]:

@@ -38,7 +38,8 @@ def domains(case: ConfigCase) -> Finding:
 
 def shards(case: ConfigCase) -> Finding | None:
     """Every shard is the one that was indexed: by its sha256, or with ``quick`` by its size."""
-    listed = {(domain.path / item["name"]): item for domain in case.domains for item in domain.shards}
+    here = [(domain.local, domain.shards) for domain in case.domains]
+    listed = {(folder / item["name"]): item for folder, items in here if folder for item in items}
     if not listed:
         return None
     problems: list[str] = []
@@ -66,7 +67,7 @@ def set_aside(case: ConfigCase) -> Finding | None:
     lines, facts = [], {}
     for domain in case.domains:
         reasons: Counter[str] = Counter()
-        log = read_log(domain.path / "quarantine.jsonl", reasons, "reason")
+        log = read_log(domain.local / "quarantine.jsonl", reasons, "reason") if domain.local else None
         if log is not None and reasons:
             facts[domain.title] = dict(reasons)
             kinds = ", ".join(f"{reason} {number}" for reason, number in reasons.most_common())

@@ -50,7 +50,7 @@ def _shared(one: Domain, other: Domain) -> tuple[int, str]:
     left, right = one.index, other.index
     assert left is not None, "only domains that opened are compared"
     assert right is not None, "only domains that opened are compared"
-    if left.fingerprint == right.fingerprint or one.path.resolve() == other.path.resolve():
+    if left.fingerprint == right.fingerprint or _same_folder(one, other):
         return len(left), f"{left.key(0)} (the two are the same data)"
     matches, example = 0, ""
     rows, columns = _candidates(left, right)
@@ -88,3 +88,9 @@ def _same_bytes(left: DomainIndex, i: int, right: DomainIndex, j: int) -> bool:
 
 
 CHECKS = (Check("overlap", overlap),)
+
+
+def _same_folder(one: Domain, other: Domain) -> bool:
+    if one.local is None or other.local is None:
+        return one.path == other.path
+    return one.local.resolve() == other.local.resolve()

@@ -37,6 +37,7 @@ from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.sources import node_storage
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.counting import LeftOut
 from ppar_dist.evaluation.palette_images import palette_image, write_picture
@@ -149,7 +150,8 @@ def audit(
     names = [source.name for source in config.data.sources]
     if len(names) < 2:
         raise UserError(f"an audit lets sources judge each other, and {run} has {names[0]} alone")
-    indexes = [DomainIndex.open(config.data.root / name, config.data.max_bad_ratio) for name in names]
+    root, share, node = config.data.root, config.data.max_bad_ratio, node_storage(config)
+    indexes = [DomainIndex.open(root / name, share, node) for name in names]
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
     judged = survey_sources(backbone, config, indexes, classes.num_classes, device)

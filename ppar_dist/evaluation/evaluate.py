@@ -23,6 +23,7 @@ from ppar_dist.config.load import load_config, parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.eval_batches import EvalBatch
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.sources import node_storage
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.class_subset import ClassSubset, subset_of
@@ -33,6 +34,8 @@ from ppar_dist.evaluation.prediction_examples import PER_TARGET, ExampleFolder, 
 from ppar_dist.evaluation.protocol import Protocol, held_out_protocol, protocol_of
 from ppar_dist.evaluation.results import Results, TargetResult, keep_results
 from ppar_dist.run import paths
+from ppar_dist.storage.location import Location
+from ppar_dist.storage.node import NodeStorage
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Ranks:
 
 def evaluate(
     path: Path,
-    targets: Mapping[str, Path],
+    targets: Mapping[str, Location],
     device: torch.device | str = "cpu",
     which: str = "latest",
     examples: Path | None = None,
@@ -67,7 +70,7 @@ def evaluate(
 
     Args:
         path: a run folder or a checkpoint folder.
-        targets: name in the table to domain folder (shards and index).
+        targets: name in the table to domain folder (shards and index), or its URL.
         device: where the model runs.
         which: ``latest`` or ``best`` (on held-out source data), for a run folder.
         examples: a folder for a few predictions per target, shown by the report; None: none are kept.
@@ -96,7 +99,9 @@ def evaluate(
     if ranks.world.is_main:
         log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, step, how)
     most = config.data.max_bad_ratio
-    opened_targets = {name: open_target(folder, classes, most) for name, folder in targets.items()}
+    opened_targets = {
+        name: open_target(folder, classes, most, node_storage(config)) for name, folder in targets.items()
+    }
     folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
     for number, (name, (index, subset)) in enumerate(opened_targets.items()):
@@ -137,7 +142,7 @@ def _score_target(
 
 def score(
     path: Path,
-    targets: Mapping[str, Path],
+    targets: Mapping[str, Location],
     device: torch.device | str = "cpu",
     which: str = "latest",
     progress: Callable[[str, int, int], None] | None = None,
@@ -200,14 +205,18 @@ def _opened(path: Path, which: str, world: World) -> Iterator[Path]:
 
 
 def open_target(
-    folder: Path, classes: ClassSet, max_missing_ratio: float | None = None
+    folder: Location | str,
+    classes: ClassSet,
+    max_missing_ratio: float | None = None,
+    node: NodeStorage | None = None,
 ) -> tuple[DomainIndex, ClassSubset]:
     """Open a target domain and hold it to the model's class set.
 
     Args:
-        folder: the domain.
+        folder: the domain, or its URL.
         classes: of the model.
         max_missing_ratio: share of samples that may be missing with their shards; None: every shard is whole.
+        node: what this node does with object storage; None: the usual.
 
     Returns:
         The domain, and which of the model's classes it has.
@@ -215,7 +224,7 @@ def open_target(
     Raises:
         UserError: the domain is unusable, or has classes that the model has not.
     """
-    index = DomainIndex.open(Path(folder), max_missing_ratio)
+    index = DomainIndex.open(folder, max_missing_ratio, node)
     return index, subset_of(index, classes)
 
 

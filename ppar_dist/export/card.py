@@ -13,10 +13,11 @@ from ppar_dist.checkpoint import checkpoints_dir
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import holdout_range
+from ppar_dist.data.sources import holdout_range, node_storage
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import run_of
 from ppar_dist.run import paths
+from ppar_dist.storage.location import Location
 from ppar_dist.text import visible
 
 _HEADER = {
@@ -105,10 +106,10 @@ def _data(config: Config, fingerprints: Mapping[str, str]) -> str:
     return f"## Training data\n\n{table}"
 
 
-def _counts(folder: Path, config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
+def _counts(folder: Location, config: Config, fingerprints: Mapping[str, str]) -> tuple[str, str]:
     """Images of a source that were trained on and held out, where its shards are still those."""
     try:
-        index = DomainIndex.open(folder, 1.0)
+        index = DomainIndex.open(folder, 1.0, node_storage(config))
     except UserError:
         return "unknown (shards not found)", "unknown"
     if fingerprints and index.fingerprint != fingerprints.get(index.name):

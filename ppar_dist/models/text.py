@@ -57,7 +57,7 @@ def text_prototypes(cfg: TextConfig, classes: ClassSet, backbone: Backbone | Non
             tower; two classes have the same vector; centring leaves nothing of a class.
     """
     if cfg.file is not None:
-        means = _from_file(cfg.file, classes)
+        means = _from_file(Path(str(cfg.file)), classes)
     else:
         means = _from_tower(cfg.templates, classes, backbone)
     if backbone is not None and means.shape[1] != backbone.embed_dim:

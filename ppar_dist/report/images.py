@@ -17,6 +17,7 @@ from PIL import Image
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import decode_label, decode_pixels, open_image
+from ppar_dist.data.sources import node_storage
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.palette_images import palette_image
 from ppar_dist.report.charts import signed
@@ -144,7 +145,7 @@ class _Sources:
     """The source domains of a run, opened when asked for; shards that have moved are done without."""
 
     def __init__(self, records: RunRecords, classes: ClassSet) -> None:
-        self.root = records.config.data.root
+        self.root, self.node = records.config.data.root, node_storage(records.config)
         self.known = {source.name for source in records.config.data.sources}
         self.classes = classes
         self._opened: dict[str, DomainIndex | None] = {}
@@ -175,7 +176,7 @@ class _Sources:
             return None
         if domain not in self._opened:
             try:
-                self._opened[domain] = DomainIndex.open(self.root / domain)
+                self._opened[domain] = DomainIndex.open(self.root / domain, node=self.node)
             except UserError:
                 self._opened[domain] = None
         return self._opened[domain]

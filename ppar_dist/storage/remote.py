@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from ppar_dist.errors import UserError
+from ppar_dist.storage import progress
 from ppar_dist.storage.failures import (
     Incomplete,
     StorageDenied,
@@ -51,6 +52,7 @@ class Entry(NamedTuple):
 
     name: str
     bytes: int
+    version: str
     is_folder: bool
 
 
@@ -69,10 +71,7 @@ class Storage:
         found = self._ask(f"look at {place}", lambda: _reading(place).info(place.url))
         if found.get("type") == "directory":
             raise FileNotFoundError(f"{place} is no object")
-        version = next(
-            (str(found[key]) for key in ("ETag", "etag", "generation", "mtime") if found.get(key)), ""
-        )
-        return Facts(int(found.get("size") or 0), version.strip('"'))
+        return _facts(found)
 
     def read_range(self, place: Remote, start: int, stop: int) -> bytes:
         """Bytes [start, stop) of an object; fewer where it ends before."""
@@ -131,16 +130,14 @@ class Storage:
             listed = self._ask(f"list {folder}", attempt)
         except FileNotFoundError:
             return []
-        entries = {
-            each["name"].rstrip("/").rpartition("/")[2]: each for each in listed if each["name"].rstrip("/")
-        }
-        own = folder.name
-        return [
-            Entry(name, int(each.get("size") or 0), each.get("type") == "directory")
-            for name, each in sorted(entries.items())
-            if name
-            and not (name == own and each["name"].rstrip("/").endswith(folder.url.partition("://")[2]))
+        own = (folder.url, folder.url.partition("://")[2])
+        found = [(each["name"].rstrip("/"), each) for each in listed]
+        entries = [
+            Entry(path.rpartition("/")[2], *_facts(each), each.get("type") == "directory")
+            for path, each in found
+            if path not in own
         ]
+        return sorted(entries)
 
     def remove(self, place: Remote) -> None:
         """Remove an object; that it is gone already is no failure."""
@@ -154,6 +151,7 @@ class Storage:
             try:
                 answer = request()
             except Exception as error:
+                progress.attempt_ended()
                 _refuse(what, error)
                 pause = next(pauses, None)
                 if pause is None:
@@ -167,11 +165,18 @@ class Storage:
                     )
                 time.sleep(pause)
             else:
+                progress.attempt_ended()
                 if tries > 1:
                     log.warning(
                         "%s: succeeded at attempt %d, after %.1f s", what, tries, time.monotonic() - began
                     )
                 return answer
+
+
+def _facts(found: dict[str, Any]) -> Facts:
+    """Size and version in a driver's description of an object."""
+    version = next((str(found[key]) for key in ("ETag", "etag", "generation") if found.get(key)), "")
+    return Facts(int(found.get("size") or 0), version.strip('"'))
 
 
 class _BeyondTheEnd(OSError):

@@ -11,7 +11,7 @@ from ppar_dist.config.identity import config_hash, content_hash, determining
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import open_sources, training_shares
+from ppar_dist.data.sources import node_storage, open_sources, training_shares
 from ppar_dist.errors import DataError, UserError
 from ppar_dist.evaluation.class_subset import subset_of
 
@@ -78,7 +78,7 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
     content_hash(config.text.file)  # refuses a file that cannot be read
     _refuse_without_weights(config)
     for name, folder in config.targets.items():
-        index = DomainIndex.open(folder, config.data.max_bad_ratio)
+        index = DomainIndex.open(folder, config.data.max_bad_ratio, node_storage(config))
         try:
             subset_of(index, classes)
         except DataError as error:

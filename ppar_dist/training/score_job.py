@@ -16,13 +16,14 @@ from ppar_dist.evaluation.evaluate import Ranks, score
 from ppar_dist.evaluation.results import Results
 from ppar_dist.launch.rank import end_with_launchers, note_exit, note_start
 from ppar_dist.processes.proc import die_with_parent
+from ppar_dist.storage.location import Location
 from ppar_dist.training.rank_job import leave_at_once
 from ppar_dist.watchdog import OFF, Watchdog
 
 
 def score_rank(
     path: Path,
-    targets: Mapping[str, Path],
+    targets: Mapping[str, Location],
     which: str,
     progress: Callable[[str, int, int], None],
     options: Mapping[str, Any],

@@ -26,9 +26,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
-from ppar_dist.data.shards.reader import ShardReader
+from ppar_dist.data.shards.reader import ShardReader, Shards, Span
+from ppar_dist.data.shards.remote_domain import RemoteShards, fetch_index
 from ppar_dist.data.shards.sample import RawSample, SampleError, check_member
 from ppar_dist.errors import DataError
+from ppar_dist.storage.location import Location, Remote, location
+from ppar_dist.storage.node import NodeStorage
 from ppar_dist.text import one_line, printable
 
 RECORD = np.dtype(
@@ -46,6 +49,7 @@ RECORD = np.dtype(
         ("label_crc", "<u4"),
     ]
 )
+_KINDS = ("image", "label", "json")
 _NAMED = 5  # shards that a message names
 
 log = logging.getLogger(__name__)
@@ -56,7 +60,7 @@ class DomainIndex:
     """A domain folder, opened: N samples of K classes. Immutable but for its open files."""
 
     name: str
-    path: Path
+    path: Location
     class_set: str
     classes: tuple[str, ...]
     shards: tuple[str, ...]
@@ -65,23 +69,31 @@ class DomainIndex:
     counts: npt.NDArray[np.uint32]  # (N, K)
     keys: npt.NDArray[np.bytes_]  # (N,)
     fingerprint: str  # changes whenever shards, their order or the class set change
-    reader: ShardReader = field(repr=False, compare=False)
+    folder: Path  # where its index is read: the path, or a copy on this node
+    reader: Shards = field(repr=False, compare=False)
+    node: NodeStorage = field(default_factory=NodeStorage, repr=False, compare=False)
     encoded_again: str = ""  # how `prepare` changed the images; "" where they are as they came, or unknown
 
     @classmethod
-    def open(cls, path: Path | str, max_missing_ratio: float | None = None) -> DomainIndex:
-        """Open a domain folder.
+    def open(
+        cls, path: Location | str, max_missing_ratio: float | None = None, node: NodeStorage | None = None
+    ) -> DomainIndex:
+        """Open a domain folder, or a domain on object storage.
 
         Args:
-            path: the folder.
+            path: the folder, or its URL.
             max_missing_ratio: share of samples that may be in missing shards, or beyond the end of
                 shortened ones: such shards are warnings, and their samples fail when they are read.
                 None: every shard is there and has the size it had when it was indexed.
+            node: what this node does with object storage; None: the usual.
 
         Raises:
             DataError: folder or index missing or damaged, another version, shards missing or changed.
+            StorageDenied, StorageUnavailable: of object storage that refuses, or does not answer.
         """
-        index = cls._map(Path(path))
+        node = NodeStorage() if node is None else node
+        place = location(path)
+        index = cls._map(fetch_index(place, node) if isinstance(place, Remote) else place, place, node)
         if max_missing_ratio is None:
             index._refuse_changes()
         else:
@@ -89,8 +101,8 @@ class DomainIndex:
         return index
 
     @classmethod
-    def _map(cls, path: Path) -> DomainIndex:
-        """Open the index and look at no shard."""
+    def _map(cls, path: Path, place: Location, node: NodeStorage) -> DomainIndex:
+        """Open the index in the folder ``path`` and look at no shard, all of which are at ``place``."""
         meta = read_domain_file(path)
         arrays = {name: _map_array(path / f"{name}.npy") for name in ("index", "counts", "keys")}
         n, k = meta.num_samples, len(meta.classes)
@@ -99,9 +111,14 @@ class DomainIndex:
             raise DataError(f"{path}: the index does not belong to its domain.json; {REMEDY}")
         if arrays["counts"].shape != (n, k) or arrays["counts"].dtype != np.uint32:
             raise DataError(f"{path}: counts.npy is not {n} samples by {k} classes; {REMEDY}")
+        reader: Shards = ShardReader(path, meta.shards)
+        if isinstance(place, Remote):
+            reader = RemoteShards(place, meta.fingerprint(), meta.shards, node)
         return cls(
             name=meta.name,
-            path=path,
+            path=place,
+            folder=path,
+            node=node,
             class_set=meta.class_set,
             classes=tuple(meta.classes),
             shards=tuple(shard.name for shard in meta.shards),
@@ -110,15 +127,16 @@ class DomainIndex:
             counts=arrays["counts"],
             keys=arrays["keys"],
             fingerprint=meta.fingerprint(),
-            reader=ShardReader(path, meta.shards),
+            reader=reader,
             encoded_again=meta.encoded_again(),
         )
 
     def __len__(self) -> int:
         return self.num_samples
 
-    def __reduce__(self) -> tuple[Callable[[Path], DomainIndex], tuple[Path]]:
-        return DomainIndex._map, (self.path,)  # workers map the files again instead of copying them
+    def __reduce__(self) -> tuple[Callable[..., DomainIndex], tuple[Path, Location, NodeStorage]]:
+        # Workers map the files again instead of copying them, and ask storage for none.
+        return DomainIndex._map, (self.folder, self.path, self.node)
 
     def key(self, sample: int) -> str:
         """The key of a sample, unique within the domain.
@@ -175,7 +193,28 @@ class DomainIndex:
             raise SampleError(where, "index", f"index.npy points outside its shards; {REMEDY}")
         check_member(kind, size, where)
         crc = None if kind == "json" else int(record[f"{kind}_crc"])
-        return self.reader.read(shard, offset, size, crc, where, kind)
+        return self.reader.read(shard, offset, size, crc, where, kind, lambda: self.span(sample))
+
+    def place(self, sample: int) -> tuple[int, Span]:
+        """The number of a sample's shard, and the bytes of it that are fetched together with the sample."""
+        return int(self.records[sample]["shard"]), self.span(sample)
+
+    def is_sound(self, sample: int) -> bool:
+        """Whether a record points into its shards."""
+        record = self.records[sample]
+        shard = int(record["shard"])
+        ends = (int(record[f"{kind}_offset"]) + int(record[f"{kind}_size"]) for kind in _KINDS)
+        return shard < len(self.shards) and max(ends) <= self.reader.shards[shard].bytes
+
+    def span(self, sample: int) -> Span:
+        """The bytes of a sample's shard that are fetched together: of it and of those that stand around it."""
+        first = sample - sample % self.node.together
+        around = self.records[first : first + self.node.together]
+        around = around[around["shard"] == self.records[sample]["shard"]]
+        span, members = _span(around)
+        # Members that lie far apart, as others may write them, would be fetched with all that is between.
+        is_dense = span.stop - span.start <= 2 * members + 4096 * len(around)
+        return span if is_dense else _span(self.records[sample : sample + 1])[0]
 
     def _refuse_changes(self) -> None:
         for number, shard in enumerate(self.reader.shards):
@@ -217,6 +256,14 @@ class DomainIndex:
         records = self.records[self.records["shard"] == shard]
         ends = [records[f"{kind}_offset"] + records[f"{kind}_size"] for kind in ("image", "label")]
         return int(np.count_nonzero(np.maximum(*ends) > size))
+
+
+def _span(records: npt.NDArray[Any]) -> tuple[Span, int]:
+    """From the first to the last byte of all members, and how many bytes are theirs."""
+    offsets = np.stack([records[f"{kind}_offset"] for kind in _KINDS])
+    sizes = np.stack([records[f"{kind}_size"] for kind in _KINDS])
+    there = sizes > 0  # a sample may have no .json
+    return Span(int(offsets[there].min()), int((offsets + sizes)[there].max())), int(sizes.sum())
 
 
 def _listed(problems: Sequence[str]) -> str:

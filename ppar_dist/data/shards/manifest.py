@@ -15,6 +15,7 @@ from ppar_dist.errors import DataError, UserError
 VERSION = 2
 AS_THEY_CAME = "as they came"
 NAME = "domain.json"
+ARRAYS = ("index.npy", "counts.npy", "keys.npy")
 REMEDY = "run `ppar-dist prepare` for a known data set, or `ppar-dist index` for shards of your own"
 _LARGEST = 256 << 20  # bytes of the file: shards by the million
 
@@ -56,6 +57,7 @@ class DomainFile(_Strict):
     num_samples: Annotated[_Number, Field(ge=1)]
     turned: _Number = 0  # images that are turned upright when they are read
     prepared: Prepared | None = None  # of shards that `prepare` wrote
+    arrays: dict[str, str] = {}  # sha256 of each file of arrays; none in indexes of earlier versions
     shards: list[Shard]
 
     def encoded_again(self) -> str:
@@ -69,15 +71,15 @@ class DomainFile(_Strict):
         return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()
 
 
-def read_domain_file(folder: Path) -> DomainFile:
-    """Read and check the ``domain.json`` of a folder.
+def read_domain_file(folder: Path, name: str = NAME) -> DomainFile:
+    """Read and check the ``domain.json`` of a folder, or the file of another name that is to become it.
 
     Raises:
         DataError: it is missing, not JSON, of another version, or inconsistent.
     """
     if not folder.is_dir():
         raise DataError(f"no domain folder {folder}; {REMEDY}")
-    tree = _read_json(folder / NAME)
+    tree = _read_json(folder / name)
     version = tree.get("version") if isinstance(tree, dict) else None
     if version != VERSION:
         shown = repr(version)[:40]

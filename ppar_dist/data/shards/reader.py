@@ -5,13 +5,42 @@ from __future__ import annotations
 import os
 import stat
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 from ppar_dist.data.shards.manifest import Shard
 from ppar_dist.data.shards.sample import SampleError
 
 OPEN_SHARDS = 32  # file descriptors held per domain and process
+
+
+class Span(NamedTuple):
+    """The bytes of a shard that are fetched together: of some samples that stand one after the other."""
+
+    start: int
+    stop: int
+
+
+class Shards(Protocol):
+    """The shards of a domain, wherever they lie."""
+
+    shards: tuple[Shard, ...]
+
+    def size_now(self, number: int) -> int | None:
+        """Bytes that a shard has now; None where it is missing."""
+
+    def read(
+        self,
+        number: int,
+        offset: int,
+        size: int,
+        crc: int | None,
+        where: str,
+        kind: str,
+        span: Callable[[], Span] | None = None,
+    ) -> bytes:
+        """``size`` bytes of a shard, which have the CRC-32 ``crc``; raises SampleError."""
 
 
 class ShardReader:
@@ -35,8 +64,17 @@ class ShardReader:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
-    def read(self, number: int, offset: int, size: int, crc: int | None, where: str, kind: str) -> bytes:
-        """``size`` bytes of a shard, which have the CRC-32 ``crc``.
+    def read(
+        self,
+        number: int,
+        offset: int,
+        size: int,
+        crc: int | None,
+        where: str,
+        kind: str,
+        span: Callable[[], Span] | None = None,
+    ) -> bytes:
+        """``size`` bytes of a shard, which have the CRC-32 ``crc``; ``span`` is for shards elsewhere.
 
         Raises:
             SampleError: the shard is missing, unreadable, truncated or changed, or the checksum is another.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ppar_dist.config.load import dump_config, load_config, parse_config
+from ppar_dist.config.load import dump_config, load_config, parse_config, value_of
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.text import printable, visible_lines
@@ -117,6 +117,20 @@ def test_a_url_is_refused_and_its_credentials_are_not_repeated(
         load_config(_write(tmp_path, tree), [override])
     assert "hidden" not in str(caught.value)
     assert re.split("[=:]", override)[0] in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["data.root", "targets.night", "init_from", "text.file", "checkpoint.remote"])
+def test_places_of_data_may_be_urls(tree: dict[str, Any], tmp_path: Path, key: str) -> None:
+    config = load_config(_write(tmp_path, tree), [f"{key}=s3://bucket/some/where"])
+    assert value_of(config, key) == "s3://bucket/some/where"
+    assert load_config(_write(tmp_path, yaml.safe_load(dump_config(config)))) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("50 GB", 50 * 10**9), ("1.5kb", 1500), ("7", 7), ("2TB", 2 * 10**12)]
+)
+def test_sizes_are_bytes_or_text(tree: dict[str, Any], tmp_path: Path, text: str, size: int) -> None:
+    assert load_config(_write(tmp_path, tree), [f"data.cache.size={text}"]).data.cache.size == size
 
 
 def test_credentials_of_any_message_are_masked() -> None:

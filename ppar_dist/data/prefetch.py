@@ -1,0 +1,116 @@
+"""Reads of object storage that run ahead: what comes later in the order is on its way while earlier samples
+are decoded. Which samples these are is known, because the order is a function of the position."""
+
+from __future__ import annotations
+
+import bisect
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+from ppar_dist.data.order import Order
+from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.remote_domain import RemoteShards
+from ppar_dist.storage.unit_file import Unit
+
+_GROUPS = 64  # looked ahead at most: positions cost time to locate
+_REMEMBERED = 4096  # units that this process has asked for
+
+Group = TypeVar("Group")
+Needs = Callable[[Group], Iterable[tuple[DomainIndex, int]]]
+
+
+def ahead(groups: Iterable[Group], needs: Needs[Group], threads: int) -> Iterator[Group]:
+    """The same groups of samples, while what the next ones need of object storage is being fetched.
+
+    Args:
+        groups: as micro-batches.
+        needs: the samples of a group, by domain and number.
+        threads: fetches at a time; 0: none runs ahead.
+    """
+    if not threads:
+        yield from groups
+        return
+    pool = ThreadPoolExecutor(threads, "prefetch")
+    try:
+        fetches, coming = _Fetches(pool), deque[Group]()
+        for group in groups:
+            coming.append(group)
+            for index, sample in needs(group):
+                fetches.begin(index, sample)
+            while len(coming) > _GROUPS or (coming and fetches.under_way() >= threads):
+                yield coming.popleft()
+        yield from coming
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def threads_for(indexes: Sequence[DomainIndex]) -> int:
+    """Fetches at a time that run ahead: 0 where no domain is on object storage."""
+    return max((index.node.ahead for index in indexes if isinstance(index.reader, RemoteShards)), default=0)
+
+
+class _Fetches:
+    """What is being fetched by this process."""
+
+    def __init__(self, pool: ThreadPoolExecutor) -> None:
+        self._pool = pool
+        self._asked: OrderedDict[Unit, None] = OrderedDict()
+        self._pending: set[Future[None]] = set()
+
+    def under_way(self) -> int:
+        """Fetches that have not ended. What one of them raises comes up where the sample is read."""
+        self._pending = {each for each in self._pending if not each.done()}
+        return len(self._pending)
+
+    def begin(self, index: DomainIndex, sample: int) -> None:
+        """Begin to fetch what a sample needs and the node does not hold."""
+        shards = index.reader
+        if not isinstance(shards, RemoteShards) or not index.is_sound(sample):
+            return
+        number, span = index.place(sample)
+        unit = shards.unit(number, span)
+        if unit in self._asked:
+            return
+        self._asked[unit] = None
+        if len(self._asked) > _REMEMBERED:
+            self._asked.popitem(last=False)
+        if not shards.cache.has(unit):
+            self._pending.add(self._pool.submit(shards.fetch, number, span))
+
+
+class OrderToCome:
+    """When the units that a node holds are needed next: what is needed last makes room for others."""
+
+    def __init__(self, order: Order, indexes: Sequence[DomainIndex]) -> None:
+        self.order, self.indexes = order, indexes
+        self.position = 0  # of the samples that are being made
+        remote = [(number, index.reader) for number, index in enumerate(indexes)]
+        self._domains = {
+            shards.digest: number for number, shards in remote if isinstance(shards, RemoteShards)
+        }
+        for _, shards in remote:
+            if isinstance(shards, RemoteShards):
+                shards.cache.expect(self.next_use)
+
+    def next_use(self, unit: Unit) -> float | None:
+        """The position at which a unit of a shard is needed next; None where that is unknown."""
+        domain = self._domains.get(unit.domain)
+        if domain is None:
+            return None
+        index = self.indexes[domain]
+        first = _first_sample(index, unit)
+        samples = range(first, min(first + index.node.together, len(index)))
+        return self.order.next_use(domain, samples, self.position + 1)
+
+
+def _first_sample(index: DomainIndex, unit: Unit) -> int:
+    """The first sample of a unit: samples are in the order of shards, and of places within them."""
+
+    def place(number: int) -> tuple[int, int]:
+        record = index.records[number]
+        return int(record["shard"]), max(int(record["image_offset"]), int(record["label_offset"]))
+
+    found = bisect.bisect_left(range(len(index)), (unit.shard, unit.start), key=place)
+    return found - found % index.node.together

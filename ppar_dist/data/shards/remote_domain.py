@@ -1,0 +1,142 @@
+"""A domain on object storage: its index as files of the node, its shards read by ranges."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from ppar_dist.data.shards.manifest import ARRAYS, NAME, REMEDY, Shard, read_domain_file
+from ppar_dist.data.shards.reader import Span
+from ppar_dist.data.shards.sample import SampleError
+from ppar_dist.errors import DataError
+from ppar_dist.files.durable import fingerprint
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.node import NodeStorage
+from ppar_dist.storage.remote import Facts
+from ppar_dist.storage.unit_file import Unit
+
+_LISTED = ("s3", "gs")  # storage that lists what lies below a prefix
+_ASKED = 64  # shards whose size is asked one by one, where storage lists nothing
+
+
+def fetch_index(domain: Remote, node: NodeStorage) -> Path:
+    """The folder of the node that holds a domain's ``domain.json`` and arrays, as they are on storage now.
+
+    Raises:
+        DataError: there is no index, or a file of it is not what its ``domain.json`` says.
+        StorageDenied, StorageUnavailable: as of ``Storage``.
+    """
+    try:
+        content = node.storage.read(domain / NAME)
+    except FileNotFoundError:
+        raise DataError(
+            f"{domain} has no {NAME}, so it is not indexed; {REMEDY}, and copy it whole"
+        ) from None
+    digest = hashlib.sha256(content).hexdigest()
+    folder = node.folder / "domains" / digest[:24] / domain.name
+    with node.alone(digest):
+        if not (folder / NAME).is_file():
+            _fetch_files(domain, content, folder, node)
+    return folder
+
+
+def _fetch_files(domain: Remote, content: bytes, folder: Path, node: NodeStorage) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{NAME}"
+    draft.write_bytes(content)
+    hashes = read_domain_file(folder, draft.name).arrays
+    for name in ARRAYS:
+        try:
+            node.download(domain / name, folder / name)
+        except FileNotFoundError:
+            raise DataError(f"{domain / name} is missing; {REMEDY}, and copy it whole") from None
+        if name in hashes and fingerprint(folder / name)[1] != hashes[name]:
+            raise DataError(f"{domain / name} is not the one of its {NAME} (sha256); copy the domain again")
+    draft.rename(folder / NAME)  # last: with it the folder counts
+
+
+class RemoteShards:
+    """The shards of a domain on object storage, read through the cache of the node."""
+
+    def __init__(self, domain: Remote, digest: str, shards: Sequence[Shard], node: NodeStorage) -> None:
+        self.domain, self.digest, self.node = domain, digest, node
+        self.shards = tuple(shards)
+        self.cache = node.cache
+        self._listed: dict[str, Facts] | None = None  # as each was when the domain was opened
+
+    def size_now(self, number: int) -> int | None:
+        """Bytes of a shard's object; None where there is none. Storage is asked once for all of them."""
+        name = self.shards[number].name
+        if self.domain.scheme in _LISTED:
+            if self._listed is None:
+                entries = self.node.storage.entries(self.domain)
+                self._listed = {
+                    each.name: Facts(each.bytes, each.version) for each in entries if not each.is_folder
+                }
+            return self._listed[name].bytes if name in self._listed else None
+        if number >= _ASKED:  # a request each: what is wrong with others shows when they are read
+            return self.shards[number].bytes
+        try:
+            return self.node.storage.facts(self.domain / name).bytes
+        except FileNotFoundError:
+            return None
+
+    def unit(self, number: int, span: Span) -> Unit:
+        """What the cache calls a span."""
+        return Unit(self.digest, number, span.start, span.stop)
+
+    def fetch(self, number: int, span: Span) -> None:
+        """Have the node hold a span; raises what reading it would."""
+        unit = self.unit(number, span)
+        if not self.cache.has(unit):
+            self.cache.read(unit, 0, 0, lambda: self._fetched(number, span))
+
+    def read(
+        self,
+        number: int,
+        offset: int,
+        size: int,
+        crc: int | None,
+        where: str,
+        kind: str,
+        span: Callable[[], Span] | None = None,
+    ) -> bytes:
+        """``size`` bytes of a shard, which have the CRC-32 ``crc``; with them the ``span`` is fetched.
+
+        Raises:
+            SampleError: the shard is missing, truncated or changed, or the checksum is another.
+            StorageDenied, StorageUnavailable: as of ``Storage``.
+        """
+        part = Span(offset, offset + size) if span is None else span()
+        unit = self.unit(number, part)
+        for _ in range(2):
+            try:
+                raw = self.cache.read(unit, offset - part.start, size, lambda: self._fetched(number, part))
+            except FileNotFoundError:
+                raise SampleError(where, "shard_missing", "no such object; bring it back") from None
+            if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
+                return raw
+            self.cache.drop(unit)  # damaged on the node, or on its way: storage answers once more
+        raise self._what_happened(number, size - len(raw), where, kind)
+
+    def _fetched(self, number: int, span: Span) -> bytes:
+        return self.node.storage.read_range(self.domain / self.shards[number].name, span.start, span.stop)
+
+    def _what_happened(self, number: int, short: int, where: str, kind: str) -> SampleError:
+        try:
+            now = self.node.storage.facts(self.domain / self.shards[number].name)
+        except FileNotFoundError:
+            return SampleError(where, "shard_missing", "no such object; bring it back")
+        indexed, before = self.shards[number].bytes, self._listed or {}
+        if now != before.get(self.shards[number].name, now):
+            detail = "the object was replaced while in use (its ETag is another); index it again"
+            return SampleError(where, "shard_changed", detail)
+        if short:
+            return SampleError(where, "truncated", f"the object ends {short} bytes early; copy it again")
+        if now.bytes != indexed:
+            detail = f"the object has {now.bytes} bytes, its index says {indexed}; copy or index it again"
+            return SampleError(where, "shard_changed", detail)
+        detail = f"the {kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
+        return SampleError(where, "checksum", detail)
