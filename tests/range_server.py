@@ -60,12 +60,9 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             path = state.folder / self.path.lstrip("/")
             if isinstance(fault, int) or not path.is_file():
                 return self._end(fault if isinstance(fault, int) else 404)
-            content = path.read_bytes()
-            whole, status = len(content), 200
-            if match := re.fullmatch(r"bytes=(\d+)-(\d+)", wanted):
-                if int(match[1]) >= whole:
-                    return self._end(416)
-                content, status = content[int(match[1]) : int(match[2]) + 1], 206
+            content, status = _chosen(path.read_bytes(), wanted)
+            if status == 416:
+                return self._end(status)
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
@@ -82,3 +79,11 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
     return Handler
+
+
+def _chosen(content: bytes, wanted: str) -> tuple[bytes, int]:
+    """What a range asks for, and the status of the answer."""
+    match = re.fullmatch(r"bytes=(\d+)-(\d+)", wanted)
+    if match is None:
+        return content, 200
+    return (b"", 416) if int(match[1]) >= len(content) else (content[int(match[1]) : int(match[2]) + 1], 206)

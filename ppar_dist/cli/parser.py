@@ -20,6 +20,7 @@ from ppar_dist.cli.commands import app
 from ppar_dist.errors import UserError
 from ppar_dist.launch.rank import note_exit
 from ppar_dist.processes.rank_log import last_words
+from ppar_dist.storage.failures import StorageUnavailable
 from ppar_dist.text import one_line, visible_lines
 
 _ROOM = "a file that is written needs room: free some, raise the limit, or choose another place"
@@ -67,6 +68,9 @@ def _main(arguments: list[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
+    except StorageUnavailable as error:
+        last_words(f"ppar-dist: {visible_lines(str(error))}")
+        return exit_codes.RESUME
     except OSError as error:
         if error.errno not in _OF_STORAGE:
             return _internal(error)

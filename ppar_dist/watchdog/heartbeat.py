@@ -11,6 +11,7 @@ from ppar_dist.text import in_seconds
 
 OFF = "off"  # the phase in which a rank is not judged for hanging
 WAITING = frozenset({"all-reduce", "backward", "step"})  # phases with other ranks' collectives inside
+READING = ("start", "data", "evaluate", "refit")  # phases that may wait for object storage
 
 RUNNING = "running"
 LEFT = "left"  # it has ended as it should

@@ -12,7 +12,7 @@ from ppar_dist.distributed import rendezvous
 from ppar_dist.distributed.world import World
 from ppar_dist.exit_codes import RESUME
 from ppar_dist.processes import proc
-from ppar_dist.watchdog.heartbeat import OFF, RUNNING, WAITING, Heartbeat
+from ppar_dist.watchdog.heartbeat import OFF, READING, RUNNING, WAITING, Heartbeat
 
 
 class Place(NamedTuple):
@@ -36,8 +36,8 @@ class LastWords(NamedTuple):
 class Status:
     """This rank, for all threads: place and last words are replaced whole, so that no lock is needed."""
 
-    def __init__(self, world: World, clock: Callable[[], float]) -> None:
-        """A rank outside the steps; ``clock`` gives seconds."""
+    def __init__(self, world: World, clock: Callable[[], float], pulse: Callable[[], int]) -> None:
+        """A rank outside the steps; ``clock`` gives seconds, ``pulse`` changes while storage is at work."""
         pid = os.getpid()
         self._clock, self._waiting, self._has_peers = clock, world.waiting, world.world_size > 1
         self.me = Heartbeat(
@@ -48,6 +48,7 @@ class Status:
             machine=proc.machine(),
             born=proc.born(pid),
         )
+        self._pulse, self._last_pulse = pulse, pulse()
         self._place = Place(OFF, 0, clock(), 0)
         self.last_words = LastWords()
         self.awake_since = clock()  # when this process last ran after a pause: time before does not count
@@ -70,8 +71,16 @@ class Status:
         """Whether the rank has not said its last words."""
         return self.last_words.state == RUNNING
 
+    def _feel_pulse(self) -> None:
+        """A phase that waits for storage makes progress while requests end, well or badly."""
+        now = self._pulse()
+        if now != self._last_pulse and self._place.phase in READING:
+            self.progress()
+        self._last_pulse = now
+
     def heartbeat(self, beat: int, heard: bool) -> Heartbeat:
         """What the rank tells the others now; ``heard``: that rank 0 is about to end."""
+        self._feel_pulse()
         place, words, collective = self._place, self.last_words, self._waiting.name
         return replace(
             self.me,

@@ -13,6 +13,7 @@ from ppar_dist.distributed import failures
 from ppar_dist.distributed.board import Board
 from ppar_dist.distributed.world import World
 from ppar_dist.exit_codes import RESUME
+from ppar_dist.storage.progress import attempts
 from ppar_dist.watchdog.dump import dump, end_workers
 from ppar_dist.watchdog.exchange import ANNOUNCE_S, POLL_S, Exchange
 from ppar_dist.watchdog.heartbeat import FAILED, LEFT, TRIPPED, Heartbeat
@@ -35,6 +36,7 @@ class Watchdog:
         folder: Path,
         note_exit: Callable[[int], None] = lambda code: None,
         clock: Callable[[], float] = time.monotonic,
+        pulse: Callable[[], int] = attempts,
     ) -> None:
         """Nothing runs before ``start``.
 
@@ -46,13 +48,14 @@ class Watchdog:
             folder: where ``watchdog-rank-00000.txt`` is appended to when a rank is ended.
             note_exit: called with the exit code before this process is ended; it may take a few seconds.
             clock: seconds that never go back.
+            pulse: changes whenever a request to object storage has ended.
         """
         self._limits = Limits(stall_s, peer_s, min(1.0, peer_s / 5))
         self._file, self._note_exit = folder / f"watchdog-rank-{world.rank:05d}.txt", note_exit
         self._last_work: Callable[[float], object] = lambda seconds: None
         self._blamed: str | None = None
         self._is_open = False
-        self._status = Status(world, clock)
+        self._status = Status(world, clock, pulse)
         self.exchange = Exchange(world, board, self._status, self._limits.beat_s, clock)
         self._judge = Judge(self.exchange, self._limits, self._end, clock)
 

@@ -22,6 +22,7 @@ from ppar_dist.processes.proc import Process
 from ppar_dist.watchdog import OFF, WAITING, Watchdog
 from ppar_dist.watchdog.heartbeat import FAILED, LEFT, TRIPPED, Heartbeat
 from ppar_dist.watchdog.judgement import Limits, Seen, Verdict, View, judge, judge_failure, no_culprit
+from ppar_dist.watchdog.status import Status
 
 LIMITS = Limits(stall_s=600, peer_s=60, beat_s=1)
 
@@ -360,3 +361,18 @@ def test_a_write_under_way_is_waited_for_before_the_end(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 75, done.stderr
     assert note.read_text() == "1.5"  # as long as peers wait for a sign of life
+
+
+def test_a_phase_that_reads_makes_progress_while_requests_to_storage_end() -> None:
+    now, requests = [0.0], [0]
+    status = Status(World(), lambda: now[0], lambda: requests[0])
+
+    def seconds(phase: str, at: float, ended: int) -> float:
+        status.enter(phase, 1)
+        now[0] += at
+        requests[0] += ended
+        return status.heartbeat(1, heard=False).seconds
+
+    assert seconds("data", 500.0, 1) == 0.0
+    assert seconds("data", 500.0, 0) == 500.0
+    assert seconds("forward", 500.0, 1) == 500.0, "requests of a loader say nothing of a forward pass"
