@@ -60,17 +60,14 @@ def _main(arguments: list[str]) -> int:
         command = " ".join(["ppar-dist", *(error.command_chain or ())])
         last_words(f"ppar-dist: {one_line(error).removesuffix('.')}{_hint(arguments)}; see {command} --help")
         return exit_codes.CONFIG
-    except UserError as error:
+    except (UserError, StorageUnavailable) as error:
         last_words(f"ppar-dist: {visible_lines(str(error))}")
-        return exit_codes.CONFIG
+        return exit_codes.CONFIG if isinstance(error, UserError) else exit_codes.RESUME
     except KeyboardInterrupt:
         return exit_codes.INTERRUPTED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return exit_codes.DONE
-    except StorageUnavailable as error:
-        last_words(f"ppar-dist: {visible_lines(str(error))}")
-        return exit_codes.RESUME
     except OSError as error:
         if error.errno not in _OF_STORAGE:
             return _internal(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from pathlib import Path
 
 from ppar_dist.data.batches import batching
 from ppar_dist.doctor.case import ConfigCase

@@ -207,7 +207,7 @@ class DomainIndex:
         return shard < len(self.shards) and max(ends) <= self.reader.shards[shard].bytes
 
     def span(self, sample: int) -> Span:
-        """The bytes of a sample's shard that are fetched together: of it and of those that stand around it."""
+        """The bytes of a sample's shard fetched together: of it and of those around it."""
         first = sample - sample % self.node.together
         around = self.records[first : first + self.node.together]
         around = around[around["shard"] == self.records[sample]["shard"]]

@@ -131,7 +131,7 @@ def test_an_object_that_ends_early_is_told(root: Path, server: RangeServer, tmp_
     index = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
     path = shard_of(DomainIndex.open(root / "day"), 0)
     path.write_bytes(path.read_bytes()[:700])
-    with pytest.raises(SampleError, match="the object ends .* bytes early; copy it again"):
+    with pytest.raises(SampleError, match=r"the object ends .* bytes early; copy it again"):
         index.read(7)
 
 
@@ -153,7 +153,7 @@ def test_arrays_are_held_to_the_hash_of_domain_json(root: Path, server: RangeSer
 
 
 def test_a_folder_without_an_index_is_told(server: RangeServer, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="has no domain.json, so it is not indexed"):
+    with pytest.raises(DataError, match=r"has no domain.json, so it is not indexed"):
         DomainIndex.open(f"{server.url}/night", node=node(tmp_path / "cache"))
 
 
