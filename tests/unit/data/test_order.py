@@ -184,3 +184,31 @@ def test_impossible_orders(shares: list[DomainShare], block: int, message: str) 
 def test_partial_batches_are_refused() -> None:
     with pytest.raises(ValueError, match="not a whole number of global batches of 8"):
         list(micro_batches(0, 12, 8, None, 0, 1))
+
+
+@settings(max_examples=60)
+@given(order=ORDERS, data=st.data())
+def test_next_use_is_what_a_search_finds(order: Order, data: st.DataObject) -> None:
+    """Any domain, stretch of samples and position, in any epoch."""
+    domain = data.draw(st.integers(0, len(order.shares) - 1))
+    start = data.draw(st.integers(0, order.shares[domain].size + 2))
+    samples = range(start, start + data.draw(st.integers(0, 40)))
+    position = data.draw(st.integers(0, 5_000))
+    found = order.next_use(domain, samples, position)
+    if start >= order.shares[domain].size or not samples:
+        assert found is None  # never trained on
+        return
+    # Each sample comes once an epoch; a cycle has `quota` samples of the domain.
+    cycles = 2 * order.shares[domain].size // order.quotas[domain] + 2
+    for expected in range(position, position + cycles * sum(order.quotas)):
+        address = order.locate(expected)
+        if address.domain == domain and address.sample in samples:
+            break
+    assert found == expected
+
+
+def test_next_use_in_huge_domains() -> None:
+    order = Order([DomainShare("a", 10**12, 1.0), DomainShare("b", 3, 1.0)], 0, 16, 8)
+    for position in range(10**15, 10**15 + 50):
+        domain, _, sample, _ = order.locate(position)
+        assert order.next_use(domain, range(sample, sample + 1), position) == position
