@@ -187,7 +187,9 @@ class NodeCache:
             if part is None and not self.has(unit):
                 self._paused_until = time.monotonic() + _PAUSE_S
                 log.warning("another process fetches %s for more than %g s", unit_name(unit), FETCH_S)
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self._opened_by != os.getpid():  # it is not for want of trying
+                self._go_without(error)
             self._opened_by = 0  # the folder was removed: the next read makes it again
         except (OSError, UserError) as error:
             self._go_without(error)

@@ -20,7 +20,7 @@ from ppar_dist.storage.unit_file import Unit, named_unit
 
 COUNT = "held"  # the file with the number of bytes that the others take
 _FLAGS = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.0005, 0.02
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.0005, 0.005
 
 
 def make_own(folder: Path) -> None:
