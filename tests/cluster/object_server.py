@@ -16,7 +16,6 @@ import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -137,7 +136,9 @@ class ObjectServer:
 
     def start(self) -> None:
         """Start all processes; returns when each of them answers."""
-        self._start("memcached", "memcached", "-l", "127.0.0.1", "-p", self._ports["memcached"], "-u", _user())
+        self._start(
+            "memcached", "memcached", "-l", "127.0.0.1", "-p", self._ports["memcached"], "-u", _user()
+        )
         for kind in (*_KINDS, "proxy"):
             self._start(kind, PYTHON, f"/usr/bin/swift-{kind}-server", self.folder / f"{kind}.conf", "-v")
         deadline = time.monotonic() + TIMEOUT_S
@@ -174,11 +175,11 @@ class ObjectServer:
         url = f"http://127.0.0.1:{self._ports[kind]}/healthcheck"
         while True:
             try:
-                with urllib.request.urlopen(url, timeout=5):
+                with urllib.request.urlopen(url, timeout=0.5):  # what asks too early gets no answer at all
                     return
-            except (urllib.error.URLError, OSError):
-                ended = self._processes[kind].poll() is not None
-                assert not ended and time.monotonic() < deadline, f"no {kind} server:\n{self.log}"
+            except OSError:
+                assert self._processes[kind].poll() is None, f"the {kind} server has ended:\n{self.log}"
+                assert time.monotonic() < deadline, f"no {kind} server:\n{self.log}"
                 time.sleep(0.05)
 
 
