@@ -4,7 +4,7 @@ It runs in a thread of the test, which switches rules while clients in any proce
 
     with fault_proxy(server.port) as proxy:
         environment = server.environment(proxy.endpoint)
-        with proxy.rule(Error(503, "SlowDown"), method="GET", path="/bucket/*", times=2):
+        with proxy.rule(SLOW_DOWN, method="GET", path="/bucket/*", times=2):
             ...
         assert proxy.count("GET") == 3
 
@@ -131,8 +131,8 @@ class FaultProxy:
         try:
             while await self._exchange(reader, writer):
                 pass
-        except (EndError, OSError, asyncio.IncompleteReadError):
-            pass  # the client has gone, or a fault has ended it
+        except (EndError, OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
+            pass  # the client has gone, a fault has ended it, or the proxy ends
         finally:
             self._writers.discard(writer)
             writer.close()

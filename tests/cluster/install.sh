@@ -6,6 +6,8 @@ declare -A packages=(
   [modulecmd]=environment-modules [shellcheck]=shellcheck
   [prometheus]=prometheus [buildah]=buildah [debootstrap]=debootstrap
   [chromium]=chromium [ip]=iproute2 [cc]="gcc libc6-dev"
+  [swift-proxy-server]=swift-proxy [swift-account-server]=swift-account [memcached]=memcached
+  [swift-container-server]=swift-container [swift-object-server]=swift-object
 )
 missing=()
 PATH="$PATH:/usr/sbin:/sbin"

@@ -12,14 +12,15 @@ from __future__ import annotations
 import os
 import pwd
 import signal
-import socket
 import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from tests.ranks import free_port
 
 PROGRAMS = ("memcached", "swift-proxy-server", "swift-object-server", "setpriv")
 ACCESS_KEY = "test:tester"
@@ -62,7 +63,7 @@ container_update_timeout = 60
 """
 _PROXY = """
 [pipeline:main]
-pipeline = catch_errors healthcheck cache s3api tempauth bulk slo proxy-server
+pipeline = head_answers catch_errors healthcheck cache s3api tempauth bulk slo proxy-server
 [app:proxy-server]
 use = egg:swift#proxy
 account_autocreate = true
@@ -70,6 +71,8 @@ conn_timeout = 20
 node_timeout = 60
 recoverable_node_timeout = 60
 error_suppression_limit = 100000
+[filter:head_answers]
+paste.filter_factory = head_answers:factory
 [filter:catch_errors]
 use = egg:swift#catch_errors
 [filter:healthcheck]
@@ -88,6 +91,19 @@ use = egg:swift#bulk
 [filter:slo]
 use = egg:swift#slo
 """
+# Swift 2.30 ends an error's answer to HEAD with the chunk "0", which the client reads as its next answer.
+_HEAD_ANSWERS = """
+def factory(_, **options):
+    def filter(application):
+        def answer(environment, start):
+            def started(status, headers, *rest):
+                if not any(name.lower() == "content-length" for name, _ in headers):
+                    headers = [*headers, ("Content-Length", "0")]
+                return start(status, headers, *rest)
+            return application(environment, started if environment["REQUEST_METHOD"] == "HEAD" else start)
+        return answer
+    return filter
+"""
 _STORAGE = """
 [pipeline:main]
 pipeline = healthcheck {kind}-server
@@ -103,7 +119,7 @@ class ObjectServer:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._ports = dict(zip(("proxy", *_KINDS, "memcached"), free_ports(5), strict=True))
+        self._ports = {name: free_port() for name in ("proxy", *_KINDS, "memcached")}
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._configure()
 
@@ -156,6 +172,7 @@ class ObjectServer:
     def _configure(self) -> None:
         (self.folder / "devices" / "disk").mkdir(parents=True, exist_ok=True)
         (self.folder / "swift.conf").write_text(_CLUSTER)
+        (self.folder / "head_answers.py").write_text(_HEAD_ANSWERS)
         facts = {"folder": self.folder, "user": _user(), "region": REGION, "secret": SECRET_KEY}
         facts |= {"key": ACCESS_KEY.replace(":", "_"), "memcached": self._ports["memcached"]}
         for kind in (*_KINDS, "proxy"):
@@ -164,12 +181,17 @@ class ObjectServer:
             (self.folder / f"{kind}.conf").write_text(text)
         ports = [str(self._ports[kind]) for kind in _KINDS]
         command = [PYTHON, "-c", _RINGS, str(self.folder), *ports]
-        subprocess.run(command, env=_environment(), check=True, timeout=TIMEOUT_S)
+        subprocess.run(command, env=self._environment(), check=True, timeout=TIMEOUT_S)
+
+    def _environment(self) -> dict[str, str]:
+        """For Debian's Python: nothing of the virtual environment's."""
+        kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
+        return kept | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "PYTHONPATH": str(self.folder)}
 
     def _start(self, name: str, *command: object) -> None:
         words = ["setpriv", "--pdeathsig", "KILL", *map(str, command)]
         with (self.folder / f"{name}.log").open("ab") as log:
-            self._processes[name] = subprocess.Popen(words, env=_environment(), stdout=log, stderr=log)
+            self._processes[name] = subprocess.Popen(words, env=self._environment(), stdout=log, stderr=log)
 
     def _wait_for(self, kind: str, deadline: float) -> None:
         url = f"http://127.0.0.1:{self._ports[kind]}/healthcheck"
@@ -181,15 +203,6 @@ class ObjectServer:
                 assert self._processes[kind].poll() is None, f"the {kind} server has ended:\n{self.log}"
                 assert time.monotonic() < deadline, f"no {kind} server:\n{self.log}"
                 time.sleep(0.05)
-
-
-def free_ports(count: int) -> Sequence[int]:
-    """Different ports of the loopback interface that nothing listens on."""
-    with ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
 
 
 @contextmanager
@@ -205,12 +218,6 @@ def object_server(folder: Path) -> Iterator[ObjectServer]:
 
 def _user() -> str:
     return pwd.getpwuid(os.geteuid()).pw_name
-
-
-def _environment() -> dict[str, str]:
-    """For Debian's Python: nothing of the virtual environment's."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    return kept | {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
 
 
 def main() -> None:

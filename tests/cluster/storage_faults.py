@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import random
+import signal
 import socket
 import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from functools import partial
 from typing import Protocol
 
 _PIECE = 64 * 1024
@@ -126,6 +129,10 @@ class Error(Fault):
         exchange.body = b"" if exchange.request.method == "HEAD" else text.encode()
 
 
+SLOW_DOWN = Error(503, "SlowDown")
+EXPIRED = Error(400, "ExpiredToken")
+
+
 @dataclass(frozen=True)
 class Reset(Fault):
     """Reset the connection: before the server sees the request, or once ``at`` bytes of its answer are sent.
@@ -186,7 +193,7 @@ class Flip(Fault):
 
 @dataclass(frozen=True)
 class Do(Fault):
-    """Call ``action`` (SIGKILL to a process, another object under the name) at this point of the request."""
+    """Call ``action``, such as a PUT of another object under the name, at this point of the request."""
 
     action: Callable[[], object]
     forwarded: bool = False  # after the server has answered
@@ -198,6 +205,11 @@ class Do(Fault):
     async def after(self, exchange: Exchange) -> None:
         if self.forwarded:
             await asyncio.to_thread(self.action)
+
+
+def kill(pid: int, forwarded: bool = False) -> Do:
+    """SIGKILL to a process, before or after the server has done what was asked."""
+    return Do(partial(os.kill, pid, signal.SIGKILL), forwarded)
 
 
 @dataclass
