@@ -8,7 +8,6 @@ import subprocess
 import threading
 import time
 from functools import cache
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from xml.etree import ElementTree
@@ -20,8 +19,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError
 
 from tests.cluster.fault_proxy import FaultProxy
-from tests.cluster.object_server import ACCESS_KEY, REGION, SECRET_KEY, ObjectServer, object_server
-from tests.cluster.programs import needs
+from tests.cluster.object_server import ACCESS_KEY, REGION, SECRET_KEY, ObjectServer
 from tests.cluster.storage_faults import (
     EXPIRED,
     SLOW_DOWN,
@@ -165,16 +163,14 @@ def test_an_error_to_head_leaves_the_connection_in_order(direct: Any, object_sto
     assert answer.getheader("transfer-encoding") is None
 
 
-def test_a_server_comes_back_with_its_objects(tmp_path: Path) -> None:
-    needs("setpriv")
-    with object_server(tmp_path) as server:
-        client(server.endpoint).create_bucket(Bucket=BUCKET)
-        client(server.endpoint).put_object(Bucket=BUCKET, Key="kept", Body=b"kept")
-        server.stop()
+def test_a_server_comes_back_with_its_objects(object_store: ObjectServer, direct: Any) -> None:
+    object_store.stop()
+    try:
         with pytest.raises(ConnectionRefusedError):
-            Plain(server.endpoint).ask("GET", "kept")
-        server.start()
-        assert Plain(server.endpoint).ask("GET", "kept").read() == b"kept"
+            Plain(object_store.endpoint).ask("GET", "data")
+    finally:
+        object_store.start()
+    assert Plain(object_store.endpoint).ask("GET", "data").read() == DATA
 
 
 def test_requests_are_counted(proxy: FaultProxy, plain: Plain) -> None:
