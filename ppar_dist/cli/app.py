@@ -6,10 +6,11 @@ imports what it needs: a wrong path is refused before torch loads.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from cyclopts import App, Parameter
+from cyclopts import App, Parameter, Token
 
 from ppar_dist import __version__
 from ppar_dist.errors import UserError
@@ -27,6 +28,20 @@ app = App(
 )
 app.register_install_completion_command()
 
+
+def whole_number(hint: type, tokens: Sequence[Token]) -> int:
+    """A number without a fraction; the parser's own rounds one away.
+
+    Raises:
+        ValueError: it has a fraction, or is no number.
+    """
+    try:
+        return int(tokens[0].value)
+    except ValueError:
+        text = f'unable to convert "{tokens[0].value}" into int; give a whole number'
+        raise ValueError(text) from None
+
+
 Trained = Annotated[Path, Parameter(help="a run, one of its checkpoints, or a model folder")]
 Classes = Annotated[
     str,
@@ -35,6 +50,7 @@ Classes = Annotated[
 ConfigFile = Annotated[Path, Parameter(help="YAML file, or a name that `ppar-dist config list` shows")]
 Override = Annotated[str, Parameter(name="key=value", help="replaces the value in the file")]
 Json = Annotated[bool, Parameter(name="--json", help="print JSON")]
+Whole = Annotated[int, Parameter(converter=whole_number)]
 Size = Annotated[tuple[int, int], Parameter(help="height and width in pixels")]
 Range = Annotated[
     tuple[float, float],

@@ -15,7 +15,7 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from ppar_dist import exit_codes
-from ppar_dist.cli.app import ConfigFile, Json, Override, app, refuse_below_1
+from ppar_dist.cli.app import ConfigFile, Json, Override, Whole, app, refuse_below_1
 from ppar_dist.cli.progress import count_images, show_progress
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
@@ -31,9 +31,9 @@ def train(
     config: ConfigFile,
     /,
     *overrides: Override,
-    nproc: int | None = None,
-    nodes: int | None = None,
-    node_rank: int | None = None,
+    nproc: Whole | None = None,
+    nodes: Whole | None = None,
+    node_rank: Whole | None = None,
     master: str | None = None,
     launcher: Launcher = "deepspeed",
     accept_changes: bool = False,
@@ -201,8 +201,13 @@ def doctor(
     path: Annotated[Path, Parameter(name="CONFIG|RUN")],
     /,
     *overrides: Override,
-    nproc: int | None = None,
-    nodes: int = 1,
+    nproc: Whole | None = None,
+    nodes: Whole | None = None,
+    gpus_per_node: Whole | None = None,
+    cores_per_node: Whole | None = None,
+    network_gbps: float | None = None,
+    storage_gbps: float | None = None,
+    mtbf_days: float | None = None,
     quick: bool = False,
     device: str | None = None,
     as_json: Json = False,
@@ -212,18 +217,30 @@ def doctor(
     Args:
         path: a configuration, or a run's folder
         nproc: ranks on each machine (default: as train)
-        nodes: machines
+        nodes: machines; also predict what the job reaches on them, without any
+        gpus_per_node: GPUs of each, where this machine is none of them (default: --nproc)
+        cores_per_node: cores of each (default: as here, else 14 for each GPU)
+        network_gbps: Gbit/s from a machine to the others (default: 400, without GPUs 10)
+        storage_gbps: Gbit/s at which a machine reads and writes (default: measured here)
+        mtbf_days: mean days between two failures of a machine (default: 42)
         quick: compare sizes of shards instead of their hashes
         device: also tell what the job needs of its GPUs, without any: cuda (those here, else H100), or a name
     """
+    from ppar_dist.doctor.cluster import Cluster
     from ppar_dist.doctor.findings import Status
 
     refuse_below_1("--nproc", nproc)
-    refuse_below_1("--nodes", nodes)
+    cluster = Cluster(nodes, gpus_per_node, cores_per_node, network_gbps, storage_gbps, mtbf_days)
+    cluster.check()
+    if nproc is not None and gpus_per_node is not None:
+        raise UserError(
+            f"--nproc is for machines like this one, --gpus-per-node for others, got {nproc} and "
+            f"{gpus_per_node}; give one of them"
+        )
     if path.is_dir() and not _is_packaged(path):
         from ppar_dist.doctor.runs import examine_run
 
-        if extra := [*overrides, *(["--device"] if device is not None else [])]:
+        if extra := [*overrides, *(["--device"] if device is not None else []), *cluster.given]:
             raise UserError(f"{path} is a run; {extra[0]} has no effect on it, leave it out")
         report = examine_run(path)
     else:
@@ -231,7 +248,14 @@ def doctor(
 
         subject, ranks = " ".join([str(path), *overrides]), nproc or _usual_ranks(path, overrides)
         report = examine_config(
-            subject, lambda: _load(path, overrides), ranks, nodes, quick, show_progress, device
+            subject,
+            lambda: _load(path, overrides),
+            ranks,
+            nodes or 1,
+            quick,
+            show_progress,
+            device,
+            None if nodes is None else cluster,
         )
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))

@@ -18,6 +18,11 @@
     device.py         what the job needs of its GPUs, told without one
     device_cost.py    the figures of it
     device_probe.py   counts operations and bytes of tensors without values
+    cluster.py        what a user says of many machines
+    many_machines.py  what the job reaches on them, told without them
+    outlook.py        the figures for it: measured, counted, assumed
+    scale.py          a model of a step on many machines: pure, without torch
+    failure_cost.py   what failures cost, and the best interval between checkpoints: pure, without torch
     runs.py           a run's folder
     describe.py       contents of a path (`ppar-dist inspect`); not a check
 

@@ -19,6 +19,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import check_classes, holdout_range, node_storage
+from ppar_dist.doctor.cluster import Cluster
 from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.class_subset import subset_of
@@ -31,6 +32,7 @@ from ppar_dist.storage.node import NodeStorage
 
 if TYPE_CHECKING:
     from ppar_dist.doctor.device_cost import ImageCost
+    from ppar_dist.doctor.outlook import Outlook
 
 Progress = Callable[[str, int, int], None]  # what, done, in all
 
@@ -68,6 +70,7 @@ class ConfigCase:
         quick: compare sizes instead of hashes, and write a smaller probe.
         device: the GPU whose needs are to be told, by name; None: none.
         progress: called during long work.
+        cluster: what the user says of the machines; None: nothing is to be told of many machines.
         process_bytes: memory of a process that has loaded the libraries: of this one, at the start.
     """
 
@@ -77,12 +80,19 @@ class ConfigCase:
     quick: bool = False
     device: str | None = None
     progress: Progress = field(default=lambda what, done, total: None)
+    cluster: Cluster | None = None
     process_bytes: int = field(default_factory=resident_bytes)
 
     @property
     def world_size(self) -> int:
         """Ranks in all."""
-        return self.ranks * self.nodes
+        return self.ranks_each * self.nodes
+
+    @property
+    def ranks_each(self) -> int:
+        """Ranks on each machine of the job: as here, or as told where this machine is none of them."""
+        told = self.cluster.gpus_per_node if self.cluster is not None else None
+        return self.ranks if told is None else told
 
     @cached_property
     def classes(self) -> ClassSet:
@@ -147,6 +157,13 @@ class ConfigCase:
         from ppar_dist.doctor.device_cost import image_cost  # loads what no other check needs
 
         return image_cost(self.config, self.segmentor)
+
+    @cached_property
+    def outlook(self) -> Outlook:
+        """What the model of many machines is told of this job; raises UserError."""
+        from ppar_dist.doctor.outlook import outlook  # as above
+
+        return outlook(self)
 
     @cached_property
     def loaded(self) -> LoadReport | None:

@@ -82,7 +82,7 @@ def micro_batch(case: ConfigCase) -> Finding:
 
 def loader(case: ConfigCase) -> Finding:
     """The rate of a device, and the cores that load images as fast."""
-    name = _named(case)
+    name = named(case)
     peak = peak_tflops(name)
     if peak is None:
         return warning(f"no peak is known of {name}", f"name a device: --device {_DEFAULT}")
@@ -113,7 +113,8 @@ def _loader_ms(case: ConfigCase) -> tuple[float, str]:
     return loader_ms(case.config, indexes), f"measured on {counted(len(indexes), 'source')} here"
 
 
-def _named(case: ConfigCase) -> str:
+def named(case: ConfigCase) -> str:
+    """The device to tell of: the one named, the one here, else an H100."""
     if case.device not in (None, _ANY):
         return str(case.device)
     return torch.cuda.get_device_name(0) if torch.cuda.is_available() else _DEFAULT

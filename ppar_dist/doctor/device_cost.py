@@ -47,6 +47,7 @@ class ImageCost:
     teacher_flops: float  # of the teacher's forward pass, spread over the steps without it; 0: no teacher
     activation_bytes: float  # held for the backward pass, for each image of a micro-batch
     copy_bytes: float  # held for it whatever the images are: weights in bf16
+    calls: float = 0.0  # that the host makes for a micro-batch, forward and backward, teacher included
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,10 @@ def image_cost(config: Config, model: Segmentor) -> ImageCost:
         activations, forward = probe.held - before - held_by_few, probe.flops.total()
         torch.autograd.backward(loss)
         flops, fp32 = probe.flops.total(), probe.flops[torch.float32]
-        teacher = 0.0
+        teacher, calls = 0.0, float(probe.operations.total())
         if _has_teacher(config):
             teacher = _teacher_flops(segmentor, config, probe) / config.ppar.bank.teacher_every
+            calls += probe.operations.total() / config.ppar.bank.teacher_every
     return ImageCost(
         parameters=sum(size for size, _ in sizes),
         trained=sum(size for size, is_trained in sizes if is_trained),
@@ -97,6 +99,7 @@ def image_cost(config: Config, model: Segmentor) -> ImageCost:
         teacher_flops=teacher,
         activation_bytes=activations / (more - few),
         copy_bytes=held_by_few - few * activations / (more - few),
+        calls=calls,
     )
 
 
@@ -132,6 +135,22 @@ def rank_bytes(cost: ImageCost, memory: RankMemory, cut: Batching) -> float:
 def images_per_second(cost: ImageCost, tflops: float) -> float:
     """What a device of this peak trains at `MFU`."""
     return MFU * tflops * 1e12 / (cost.train_flops + cost.teacher_flops)
+
+
+def cpu_image_s(config: Config, model: Segmentor) -> float:
+    """Seconds in which this CPU trains an image, by a forward and backward pass of two that really run.
+
+    ``model`` has values, which stay as they are; of a teacher nothing is measured.
+    """
+    images = 2
+    model.train()
+    model.bf16 = config.engine.precision == "bf16"
+    for _ in range(2):  # the first pays for what is set up once
+        began = time.perf_counter()
+        torch.autograd.backward(_loss(model, config, images))
+        seconds = time.perf_counter() - began
+    model.zero_grad()
+    return seconds / images
 
 
 def loader_ms(config: Config, indexes: list[DomainIndex]) -> float:

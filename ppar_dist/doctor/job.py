@@ -17,6 +17,7 @@ from ppar_dist.doctor import (
     storage,
 )
 from ppar_dist.doctor.case import ConfigCase, Progress
+from ppar_dist.doctor.cluster import Cluster
 from ppar_dist.doctor.findings import Check, Diagnosis, Result, run_checks
 from ppar_dist.errors import UserError
 
@@ -29,6 +30,7 @@ def examine_config(
     quick: bool = False,
     progress: Progress | None = None,
     device_name: str | None = None,
+    cluster: Cluster | None = None,
 ) -> Diagnosis:
     """Run every check of a configuration on this machine.
 
@@ -42,6 +44,7 @@ def examine_config(
         quick: compare sizes instead of hashes of shards, and write a smaller probe.
         progress: called with (what, done, in all) during long work.
         device_name: also tell what the job needs of GPUs of this name; None: do not.
+        cluster: also tell what the job reaches on such machines; None: do not.
 
     Raises:
         UserError: no GPU has that name.
@@ -52,12 +55,16 @@ def examine_config(
 
         device.check_device(device_name)
         groups += (("Device", device.CHECKS),)
+    if cluster is not None:
+        from ppar_dist.doctor import many_machines  # as above
+
+        groups += (("Many machines", many_machines.CHECKS),)
     try:
         config = load()
     except UserError as error:
         refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
         return Diagnosis(subject, (refused,))
-    case = ConfigCase(config, ranks, nodes, quick, device_name)
+    case = ConfigCase(config, ranks, nodes, quick, device_name, cluster=cluster)
     if progress is not None:
         case.progress = progress
     return run_checks(subject, groups, case)

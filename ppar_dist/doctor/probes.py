@@ -56,6 +56,14 @@ def hash_rate() -> float:
     return len(block) / max(1e-6, time.monotonic() - began)
 
 
+def copy_rate() -> float:
+    """Bytes per second of copying memory into new memory, as a checkpoint's copy is made."""
+    block = bytes(64 << 20)
+    began = time.monotonic()
+    bytearray(block)
+    return len(block) / max(1e-6, time.monotonic() - began)
+
+
 def mount_of(path: Path) -> tuple[str, str]:
     """File system type and mount point of a path, from the kernel's table; ("", "") without one."""
     try:

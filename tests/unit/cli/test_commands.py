@@ -43,7 +43,7 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("fly", 'Unknown command "fly"'),
         ("train", "CONFIG requires an argument; see ppar-dist train --help"),
         ("train c --launcher x", 'Choose from: "deepspeed", "torchrun"; see ppar-dist train --help'),
-        ("train c --nproc two", 'unable to convert "two" into int; see ppar-dist train --help'),
+        ("train c --nproc two", 'unable to convert "two" into int; give a whole number; see ppar-dist train --help'),
         ("train c --no-accept-changes", "Unknown option: --no-accept-changes"),
         ("predict run --out o", "IMAGES requires an argument"),
         ("synth --out o --size 3", "--size requires 2"),
@@ -55,7 +55,26 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("prepare camvid --root . --out o --classes roads6 --workers 0", "workers is at least 1, got 0"),
         ("index . --classes roads6 --max-bad-ratio nan", "is a share from 0 to 1, got nan"),
         ("doctor configs/demo.yaml --nproc 0", "--nproc is at least 1, got 0"),
-        ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1"),
+        ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1; give the number of machines"),
+        ("doctor configs/demo.yaml --nodes 0", "--nodes is at least 1, got 0; give the number of machines"),
+        ("doctor configs/demo.yaml --nodes 1.5", 'unable to convert "1.5" into int; give a whole number'),
+        ("train c --nproc 1.5", 'unable to convert "1.5" into int; give a whole number'),
+        (
+            "doctor configs/demo.yaml --network-gbps 100",
+            "--network-gbps is about the machines of --nodes, which is not given; add --nodes N",
+        ),
+        (
+            "doctor configs/demo.yaml --nodes 2 --network-gbps -3",
+            "--network-gbps is more than 0 and finite, got -3; give the Gbit/s",
+        ),
+        (
+            "doctor configs/demo.yaml --nodes 2 --mtbf-days nan",
+            "--mtbf-days is more than 0 and finite, got nan; give the mean days",
+        ),
+        (
+            "doctor configs/demo.yaml --nodes 2 --nproc 1 --gpus-per-node 8",
+            "got 1 and 8; give one of them",
+        ),
         (
             "text --classes roads6 --out o.npz --template street",
             "--template is a sentence with {} for the name",
