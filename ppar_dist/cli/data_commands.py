@@ -1,14 +1,18 @@
-"""Commands that make data: ``prepare``, ``synth``, ``text``, ``index``."""
+"""Commands that make data: ``prepare``, ``classes``, ``synth``, ``text``, ``index``."""
 
 from __future__ import annotations
 
 import functools
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ppar_dist.cli.app import Classes, Range, Size, app
 from ppar_dist.cli.progress import count_images
 from ppar_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from ppar_dist.class_sets import ClassSet
 
 
 @app.command
@@ -54,6 +58,55 @@ def prepare(
     tell = functools.partial(print, file=sys.stderr)
     for folder in prepare(dataset, root, out, classes, options, progress=count_images, tell=tell):
         print(folder)
+
+
+@app.command
+def classes(name: str | None = None, /, *, dataset: str | None = None) -> None:
+    """List the class sets, print one as a YAML file to copy, or show what labels count as in it.
+
+    Args:
+        name: one that is listed, or a YAML file, which is checked (default: list those of the package)
+        dataset: show the labels of this data set of prepare, and the class that each counts as
+    """
+    from ppar_dist.class_sets import built_in, built_in_file, class_set
+    from ppar_dist.config.class_file import is_class_file
+
+    if dataset is not None:
+        _print_labels(dataset, name)
+    elif name is None:
+        for each, file in built_in().items():
+            about = file.read_text("utf-8").partition("\n")[0].lstrip("# ")
+            print(f"{each:<14}{class_set(each).num_classes:>3} classes  {about}")
+    elif is_class_file(name):
+        _checked(name)
+        print(Path(name.partition("@")[0]).read_text("utf-8"), end="")
+    else:
+        print(built_in_file(name).read_text("utf-8"), end="")
+
+
+def _checked(reference: str) -> ClassSet:
+    """A class set whose native names are those of data sets; what looks wrong in it is told."""
+    from ppar_dist.class_sets import class_set
+    from ppar_dist.data.prepare.native_names import check_native_names, unknown_labels
+
+    found = class_set(reference)
+    check_native_names(reference, found)
+    for line in unknown_labels(reference, found):
+        print(line, file=sys.stderr)
+    return found
+
+
+def _print_labels(dataset: str, reference: str | None) -> None:
+    from ppar_dist.data.prepare.known import labelled_source
+    from ppar_dist.data.prepare.native_names import counted
+
+    classes = _checked(reference) if reference is not None else None
+    rows = [("label", "counts as" if classes else "", "in labels: of a class set, if not the same")]
+    for row in counted(labelled_source(dataset), classes):
+        rows.append((row.native, (row.counts_as or "-") if classes else "", row.known))
+    left, middle = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for native, counts_as, known in rows:
+        print(f"{native:<{left}}  {counts_as:<{middle}}  {known}".rstrip())
 
 
 @app.command

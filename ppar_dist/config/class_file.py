@@ -1,4 +1,4 @@
-"""A user's own class set: a YAML file, checked, and identified by its content.
+"""A class set as a YAML file, checked, and identified by its content.
 
 ::
 
@@ -7,6 +7,10 @@
         colour: [128, 64, 128]
         labels: [lane marking, crosswalk]  # native names that count as road, beside "road" itself
         texts: [road, street]              # averaged for the text prototype; by default the name
+        native: {idd: [parking]}           # native names that count as road in one data set alone
+
+A data set's own list counts before the general ones: a name may be in ``labels`` of one class and in
+``native`` of another. Which names a data set has is not known here (``data.prepare.native_names``).
 
 A *reference* is ``path`` or ``path@hash``. A configuration keeps the second, so that a file that was edited
 is not taken for the one that a run began with. Colours are not part of the hash.
@@ -31,7 +35,7 @@ from ppar_dist.text import one_line, printable, problem
 
 MAX_CLASSES = 255  # train ids are bytes, and 255 is no class
 _REFERENCE = re.compile(r"(?P<path>.+\.ya?ml)(?:@(?P<hash>[0-9a-f]{16}))?", re.DOTALL)
-_KEYS = ["classes", "name", "colour", "labels", "texts"]
+_KEYS = ["classes", "name", "colour", "labels", "texts", "native"]
 
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1, max_length=100)]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -49,10 +53,15 @@ class ClassEntry(_Strict):
     colour: Annotated[list[_Channel], Field(min_length=3, max_length=3)]  # RGB
     labels: list[_Name] = []
     texts: list[_Text] = []
+    native: dict[str, Annotated[list[_Name], Field(min_length=1)]] = {}  # by data set
 
     def members(self) -> list[str]:
         """The native names that count as this class."""
         return sorted({self.name, *self.labels})
+
+    def native_names(self) -> list[tuple[str, str]]:
+        """The data sets and the names of theirs that count as this class there."""
+        return sorted({(dataset, name) for dataset, names in self.native.items() for name in names})
 
 
 class ClassFile(_Strict):
@@ -62,7 +71,7 @@ class ClassFile(_Strict):
 
     def labels_hash(self) -> str:
         """Changes with the classes, their order and the native names: with what label ids mean."""
-        return _digest([[each.name, each.members()] for each in self.classes])
+        return _digest([[each.name, each.members(), *_listed(each.native_names())] for each in self.classes])
 
     def full_hash(self) -> str:
         """Changes with the texts too: with all that a result depends on."""
@@ -71,14 +80,24 @@ class ClassFile(_Strict):
             [row.name for row in rows],
             [row.members() for row in rows],
             [row.texts or [row.name] for row in rows],
+            [row.native_names() for row in rows],
         )
 
 
 def content_hash(
-    names: Sequence[str], members: Sequence[Collection[str]], texts: Sequence[Sequence[str]]
+    names: Sequence[str],
+    members: Sequence[Collection[str]],
+    texts: Sequence[Sequence[str]],
+    native: Sequence[Collection[tuple[str, str]]] = (),
 ) -> str:
-    """``ClassFile.full_hash`` of the same content: one entry per class in each of the three."""
-    return _digest([[name, sorted(m), list(t)] for name, m, t in zip(names, members, texts, strict=True)])
+    """``ClassFile.full_hash`` of the same content: one entry per class; ``native`` may have none at all."""
+    rows = zip(names, members, texts, native or [()] * len(names), strict=True)
+    return _digest([[name, sorted(m), list(t), *_listed(n)] for name, m, t, n in rows])
+
+
+def _listed(native: Collection[tuple[str, str]]) -> list[list[list[str]]]:
+    """As part of what a hash is of: nothing where there is nothing, so that hashes stay as they were."""
+    return [[list(pair) for pair in sorted(native)]] if native else []
 
 
 def pinned_hash(reference: str) -> str | None:
@@ -149,6 +168,8 @@ def _parsed(path: Path, was_there: bool) -> ClassFile:
     _refuse_twice(path, "name", [each.name for each in file.classes])
     _refuse_twice(path, "colour", [tuple(each.colour) for each in file.classes])
     _refuse_twice(path, "label", [label for each in file.classes for label in each.members()])
+    own = [f"{dataset}: {name}" for each in file.classes for dataset, name in each.native_names()]
+    _refuse_twice(path, "native name", own)
     return file
 
 

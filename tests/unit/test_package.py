@@ -1,4 +1,4 @@
-"""What is installed is what the clone holds: a wheel brings the configurations and the report's template."""
+"""What is installed is what the clone holds: a wheel brings configurations, class sets and the template."""
 
 from __future__ import annotations
 
@@ -37,6 +37,10 @@ def test_a_wheel_names_and_reads_its_configurations_outside_a_clone(tmp_path: Pa
         path.stem for path in (ROOT / "configs").glob("*.yaml")
     )
     assert said[1] == "run.name=roads\n"
+    files = sorted((ROOT / "ppar_dist" / "classes").glob("*.yaml"))
+    listed = ppar_dist(tmp_path, "classes").splitlines()
+    assert [line.split()[0] for line in listed] == [file.stem for file in files]
+    assert ppar_dist(tmp_path, "classes", files[0].stem) == files[0].read_text("utf-8")
 
 
 def ppar_dist(folder: Path, *arguments: str) -> str:

@@ -24,6 +24,8 @@ from ppar_dist.data.prepare.checking import (
 )
 from ppar_dist.data.prepare.encoding import Encoder
 from ppar_dist.data.prepare.known import DATASETS, SOURCES, find_source
+from ppar_dist.data.prepare.legend import Decoder
+from ppar_dist.data.prepare.native_names import check_native_names, names_not_told_apart, unknown_labels
 from ppar_dist.data.prepare.options import USUAL, Options
 from ppar_dist.data.prepare.replacing import (
     files_digest,
@@ -31,7 +33,7 @@ from ppar_dist.data.prepare.replacing import (
     refuse_other_files,
     refuse_other_options,
 )
-from ppar_dist.data.prepare.source import Decoder, Domains, Pair, Source
+from ppar_dist.data.prepare.source import Domains, Pair, Source
 from ppar_dist.data.prepare.working import Progress, counted, in_order
 from ppar_dist.data.shards.manifest import Prepared
 from ppar_dist.data.shards.writer import write_domain
@@ -93,15 +95,19 @@ def prepare(
         tell: gets each line about pairs and files that are left out, and about what looks like a mistake.
 
     Raises:
-        DataError: unknown data set or class set, a missing folder, bad pairs (all of them are listed), or a
-            domain that is there was made with other options or of other files.
+        DataError: unknown data set or class set, native names that there are not, a missing folder, bad pairs
+            (all of them are listed), or a domain that is there was made with other options or of other files.
     """
     source = find_source(dataset, options.mapping, classes)
+    check_native_names(classes, class_set(classes))
     task = _task(source, Path(root), Path(out), classes, options, progress, tell or _silent)
     passed_over = source.passed_over(task.every, task.root)
     _refuse_to_replace(task)
     checked = _check_all(task)
+    known = class_set(classes)
     for line in (
+        *unknown_labels(classes, known, source),
+        *names_not_told_apart(classes, known, source, task.domains),
         *pictures_passed_over(passed_over, task.root),
         *notes(task.every, frozenset(options.exclude)),
     ):

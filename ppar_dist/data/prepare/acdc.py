@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.data.prepare import cityscapes
-from ppar_dist.data.prepare.layouts import VOID, Table, above, cityscapes_coded, tabled
+from ppar_dist.data.prepare.layouts import Table, above, cityscapes_coded, tabled
+from ppar_dist.data.prepare.legend import VOID
 
 NAMES = dict(enumerate(cityscapes.NAMES)) | {IGNORE_INDEX: VOID}
 """Native names by label id: those of Cityscapes."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from ppar_dist.data.prepare.cityscapes import SPLITS
 from ppar_dist.data.prepare.layouts import TRAIN_IDS, Form, Table, tabled
-from ppar_dist.data.prepare.source import index_labels
+from ppar_dist.data.prepare.legend import index_labels
 
 _LEGEND = index_labels(TRAIN_IDS)
 

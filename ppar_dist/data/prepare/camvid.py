@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.data.prepare.source import Domains, Pair, Source, index_labels, same_name_pairs
+from ppar_dist.data.prepare.legend import index_labels
+from ppar_dist.data.prepare.source import Domains, Pair, Source, same_name_pairs
 
 NAMES = (
     "sky",
@@ -57,5 +58,5 @@ SOURCE = Source(
     domains=_domains,
     parts={"sequence": _sequence},
     usual="sequence",
-    decoder=index_labels(dict(enumerate(NAMES))),
+    legend=index_labels(dict(enumerate(NAMES))),
 )

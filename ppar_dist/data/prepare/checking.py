@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from ppar_dist.data.prepare.source import Decoder, Domains, Pair, unusable
+from ppar_dist.data.prepare.legend import Decoder, unusable
+from ppar_dist.data.prepare.source import Domains, Pair
 from ppar_dist.data.shards.jpeg import JPEG_FORMATS, check_jpeg
 from ppar_dist.data.shards.writer import safe_key
 from ppar_dist.errors import DataError

@@ -9,7 +9,7 @@ The labels of the split ``test`` are not published, and it is left out.
 from __future__ import annotations
 
 from ppar_dist.data.prepare.layouts import Form, Table, above, tabled
-from ppar_dist.data.prepare.source import index_labels
+from ppar_dist.data.prepare.legend import index_labels
 
 NAMES = (
     "unlabeled",

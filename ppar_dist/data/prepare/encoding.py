@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ppar_dist.data.prepare.checking import AS_IT_CAME, how_stored
-from ppar_dist.data.prepare.source import Decoder, Pair, unusable
+from ppar_dist.data.prepare.legend import Decoder, unusable
+from ppar_dist.data.prepare.source import Pair
 from ppar_dist.data.shards.manifest import AS_THEY_CAME
 from ppar_dist.data.shards.sample import encode_label
 from ppar_dist.data.shards.writer import ShardSample, safe_key

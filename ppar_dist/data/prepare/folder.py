@@ -25,18 +25,19 @@ under whatever licence they have.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
 
-from ppar_dist.class_sets import CLASS_SETS, ClassSet
+from ppar_dist.class_sets import ClassSet, built_in, class_set
 from ppar_dist.config.yaml import read_yaml
+from ppar_dist.data.prepare.legend import Colour, Legend, colour_labels, index_labels
 from ppar_dist.data.prepare.pairing import Layout
 from ppar_dist.data.prepare.patterns import PathPattern
-from ppar_dist.data.prepare.source import Colour, Decoder, Domains, Source, colour_labels, index_labels
+from ppar_dist.data.prepare.source import Domains, Source
 from ppar_dist.data.shards.writer import LONGEST_NAME
 from ppar_dist.errors import DataError
 from ppar_dist.text import guess
@@ -110,7 +111,7 @@ def source(mapping_file: Path, classes: ClassSet | None = None) -> Source:
         page=f"your own storage, or correct images: and labels: in {mapping_file}",
         layout=f"{mapping.images}{suffixes[0]} and {mapping.labels}{suffixes[1]}",
         domains=domains,
-        decoder=_decoder(mapping, mapping_file),
+        legend=_legend(mapping, mapping_file),
         whole=(str(layout.images.folder), str(layout.labels.folder)),
     )
     return described
@@ -124,7 +125,7 @@ def _layout(mapping: FolderMapping, path: Path) -> Layout:
     return Layout(path, name, images, labels, mapping.label_suffix)
 
 
-def _decoder(mapping: FolderMapping, path: Path) -> Callable[[ClassSet], Decoder]:
+def _legend(mapping: FolderMapping, path: Path) -> Legend:
     if mapping.values is not None:
         numbers = {value: name for value, name in mapping.values.items() if isinstance(value, int)}
         return index_labels(numbers, rest=mapping.values.get(REST))
@@ -144,7 +145,7 @@ def _refuse_twice(path: Path, keys: Iterable[Any]) -> None:
 
 
 def _check_names(path: Path, names: set[str], classes: ClassSet | None) -> None:
-    every = (*CLASS_SETS.values(), *([classes] if classes else []))
+    every = (*map(class_set, built_in()), *([classes] if classes else []))
     known = {name for each in every for members in each.members for name in members}
     unknown = sorted(name for name in names if name.strip().lower() not in known | {IGNORE})
     if unknown:

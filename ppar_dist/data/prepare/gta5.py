@@ -13,24 +13,43 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.class_sets import CITYSCAPES19, ClassSet
 from ppar_dist.data.prepare import cityscapes
-from ppar_dist.data.prepare.source import (
+from ppar_dist.data.prepare.legend import (
     Colour,
     Decoder,
-    Domains,
     LabelArray,
-    Source,
+    Legend,
+    Naming,
     colour_labels,
+    either,
     index_labels,
     is_coloured,
-    same_name_pairs,
 )
+from ppar_dist.data.prepare.source import Domains, Source, same_name_pairs
 
 NAMES = dict(enumerate((*cityscapes.NAMES, "license plate")))
 """Native names by label id."""
 
-COLOURS: dict[Colour, str] = dict(zip(CITYSCAPES19.palette, CITYSCAPES19.classes, strict=True)) | {
+COLOURS: dict[Colour, str] = {
+    (128, 64, 128): "road",
+    (244, 35, 232): "sidewalk",
+    (70, 70, 70): "building",
+    (102, 102, 156): "wall",
+    (190, 153, 153): "fence",
+    (153, 153, 153): "pole",
+    (250, 170, 30): "traffic light",
+    (220, 220, 0): "traffic sign",
+    (107, 142, 35): "vegetation",
+    (152, 251, 152): "terrain",
+    (70, 130, 180): "sky",
+    (220, 20, 60): "person",
+    (255, 0, 0): "rider",
+    (0, 0, 142): "car",
+    (0, 0, 70): "truck",
+    (0, 60, 100): "bus",
+    (0, 80, 100): "train",
+    (0, 0, 230): "motorcycle",
+    (119, 11, 32): "bicycle",
     (0, 0, 0): "unlabeled",
     (20, 20, 20): "static",
     (111, 74, 0): "dynamic",
@@ -46,15 +65,18 @@ COLOURS: dict[Colour, str] = dict(zip(CITYSCAPES19.palette, CITYSCAPES19.classes
 """Native names by colour."""
 
 
-def _decoder(classes: ClassSet) -> Decoder:
-    by_index = index_labels(NAMES)(classes)
+_BY_INDEX, _BY_COLOUR = index_labels(NAMES), colour_labels(COLOURS)
+
+
+def _decoder(naming: Naming) -> Decoder:
+    by_index = _BY_INDEX.decoder(naming)
     by_colour: list[Decoder] = []  # made when the first RGB label turns up
 
     def decode(path: Path) -> LabelArray:
         if not is_coloured(path):
             return by_index(path)
         if not by_colour:
-            by_colour.append(colour_labels(COLOURS)(classes))
+            by_colour.append(_BY_COLOUR.decoder(naming))
         return by_colour[0](path)
 
     return decode
@@ -71,5 +93,5 @@ SOURCE = Source(
     layout="images/<number>.png and labels/<number>.png",
     whole=("images", "labels"),
     domains=_domains,
-    decoder=_decoder,
+    legend=Legend(either(_BY_INDEX, _BY_COLOUR), _decoder),
 )

@@ -20,18 +20,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ppar_dist.class_sets import IGNORE_INDEX, ClassSet
+from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.data.prepare.cityscapes import SPLITS
-from ppar_dist.data.prepare.layouts import TRAIN_IDS, VOID, Form, Legend, Table, above, tabled
-from ppar_dist.data.prepare.source import Decoder, index_labels
+from ppar_dist.data.prepare.layouts import TRAIN_IDS, Form, Table, above, tabled
+from ppar_dist.data.prepare.legend import VOID, Label, index_labels
 
-NAMES = (
+_NON_DRIVABLE = Label("non-drivable fallback", ("terrain",))  # the publisher maps it so
+
+NAMES: tuple[str | Label, ...] = (
     "road",
     "parking",
     "drivable fallback",
     "sidewalk",
     "rail track",
-    "terrain",  # "non-drivable fallback", which the publisher maps so
+    _NON_DRIVABLE,
     "person",
     "animal",
     "rider",
@@ -69,11 +71,11 @@ NAMES = (
 )
 """Names by id."""
 
-LEVEL3 = {
+LEVEL3: Mapping[int, str | Label] = {
     0: "road",
     1: "drivable fallback",  # and parking
     2: "sidewalk",
-    3: "terrain",  # "non-drivable fallback", and rail track
+    3: _NON_DRIVABLE,  # and rail track
     4: "person",  # and animal
     5: "rider",
     6: "motorcycle",
@@ -101,7 +103,7 @@ LEVEL3 = {
 """Names by id of level 3."""
 
 _STATIC = ("wall", "fence", "guard rail", "pole", "traffic sign", "traffic light", "billboard")
-LITE: Mapping[int, tuple[str, ...]] = {
+_GROUPS: Mapping[int, tuple[str, ...]] = {
     0: ("drivable", "road"),
     1: ("non-drivable", "sidewalk", "terrain"),
     2: ("living-things", "person", "animal", "rider"),
@@ -111,22 +113,8 @@ LITE: Mapping[int, tuple[str, ...]] = {
     6: ("sky",),
     IGNORE_INDEX: (VOID,),
 }
+LITE = {value: Label(names[0], names) for value, names in _GROUPS.items()}
 """Groups of IDD-Lite by id: the publisher's name of the group, and names of what is in it."""
-
-
-def _grouped(groups: Mapping[int, tuple[str, ...]]) -> Legend:
-    def decoder(classes: ClassSet) -> Decoder:
-        return index_labels({value: _meant(names, classes) for value, names in groups.items()})(classes)
-
-    return decoder
-
-
-def _meant(names: tuple[str, ...], classes: ClassSet) -> str:
-    """The name as which a group counts: its own where a class has that, else the only one that is known."""
-    known = {classes.train_id(name): name for name in names if classes.train_id(name) != IGNORE_INDEX}
-    if classes.train_id(names[0]) != IGNORE_INDEX:
-        return names[0]
-    return next(iter(known.values())) if len(known) == 1 else VOID
 
 
 _IMAGES = "leftImg8bit/{split}/{sequence}/{frame}_leftImg8bit.{ext}"  # png in part I, jpg in part II
@@ -155,7 +143,7 @@ LITE_SOURCE = tabled(
             Form(
                 "leftImg8bit/{split}/{sequence}/{frame}_image.{ext}",
                 "gtFine/{split}/{sequence}/{frame}_label.png",
-                _grouped(LITE),
+                index_labels(LITE),
             ),
         ),
         key="{sequence}_{frame}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 from ppar_dist.class_sets import ClassSet, class_set
@@ -63,12 +64,23 @@ def find_source(dataset: str, mapping: Path | None, classes: str) -> Source:
         DataError: no such name, or a mapping file that is missing, malformed or not asked for.
     """
     if dataset not in DATASETS:
-        hint = guess(dataset, DATASETS)
-        raise DataError(f"unknown data set {dataset!r}{hint}; choose from {', '.join(DATASETS)}")
+        raise _no_data_set(dataset, DATASETS)
     if (dataset == "folder") != (mapping is not None):
         rule = "needs" if dataset == "folder" else "takes no"
         raise DataError(f"data set {dataset} {rule} mapping file; --mapping FILE belongs to `prepare folder`")
     return folder.source(mapping, _of_file(classes)) if mapping is not None else SOURCES[dataset]
+
+
+def labelled_source(dataset: str) -> Source:
+    """The data set of a name whose labels are known without a mapping file; raises DataError for others."""
+    if dataset not in SOURCES:
+        raise _no_data_set(dataset, SOURCES)
+    return SOURCES[dataset]
+
+
+def _no_data_set(dataset: str, known: Collection[str]) -> DataError:
+    hint = guess(dataset, known)
+    return DataError(f"unknown data set {dataset!r}{hint}; choose from {', '.join(known)}")
 
 
 def _of_file(classes: str) -> ClassSet | None:

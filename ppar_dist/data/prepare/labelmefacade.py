@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.data.prepare.source import Colour, Domains, Pair, Source, colour_labels
+from ppar_dist.data.prepare.legend import Colour, colour_labels
+from ppar_dist.data.prepare.source import Domains, Pair, Source
 from ppar_dist.errors import DataError
 
 NAMES: dict[Colour, str] = {
@@ -50,5 +51,5 @@ SOURCE = Source(
     page="https://github.com/cvjena/labelmefacade",
     layout="images/<name>.jpg, labels/<name>.png (colours), train.txt and test.txt (one name a line)",
     domains=_domains,
-    decoder=colour_labels(NAMES),
+    legend=colour_labels(NAMES),
 )

@@ -11,23 +11,51 @@ ends in ``.{ext}`` may be of any format.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from ppar_dist.class_sets import CITYSCAPES19, IGNORE_INDEX, ClassSet
+from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.data.prepare.finding import images_below, labels_on_disk
+from ppar_dist.data.prepare.legend import (
+    VOID,
+    Decoder,
+    Label,
+    LabelArray,
+    Legend,
+    Naming,
+    either,
+    index_labels,
+)
 from ppar_dist.data.prepare.patterns import PLACEHOLDER, PathPattern
-from ppar_dist.data.prepare.source import Decoder, Domains, LabelArray, Pair, PartOf, Source, index_labels
+from ppar_dist.data.prepare.source import Domains, Pair, PartOf, Source
 
-Legend = Callable[[ClassSet], Decoder]
+TRAINED = (
+    "road",
+    "sidewalk",
+    "building",
+    "wall",
+    "fence",
+    "pole",
+    "traffic light",
+    "traffic sign",
+    "vegetation",
+    "terrain",
+    "sky",
+    "person",
+    "rider",
+    "car",
+    "truck",
+    "bus",
+    "train",
+    "motorcycle",
+    "bicycle",
+)
+"""Names by train id of Cityscapes, as its publisher numbers them."""
 
-VOID = "void"
-"""A name that no class set holds."""
-
-TRAIN_IDS = dict(enumerate(CITYSCAPES19.classes)) | {IGNORE_INDEX: VOID}
-"""Names by train id of Cityscapes."""
+TRAIN_IDS = dict(enumerate(TRAINED)) | {IGNORE_INDEX: VOID}
+"""Names by train id of Cityscapes, and of no class."""
 
 
 class Form(NamedTuple):
@@ -121,7 +149,7 @@ def tabled(
         page=page,
         layout=table.layout,
         domains=domains,
-        decoder=_by_form(table.forms),
+        legend=_by_form(table.forms),
         whole_like=table.image_folders if told else (),
         parts=parts or {},
         usual=usual,
@@ -153,19 +181,26 @@ def above(*levels: int) -> PartOf:
 
 
 def _by_form(forms: tuple[Form, ...]) -> Legend:
-    """The decoder that belongs to the form whose labels end as a file does; the longest ending counts."""
-    endings = sorted(((PLACEHOLDER.split(form.labels)[-1], form.legend) for form in forms), key=_length)
+    """The legend of the form whose labels end as a file does; the longest ending counts."""
+    endings = sorted(
+        ((PLACEHOLDER.split(form.labels)[-1].lower(), form.legend) for form in forms), key=_length
+    )
 
-    def decoder(classes: ClassSet) -> Decoder:
-        decoders = [(ending.lower(), decode(classes)) for ending, decode in endings]
+    def place(path: Path) -> int:
+        return next(at for at, (ending, _) in enumerate(endings) if path.name.lower().endswith(ending))
+
+    def decoder(naming: Naming) -> Decoder:
+        decoders = [legend.decoder(naming) for _, legend in endings]
 
         def decode(path: Path) -> LabelArray:
-            name = path.name.lower()
-            return next(decode for ending, decode in decoders if name.endswith(ending))(path)
+            return decoders[place(path)](path)
 
         return decode
 
-    return decoder
+    def labels_of(path: Path) -> tuple[Label, ...]:
+        return endings[place(path)][1].labels
+
+    return Legend(either(*(form.legend for form in forms)), decoder, labels_of)
 
 
 def _length(ending: tuple[str, Legend]) -> int:

@@ -16,8 +16,9 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from ppar_dist.data.prepare.layouts import VOID, Form, Table, tabled
-from ppar_dist.data.prepare.source import Domains, Source, index_labels
+from ppar_dist.data.prepare.layouts import Form, Table, tabled
+from ppar_dist.data.prepare.legend import VOID, Label, index_labels
+from ppar_dist.data.prepare.source import Domains, Source
 from ppar_dist.errors import DataError
 from ppar_dist.text import one_line
 
@@ -142,7 +143,9 @@ def in_cityscapes(native: str) -> str:
 
 def _source(name: str, version: str, labels: tuple[str, ...], configs: tuple[str, ...]) -> Source:
     names = NATIVE[version]
-    legend = index_labels({value: in_cityscapes(native) for value, native in enumerate(names)})
+    legend = index_labels(
+        {value: Label(native, (in_cityscapes(native),)) for value, native in enumerate(names)}
+    )
     forms = tuple(Form("{split}/images/{frame}.jpg", each, legend) for each in labels)
     plain = tabled(
         Table(name, forms, splits={"training": "train", "validation": "val"}),

@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from ppar_dist.data.prepare.source import Domains, Source, index_labels, same_name_pairs, unusable
+from ppar_dist.data.prepare.legend import index_labels, unusable
+from ppar_dist.data.prepare.source import Domains, Source, same_name_pairs
 from ppar_dist.pictures import (
     PictureError,
     label_ids,
@@ -76,5 +77,5 @@ SOURCE = Source(
     layout="RGB/<number>.png and GT/LABELS/<number>.png (16 bit)",
     whole=("RGB", "GT/LABELS"),
     domains=_domains,
-    decoder=index_labels(dict(enumerate(NAMES)), _read),
+    legend=index_labels(dict(enumerate(NAMES)), _read),
 )

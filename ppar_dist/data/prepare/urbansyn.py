@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ppar_dist.class_sets import CITYSCAPES19, IGNORE_INDEX
+from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.data.prepare.finding import images_below
-from ppar_dist.data.prepare.source import Domains, Pair, Source, index_labels
+from ppar_dist.data.prepare.layouts import TRAINED
+from ppar_dist.data.prepare.legend import VOID, index_labels
+from ppar_dist.data.prepare.source import Domains, Pair, Source
 
-NAMES = dict(enumerate((*CITYSCAPES19.classes, "void"))) | {IGNORE_INDEX: "void"}
+NAMES = dict(enumerate((*TRAINED, VOID))) | {IGNORE_INDEX: VOID}
 """Native names by label value."""
 
 
@@ -30,5 +32,5 @@ SOURCE = Source(
     layout="rgb/rgb_<number>.png and ss/ss_<number>.png",
     whole=("rgb", "ss"),
     domains=_domains,
-    decoder=index_labels(NAMES),
+    legend=index_labels(NAMES),
 )

@@ -8,68 +8,70 @@ made of the panoptic ones by the publisher's script (https://github.com/ozendela
 The beta release ``wd_public_02.zip`` has them as ``labels/<name>.png``. Licence: WildDash licence,
 non-commercial; cite Zendel et al., "Unifying panoptic segmentation for autonomous driving", CVPR 2022.
 
-The names are those of Cityscapes that the publisher's ``wd2_unified_label_policy.json`` gives.
+Names, and those in Cityscapes, are of the publisher's ``wd2_unified_label_policy.json``.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ppar_dist.data.prepare import cityscapes
 from ppar_dist.data.prepare.layouts import Form, Table, tabled
-from ppar_dist.data.prepare.source import index_labels
+from ppar_dist.data.prepare.legend import Label, index_labels
 
 BEYOND = {
-    34: "truck",  # pickup
-    35: "car",  # van
-    36: "static",  # billboard
-    37: "static",  # street light
-    38: "road",  # road marking
-    39: "static",  # junction box
-    40: "static",  # mailbox
-    41: "road",  # manhole
-    42: "static",  # phone booth
-    43: "road",  # pothole
-    44: "static",  # bike rack
-    45: "pole",  # frame of a traffic sign
-    46: "pole",  # utility pole
-    47: "rider",  # motorcyclist
-    48: "rider",  # bicyclist
-    49: "rider",  # other rider
-    50: "dynamic",  # bird
-    51: "dynamic",  # ground animal
-    52: "sidewalk",  # curb
-    53: "static",  # any traffic sign
-    54: "static",  # back of a traffic sign
-    55: "static",  # trash can
-    56: "wall",  # other barrier
-    57: "dynamic",  # other vehicle
-    58: "motorcycle",  # auto rickshaw
-    59: "static",  # bench
-    60: "static",  # mountain
-    61: "road",  # tram track
-    62: "dynamic",  # slow vehicle on wheels
-    63: "dynamic",  # boat
-    64: "road",  # bike lane
-    65: "sidewalk",  # bike lane on a sidewalk
-    66: "dynamic",  # banner
-    67: "ego vehicle",  # mount of the camera
-    68: "ground",  # water
-    69: "ground",  # sand
-    70: "road",  # pedestrian area
-    71: "static",  # fire hydrant
-    72: "static",  # surveillance camera
-    73: "ground",  # snow
-    74: "road",  # catch basin
-    75: "road",  # plain crosswalk
-    76: "road",  # zebra crosswalk
-    77: "sidewalk",  # manhole in a sidewalk
-    78: "terrain",  # curb of terrain
-    79: "road",  # service lane
-    80: "sidewalk",  # curb cut
+    34: Label("pickup", ("truck",)),
+    35: Label("van", ("car",)),
+    36: Label("billboard", ("static",)),
+    37: Label("streetlight", ("static",)),
+    38: Label("roadmarking", ("road",)),
+    39: Label("junctionbox", ("static",)),
+    40: Label("mailbox", ("static",)),
+    41: Label("manhole", ("road",)),
+    42: Label("phonebooth", ("static",)),
+    43: Label("pothole", ("road",)),
+    44: Label("bikerack", ("static",)),
+    45: Label("trafficsignframe", ("pole",)),
+    46: Label("utilitypole", ("pole",)),
+    47: Label("motorcyclist", ("rider",)),
+    48: Label("bicyclist", ("rider",)),
+    49: Label("otherrider", ("rider",)),
+    50: Label("bird", ("dynamic",)),
+    51: Label("groundanimal", ("dynamic",)),
+    52: Label("curb", ("sidewalk",)),
+    53: Label("trafficsignany", ("static",)),
+    54: Label("trafficsignback", ("static",)),
+    55: Label("trashcan", ("static",)),
+    56: Label("otherbarrier", ("wall",)),
+    57: Label("othervehicle", ("dynamic",)),
+    58: Label("autorickshaw", ("motorcycle",)),
+    59: Label("bench", ("static",)),
+    60: Label("mountain", ("static",)),
+    61: Label("tramtrack", ("road",)),
+    62: Label("wheeledslow", ("dynamic",)),
+    63: Label("boat", ("dynamic",)),
+    64: Label("bikelane", ("road",)),
+    65: Label("bikelanesidewalk", ("sidewalk",)),
+    66: Label("banner", ("dynamic",)),
+    67: Label("dashcammount", ("ego vehicle",)),
+    68: Label("water", ("ground",)),
+    69: Label("sand", ("ground",)),
+    70: Label("pedestrianarea", ("road",)),
+    71: Label("firehydrant", ("static",)),
+    72: Label("cctvcamera", ("static",)),
+    73: Label("snow", ("ground",)),
+    74: Label("catchbasin", ("road",)),
+    75: Label("crosswalkplain", ("road",)),
+    76: Label("crosswalkzebra", ("road",)),
+    77: Label("manholesidewalk", ("sidewalk",)),
+    78: Label("curbterrain", ("terrain",)),
+    79: Label("servicelane", ("road",)),
+    80: Label("curbcut", ("sidewalk",)),
 }
-"""Names in Cityscapes of the label ids that Cityscapes does not have; its own ids mean the same."""
+"""The label ids that Cityscapes does not have, and their names there; its own ids mean the same."""
 
-NAMES = dict(enumerate(cityscapes.NAMES)) | BEYOND
-"""Names in Cityscapes by label id."""
+NAMES: Mapping[int, str | Label] = {**dict(enumerate(cityscapes.NAMES)), **BEYOND}
+"""Names by label id."""
 
 _LEGEND = index_labels(NAMES)
 

@@ -38,6 +38,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         "--help",
         "train --help",
+        "classes cityscapes19",
         "inspect run",
         "inspect run/checkpoints/step-00000040",
         "inspect shards/a",

@@ -54,6 +54,14 @@ def test_a_file_is_read_as_written(tmp_path: Path) -> None:
         ("name: lorry", "title: lorry", "title"),
         ("name: lorry", "name: ' '", "name"),
         ("name: lorry", "name: 5", "name"),
+        ("[4, 5, 6]", "[4, 5, 6], native: {idd: []}", "native.idd"),
+        ("[4, 5, 6]", "[4, 5, 6], native: [van]", "native"),
+        ("[4, 5, 6]", "[4, 5, 6], natives: {idd: [van]}", "unknown key classes.1.natives"),
+        (
+            TEXT,
+            TEXT.replace("]}", "], native: {idd: [Van]}}", 1).replace("6]}", "6], native: {idd: [van]}}"),
+            "each native name belongs to one class, twice there: idd: van",
+        ),
         ("classes:", "klasses:", "klasses"),
         (TEXT, "classes: []", "classes"),
         (TEXT, "", "mine.yaml"),
@@ -64,6 +72,22 @@ def test_wrong_files_are_refused(tmp_path: Path, old: str, new: str, message: st
     assert old in TEXT
     with pytest.raises(ConfigError, match=message):
         class_set(str(file_of(tmp_path, TEXT.replace(old, new))))
+
+
+def test_hashes_without_names_of_single_data_sets_are_what_they_were(tmp_path: Path) -> None:
+    """Runs and shards that exist carry them."""
+    file = file_of(tmp_path)
+    assert class_set(str(file)).name == "mine@0ca58d6dd828a55c"
+    assert pinned(str(file)).endswith("@c1b97dcbd651a552")
+    other = tmp_path / "other"
+    one, two = (
+        "native: {idd: [truck, bus], cityscapes: [bus]}",
+        "native: {cityscapes: [bus], idd: [BUS, truck]}",
+    )
+    first, second = (
+        file_of(other / n[8:11], TEXT.replace("[4, 5, 6]", f"[4, 5, 6], {n}")) for n in (one, two)
+    )
+    assert class_set(str(first)) == class_set(str(second)), "order and case do not count"
 
 
 @pytest.mark.parametrize(("number", "fits"), [(255, True), (256, False)])
@@ -85,6 +109,7 @@ def test_train_ids_are_bytes_and_255_is_no_class(tmp_path: Path, number: int, fi
         ("[Road, pavement]", "[pavement, Road]", True, True),
         ("[Road, pavement]", "[Road]", False, False),
         ("lorry", "truck", False, False),
+        ("[4, 5, 6]", "[4, 5, 6], native: {idd: [truck]}", False, False),
     ],
 )
 def test_what_a_change_changes(

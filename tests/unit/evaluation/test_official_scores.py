@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ppar_dist.class_sets import CITYSCAPES19
+from ppar_dist.class_sets import class_set
 from ppar_dist.data.prepare import SOURCES, prepare
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
@@ -49,7 +49,7 @@ def test_scores_are_those_of_the_official_evaluator(
         Image.fromarray(native[predicted.numpy()]).save(tmp_path / f"{sample.key}.png")
 
     matrix, count = confusion(Colours(), eval_samples(index, 0, len(index), 128), 19, watch=keep)
-    ours = target_result(index, matrix, count, 0, subset_of(index, CITYSCAPES19))
+    ours = target_result(index, matrix, count, 0, subset_of(index, class_set("cityscapes19")))
     pairs = SOURCES["cityscapes"].domains(root)["cityscapes_train"]
     assert len(pairs) == count > 1
     for name, value in {"evalInstLevelScore": False, "JSONOutput": False, "quiet": True}.items():
@@ -58,7 +58,7 @@ def test_scores_are_those_of_the_official_evaluator(
     theirs = official.evaluateImgLists(predictions, [str(pair.label) for pair in pairs], official.args)
     scores = {name: None if np.isnan(score) else score for name, score in theirs["classScores"].items()}
     assert ours.miou == pytest.approx(theirs["averageScoreClasses"], abs=1e-6)
-    for name in CITYSCAPES19.classes:
+    for name in class_set("cityscapes19").classes:
         assert ours.iou[name] == pytest.approx(scores[name], abs=1e-6), name
     assert sum(score is not None and score > 1e-4 for score in ours.iou.values()) >= 5, (
         "scores worth comparing"

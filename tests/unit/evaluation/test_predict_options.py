@@ -13,7 +13,7 @@ from cityscapesscripts.helpers.labels import name2label
 from PIL import Image, ImageChops
 
 from ppar_dist.api.model import load
-from ppar_dist.class_sets import CAMVID11, CITYSCAPES19
+from ppar_dist.class_sets import class_set
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation import palette_images
 from ppar_dist.evaluation.label_coding import check_coding, label_image
@@ -96,17 +96,21 @@ def test_the_legend_in_a_picture_has_the_classes_that_occur() -> None:
 @pytest.mark.parametrize("size", [(1, 1), (5, 300), (300, 5)])
 def test_a_legend_never_changes_the_size(size: tuple[int, int]) -> None:
     labels = np.arange(size[0] * size[1], dtype=np.int64).reshape(size[::-1]) % 19
-    drawn = overlay_image(Image.new("RGB", size), labels.astype(np.uint8), CITYSCAPES19, legend=True)
+    drawn = overlay_image(
+        Image.new("RGB", size), labels.astype(np.uint8), class_set("cityscapes19"), legend=True
+    )
     assert drawn.size == size
 
 
 def test_label_ids_are_those_of_cityscapesscripts() -> None:
     labels = np.arange(19, dtype=np.uint8)[None]
-    stored = label_image(labels, CITYSCAPES19, "cityscapes")
+    stored = label_image(labels, class_set("cityscapes19"), "cityscapes")
     assert stored.mode == "L"
-    assert np.asarray(stored)[0].tolist() == [name2label[name].id for name in CITYSCAPES19.classes]
-    assert [name2label[name].trainId for name in CITYSCAPES19.classes] == list(range(19))
-    ignored = label_image(np.full((1, 1), 255, np.uint8), CITYSCAPES19, "cityscapes")
+    assert np.asarray(stored)[0].tolist() == [
+        name2label[name].id for name in class_set("cityscapes19").classes
+    ]
+    assert [name2label[name].trainId for name in class_set("cityscapes19").classes] == list(range(19))
+    ignored = label_image(np.full((1, 1), 255, np.uint8), class_set("cityscapes19"), "cityscapes")
     assert ignored.getpixel((0, 0)) == name2label["unlabeled"].id
 
 
@@ -125,8 +129,8 @@ def test_results_are_found_by_cityscapes_evaluator(run: Path, tmp_path: Path) ->
 
 def test_what_the_evaluator_cannot_use_is_refused(run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="camvid11 has others: pavement, tree, sign, …"):
-        check_coding("cityscapes", CAMVID11)
-    check_coding("cityscapes", replace(CITYSCAPES19, name="mine"))
+        check_coding("cityscapes", class_set("camvid11"))
+    check_coding("cityscapes", replace(class_set("cityscapes19"), name="mine"))
     with pytest.raises(UserError, match="would take for labels"):
         Outputs(confidence=True, coding="cityscapes")
     twice = [photo(tmp_path / folder / "ulm_000000_000019_leftImg8bit.png") for folder in "ab"]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.class_sets import CLASS_SETS, class_set, read_record, recorded_class_set, to_record
+from ppar_dist.class_sets import built_in, class_set, read_record, recorded_class_set, to_record
 from ppar_dist.config.class_file import content_hash, pinned, read_class_file
 from ppar_dist.config.load import parse_config
 from ppar_dist.distributed.world import World
@@ -37,10 +37,21 @@ def mine(tmp_path: Path) -> Path:
     return file
 
 
-@pytest.mark.parametrize("name", CLASS_SETS)
+@pytest.mark.parametrize("name", built_in())
 def test_a_record_says_all(tmp_path: Path, name: str) -> None:
     (tmp_path / "classes.json").write_text(to_record(class_set(name)))
     assert read_record(tmp_path / "classes.json") == class_set(name)
+
+
+def test_a_record_keeps_the_names_of_single_data_sets(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text(TEXT.replace("[4, 5, 6]", "[4, 5, 6], native: {idd: [curb], mapillary: [a--b]}"))
+    classes = class_set(str(file))
+    assert classes.native[1] == {("idd", "curb"), ("mapillary", "a--b")}
+    reference = pinned(str(file))
+    (tmp_path / "classes.json").write_text(to_record(classes))
+    file.unlink()
+    assert recorded_class_set(reference, tmp_path) == classes
 
 
 def test_a_record_is_known_by_its_content(tmp_path: Path, mine: Path) -> None:
@@ -103,7 +114,17 @@ def test_a_checkpoint_brings_its_own(tmp_path: Path, mine: Path) -> None:
     assert classes_of(found, config_of(found)) == before
 
 
-@pytest.mark.parametrize("change", [{"palette": [[0, 0, 256]]}, {"classes": []}, {"prompts": 5}, None])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"palette": [[0, 0, 256]]},
+        {"classes": []},
+        {"prompts": 5},
+        {"native": [[["idd"]]]},
+        {"native": 5},
+        None,
+    ],
+)
 def test_what_is_no_class_set_is_refused(
     tmp_path: Path, mine: Path, change: dict[str, object] | None
 ) -> None:

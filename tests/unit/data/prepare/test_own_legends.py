@@ -11,7 +11,7 @@ import pytest
 from cityscapesscripts.helpers.labels import labels as OFFICIAL
 from PIL import Image
 
-from ppar_dist.class_sets import CLASS_SETS
+from ppar_dist.class_sets import class_set
 from ppar_dist.data.prepare import Options, prepare
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import decode_label
@@ -226,7 +226,7 @@ def test_idd_lite_gives_the_groups_that_are_one_class(tmp_path: Path, classes: s
     save_pair(tmp_path / "unused.png", tmp_path / "gtFine/val/119/903127_inst_label.png", [200])
     assert domains("idd_lite", tmp_path, tmp_path / "out", classes) == {"idd_lite_val": ["119_903127"]}
     found = became(tmp_path / "out/idd_lite_val", "119_903127", values)
-    names = {value: CLASS_SETS[classes].classes[number] for value, number in found.items() if number < 255}
+    names = {value: class_set(classes).classes[number] for value, number in found.items() if number < 255}
     assert names == IDD_LITE[classes]
 
 
@@ -247,7 +247,7 @@ def test_real_idd_lite(tmp_path: Path) -> None:
     assert sorted(index.key(i) for i in range(len(index))) == stems
     as_labelled = np.full(256, 255, np.uint8)
     as_labelled[[0, 1, 3, 6]] = [
-        CLASS_SETS["roads6"].train_id(name) for name in ("road", "sidewalk", "car", "sky")
+        class_set("roads6").train_id(name) for name in ("road", "sidewalk", "car", "sky")
     ]
     for i in range(len(index)):
         native = np.asarray(Image.open(real / "labels/val" / f"{index.key(i)}.png"))

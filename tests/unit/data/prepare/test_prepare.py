@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from ppar_dist.class_sets import CLASS_SETS, IGNORE_INDEX
+from ppar_dist.class_sets import IGNORE_INDEX, class_set
 from ppar_dist.data.prepare import (
     DATASETS,
     SOURCES,
@@ -81,7 +81,7 @@ def labels_of(folder: Path) -> dict[str, np.ndarray]:
 
 def train_ids(classes: str, names: dict, native: np.ndarray) -> np.ndarray:
     """Per pixel, one at a time: the position of the class that holds the native name."""
-    known = CLASS_SETS[classes]
+    known = class_set(classes)
     result = np.empty(native.shape[:2], np.uint8)
     for row in range(native.shape[0]):
         for column in range(native.shape[1]):
@@ -124,7 +124,7 @@ def test_camvid_in_its_split_folders(tmp_path: Path) -> None:
         save_index(tmp_path / f"{split}annot" / f"{stem}.png", np.full((H, W), 3))
     first, second = prepare("camvid", tmp_path, tmp_path / "out", "camvid11")
     assert list(labels_of(first)) == ["0016E5_1", "0016E5_2"]
-    assert (labels_of(second)["Seq05VD_1"] == CLASS_SETS["camvid11"].classes.index("road")).all()
+    assert (labels_of(second)["Seq05VD_1"] == class_set("camvid11").classes.index("road")).all()
 
 
 def test_labelmefacade_follows_its_lists_and_colours(tmp_path: Path) -> None:
