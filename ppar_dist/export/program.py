@@ -118,12 +118,30 @@ def exported(model: nn.Module, multiple: int, size: tuple[int, int] | None) -> t
     batch = Dim("batch", min=1)
     if size is not None:
         return torch.export.export(model, (noise(2, *size, seed=0),), dynamic_shapes=({0: batch},))
+    _refuse_windows(model)
     example = noise(2, 3 * multiple, 4 * multiple, seed=0)
     sides = {axis: multiple * Dim(name, min=2) for axis, name in ((2, "rows"), (3, "columns"))}
     try:
         return torch.export.export(model, (example,), dynamic_shapes=({0: batch, **sides},))
     except (TorchDynamoUserError, RuntimeError) as error:
         raise _not_for_any_size(error) from None
+
+
+def _refuse_windows(model: nn.Module) -> None:
+    """Refuse a tower that attends within windows, such as Swin.
+
+    Padding to whole windows and their masks are worked out from the size of each image, and tracing them for
+    every size does not end in minutes.
+
+    Raises:
+        UserError: the model has such a tower.
+    """
+    kinds = {type(module).__name__ for module in model.modules()}
+    if windows := sorted(kind for kind in kinds if "Window" in kind and "Attention" in kind):
+        raise UserError(
+            f"a tower with attention in windows ({windows[0]}) cannot become a program for images of any size "
+            "in useful time; fix one with --size HEIGHT WIDTH"
+        )
 
 
 def _not_for_any_size(error: Exception) -> UserError:

@@ -61,3 +61,17 @@ def test_a_model_of_one_size_asks_for_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"for images of any size .*fix one with --size"):
         export(tmp_path / "run", tmp_path / "model.pt2")
     assert not (tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+@pytest.mark.parametrize("ending", ["pt2", "onnx"])
+def test_a_tower_with_windows_asks_for_a_size_at_once(
+    tmp_path: Path, name: str, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tracing it for every size does not end, so it is not begun."""
+    options = {"depths": [1, 1, 1, 1], "embed_dim": 8, "num_heads": [1, 1, 1, 1]}
+    make_run(tmp_path / "run", {"kind": "timm", "embed_dim": 8, "name": name, "options": options})
+    monkeypatch.setattr(torch.export, "export", None)
+    with pytest.raises(UserError, match=r"attention in windows \(WindowAttention\) .*fix one with --size"):
+        export(tmp_path / "run", tmp_path / f"model.{ending}")
+    assert not (tmp_path / f"model.{ending}").exists()
