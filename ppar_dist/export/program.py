@@ -139,8 +139,8 @@ def _refuse_windows(model: nn.Module) -> None:
     kinds = {type(module).__name__ for module in model.modules()}
     if windows := sorted(kind for kind in kinds if "Window" in kind and "Attention" in kind):
         raise UserError(
-            f"a tower with attention in windows ({windows[0]}) cannot become a program for images of any size "
-            "in useful time; fix one with --size HEIGHT WIDTH"
+            f"a tower with attention in windows ({windows[0]}) cannot become a program for images of any "
+            "size in useful time; fix one with --size HEIGHT WIDTH"
         )
 
 
