@@ -13,6 +13,7 @@ from ppar_dist.errors import UserError
 
 if TYPE_CHECKING:
     from ppar_dist.class_sets import ClassSet
+    from ppar_dist.data.shards.parts import Part
 
 
 @app.command
@@ -166,6 +167,9 @@ def index(
     max_bad_ratio: float = 0.0,
     image_ending: list[str] | None = None,
     label_ending: list[str] | None = None,
+    processes: int | None = None,
+    part: str | None = None,
+    merge: bool = False,
 ) -> None:
     """Make the index of existing shards.
 
@@ -174,14 +178,34 @@ def index(
         max_bad_ratio: leave bad samples out, up to this share of all, and list them in quarantine.jsonl
         image_ending: how names of images end, such as png (default: jpg and others); may be repeated
         label_ending: how names of labels end, such as seg.png (default: png and others); may be repeated
+        processes: that work at the same time (default: one a core); the result is the same
+        part: i/n: check the i-th of n parts of the shards only, here or on another machine
+        merge: make the index of what all parts have checked
     """
-    from ppar_dist.data.shards.build_index import index_folder
+    from ppar_dist.data.shards.build_index import index_folder, index_part
     from ppar_dist.data.shards.grouping import endings_of
 
     if not 0 <= max_bad_ratio <= 1:
         raise UserError(f"--max-bad-ratio is a share from 0 to 1, got {max_bad_ratio}")
     endings = endings_of(image_ending or (), label_ending or ())
-    index, findings = index_folder(folder, classes, max_bad_ratio=max_bad_ratio, endings=endings)
+    own = _part(part, merge, processes)
+    if own is not None:
+        print(f"{folder}: {index_part(folder, classes, own, endings=endings, processes=processes)}")
+        return
+    index, findings = index_folder(
+        folder, classes, max_bad_ratio=max_bad_ratio, endings=endings, processes=processes, merge=merge
+    )
     for line in findings.lines():
         print(f"{folder}: {line}", file=sys.stderr)
     print(f"{folder}: {len(index)} samples in {len(index.shards)} shards{findings.left_out()}")
+
+
+def _part(text: str | None, merge: bool, processes: int | None) -> Part | None:
+    """The part that is asked for; refuses what contradicts itself."""
+    from ppar_dist.data.shards.parts import read_part
+
+    if processes is not None and processes < 1:
+        raise UserError(f"--processes is at least 1, got {processes}")
+    if text is not None and merge:
+        raise UserError("--part does a part and --merge all that is left then; give one of the two")
+    return None if text is None else read_part(text)

@@ -2,117 +2,49 @@
 
 from __future__ import annotations
 
-import itertools
+import fcntl
 import json
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+import shutil
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.class_sets import class_set as find_class_set
-from ppar_dist.data.shards.check import CheckedSample, Fault, check_shard, repeated_key
-from ppar_dist.data.shards.compressed import passed_over, plain_shards
-from ppar_dist.data.shards.grouping import USUAL, Endings
-from ppar_dist.data.shards.index import RECORD, DomainIndex
+from ppar_dist.data.shards.arrays import ArrayWriter, RepeatedKeys
+from ppar_dist.data.shards.check import Fault, repeated_key
+from ppar_dist.data.shards.compressed import passed_over, shard_files
+from ppar_dist.data.shards.findings import QUARANTINE, BadSamples, Findings
+from ppar_dist.data.shards.grouping import USUAL, Endings, count_kind
+from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, DomainFile, Prepared, read_domain_file
+from ppar_dist.data.shards.parts import Part
+from ppar_dist.data.shards.rows import Rows, load
 from ppar_dist.data.shards.sample import SampleError
-from ppar_dist.errors import DataError
-from ppar_dist.files.durable import fingerprint
+from ppar_dist.data.shards.scan import Scan, kept_rows, scan
+from ppar_dist.errors import DataError, UserError
+from ppar_dist.processes.pool import Pool, usable_cores
 from ppar_dist.text import one_line, printable, some
 
-QUARANTINE = "quarantine.jsonl"
-_PICKLES = ("pkl", "pickle", "pyd", "pth", "pt")
-_NAMED = 5  # shards that a message names
+KEPT = ".indexing"
+"""The folder of unfinished work in that of a domain."""
+_WORTH_KEEPING = 1000  # samples; fewer are checked again within seconds
+_WORTH_A_POOL = 8 << 20  # bytes of shards
 
 
-class BadSamples(DataError):
-    """More bad samples than allowed: ``findings`` has them by reason."""
+class _Work(NamedTuple):
+    """What is asked for: the shards of a folder, and where their rows are kept meanwhile."""
 
-    def __init__(self, findings: Findings, remedy: str) -> None:
-        super().__init__(f"{findings.summary()}. {remedy}")
-        self.findings = findings
-
-
-@dataclass
-class Findings:
-    """What was found in the shards of a domain besides its good samples."""
-
-    domain: str
-    good: int = 0
-    bad: Counter[str] = field(default_factory=Counter)  # by reason; a shard that breaks off counts as one
-    examples: dict[str, str] = field(default_factory=dict)  # the first message of each reason
-    broken: list[str] = field(default_factory=list)  # shards that cannot be read to their end, and why
-    ignored: Counter[str] = field(default_factory=Counter)  # other members, by extension
-    empty: list[str] = field(default_factory=list)  # shards without a good sample
-    unpacked: list[str] = field(default_factory=list)  # compressed shards, and what became of each
-    passed_over: list[str] = field(default_factory=list)  # archives that are not among the shards
-    turned: int = 0  # images that are turned upright by their EXIF orientation
-
-    def add(self, shard: str, fault: Fault) -> None:
-        """Count a fault."""
-        self.bad[fault.error.reason] += 1
-        self.examples.setdefault(fault.error.reason, str(fault.error))
-        if fault.key is None:
-            self.broken.append(f"{shard}: {fault.error.detail}")
-
-    def exceed(self, max_bad_ratio: float) -> bool:
-        """Whether more is bad than that share of all samples."""
-        return self.bad.total() > max_bad_ratio * (self.bad.total() + self.good)
-
-    def summary(self) -> str:
-        """Every reason with its count and first example, in one line."""
-        reasons = "; ".join(f"{n} {reason} ({self.examples[reason]})" for reason, n in self.bad.most_common())
-        total = self.bad.total() + self.good
-        return f"{self.bad.total()} of {total} samples of domain {self.domain} are bad: {reasons}"
-
-    def left_out(self) -> str:
-        """The end of a last line: how many samples were left out and why; "" where none was."""
-        counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
-        return f"; left out {self.bad.total()}: {counts}" if self.bad else ""
-
-    def lines(self) -> list[str]:
-        """What a user should know, most important first; none where all is well."""
-        lines = [
-            f"unpacked {each}: in a compressed tar no sample can be read by itself" for each in self.unpacked
-        ]
-        lines += [f"broken shard {each}; whatever came after that is lost" for each in self.broken]
-        if self.turned:
-            lines.append(
-                f"{self.turned} images are turned upright by their EXIF orientation whenever they are read"
-            )
-        if self.bad:
-            counts = ", ".join(f"{reason} {count}" for reason, count in self.bad.most_common())
-            lines.append(f"left out {self.bad.total()} bad samples ({counts}), listed in {QUARANTINE}")
-        if self.passed_over:
-            lines.append(
-                f"passed over {len(self.passed_over)} archives, which are in subfolders or of an ending that "
-                f"is not read: {some(self.passed_over)}"
-            )
-        if self.empty:
-            more = f" and {len(self.empty) - _NAMED} more" if len(self.empty) > _NAMED else ""
-            lines.append(f"no good sample in {', '.join(self.empty[:_NAMED])}{more}")
-        if self.ignored:
-            counts = ", ".join(f".{kind} {count}" for kind, count in self.ignored.most_common())
-            counts = counts.replace(".clutter", "clutter")
-            pickles = any(kind.split(".")[-1] in _PICKLES for kind in self.ignored)
-            lines.append(f"ignored members of other kinds: {counts}" + "; pickles are never read" * pickles)
-        return lines
-
-
-class _Rows(NamedTuple):
-    """The arrays of an index as they grow, and its shards."""
-
-    records: list[tuple[int, ...]]
-    counts: list[npt.NDArray[np.uint32]]
-    keys: list[bytes]
-    shards: list[dict[str, Any]]
+    folder: Path
+    classes: ClassSet
+    findings: Findings
+    kept: Path
+    tasks: list[Scan]
 
 
 def index_folder(
@@ -123,12 +55,15 @@ def index_folder(
     max_bad_ratio: float = 0.0,
     endings: Endings = USUAL,
     prepared: Prepared | None = None,
+    processes: int | None = 1,
+    merge: bool = False,
 ) -> tuple[DomainIndex, Findings]:
     """Index the tar shards of a folder, whoever wrote them; compressed ones are unpacked beside themselves.
 
     Every image and label is decoded and checked. Bad samples up to ``max_bad_ratio`` of all are left out
     and listed in ``quarantine.jsonl``; of a shard that breaks off the samples before that are kept. Shards
-    without a good sample are left out. The index appears whole: ``domain.json`` is written last.
+    without a good sample are left out. The index appears whole: ``domain.json`` is written last. What a
+    killed process or ``index_part`` has checked is not checked again; the index is the same bit for bit.
 
     Args:
         folder: the domain folder; its shards are taken in the order of their names.
@@ -138,37 +73,228 @@ def index_folder(
         max_bad_ratio: 0 refuses the folder for a single bad sample.
         endings: what images and labels are called in the shards.
         prepared: how ``prepare`` made the shards; None keeps what an earlier index says of that.
+        processes: that check shards at the same time; None: as many as cores, where it is worth it.
+        merge: check no shard, all were checked by ``index_part``.
 
     Raises:
-        DataError: no folder, no samples, or an earlier index says that the ids are of another class set.
+        DataError: no folder, no samples, an earlier index says that the ids are of another class set, another
+            process works on the folder, or parts are missing.
         BadSamples: (a UserError) more bad samples than allowed; the message gives every reason with its
             count and an example.
     """
     folder = Path(folder)
+    before = _refuse(folder, class_set, prepared)
+    with _work(folder, class_set, name, endings, alone=True) as work:
+        if merge:
+            _refuse_missing(work)
+        else:
+            _scan(work, work.tasks, processes, progress)
+        with writing(folder):
+            _index(work, max_bad_ratio, prepared or (before.prepared if before else None))
+    return DomainIndex.open(folder), work.findings
+
+
+def index_part(
+    folder: Path | str,
+    class_set: str,
+    part: Part,
+    progress: Callable[[str, int], None] | None = None,
+    endings: Endings = USUAL,
+    processes: int | None = 1,
+) -> str:
+    """Check the shards of one part of a folder, for ``index_folder`` to merge; returns what was done.
+
+    Args:
+        folder: the domain folder.
+        class_set: as for ``index_folder``.
+        part: which shards, a stretch of the order of their names.
+        progress: as for ``index_folder``.
+        endings: as for ``index_folder``.
+        processes: as for ``index_folder``.
+
+    Raises:
+        DataError: as ``index_folder``, but for bad samples, which are told when all parts are merged.
+    """
+    folder = Path(folder)
+    _refuse(folder, class_set, None)
+    with _work(folder, class_set, None, endings, alone=False) as work:
+        own = part.of(work.tasks)
+        samples = _scan(work, own, processes, progress)
+    return f"part {part}: {len(own)} of {len(work.tasks)} shards are checked, {samples} good samples"
+
+
+def _refuse(folder: Path, class_set: str, prepared: Prepared | None) -> DomainFile | None:
+    """What an earlier index says, unless ``prepared`` does; refuses no folder, and ids of other classes."""
     wanted = find_class_set(class_set)
     if not folder.is_dir():
         raise DataError(f"no folder {folder}; check the path, or {REMEDY}")
     before = None if prepared else _before(folder)
     _refuse_other_classes(folder, before, wanted.name)
+    return before
+
+
+@contextmanager
+def _work(folder: Path, class_set: str, name: str | None, endings: Endings, alone: bool) -> Iterator[_Work]:
+    """The work on a folder; what was checked is kept where a part, a kill or an error leaves many samples."""
     findings = Findings(name or folder.resolve().name)
+    classes, kept = find_class_set(class_set), folder / KEPT
     findings.passed_over = passed_over(folder)
-    rows = _Rows([], [], [], [])
-    draft = folder / f".{QUARANTINE}.{os.getpid()}"
+    files = shard_files(folder)
+    tasks = [
+        Scan(file, kept / f"{file.path.name}.rows", findings.domain, classes.num_classes, endings)
+        for file in files
+    ]
+    with writing(folder):
+        kept.mkdir(exist_ok=True)
     try:
-        with writing(folder), draft.open("w", encoding="utf-8") as stream:
-            _check_all(folder, wanted.num_classes, rows, findings, stream, progress, endings)
-        if findings.exceed(max_bad_ratio):
-            raise BadSamples(findings, _remedy(findings))
-        if not rows.keys:
-            over = f"; there are {some(findings.passed_over)}" * bool(findings.passed_over)
+        with locked(kept, alone):
+            yield _Work(folder, classes, findings, kept, tasks)
+    except UserError:
+        if alone and findings.good + findings.bad.total() < _WORTH_KEEPING:
+            shutil.rmtree(kept, ignore_errors=True)
+        raise
+    if alone:
+        shutil.rmtree(kept, ignore_errors=True)
+
+
+def _scan(
+    work: _Work, tasks: list[Scan], processes: int | None, progress: Callable[[str, int], None] | None
+) -> int:
+    """Check shards; returns how many good samples they have."""
+    count = processes_for(processes, [task.file.path for task in tasks])
+    samples = 0
+    with writing(work.folder), Pool(scan, count) as pool:
+        for task, found in zip(tasks, pool.in_order(tasks), strict=True):
+            samples += found
+            if progress is not None:
+                progress(task.file.path.name, samples)
+    return samples
+
+
+def processes_for(wanted: int | None, files: Sequence[Path]) -> int:
+    """How many processes are of use for files: no more than files, and by default one for a few megabytes."""
+    if wanted is None:
+        wanted = usable_cores() if sum(map(_size, files)) > _WORTH_A_POOL else 1
+    return max(min(wanted, len(files)), 1)
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _refuse_missing(work: _Work) -> None:
+    missing = [task.file.path.name for task in work.tasks if kept_rows(task) is None]
+    if missing:
+        raise DataError(
+            f"{work.folder}: {len(missing)} of {len(work.tasks)} shards were not checked as asked for, or "
+            f"have changed since ({some(missing)}); run the parts (`--part i/n`) that lack, with the same "
+            "options, or leave out --merge: then they are checked here"
+        )
+
+
+def _index(work: _Work, max_bad_ratio: float, prepared: Prepared | None) -> None:
+    """Merge the rows of all shards, and put the index in place."""
+    shards = _merge(work)
+    findings = work.findings
+    if findings.exceed(max_bad_ratio):
+        raise BadSamples(findings, _remedy(findings))
+    if not findings.good:
+        over = f"; there are {some(findings.passed_over)}" * bool(findings.passed_over)
+        raise DataError(
+            f"{work.folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar){over}; {REMEDY}"
+        )
+    publish(work.kept, work.folder, work.classes, findings, shards, prepared)
+
+
+def _merge(work: _Work) -> list[dict[str, Any]]:
+    """Write arrays and quarantine below ``kept``; returns what is known of each shard."""
+    repeated, width, total = RepeatedKeys(work.kept), 1, 0
+    for task in work.tasks:
+        rows = _rows(task)
+        repeated.add(rows.keys)
+        width, total = max(width, rows.keys.dtype.itemsize), total + len(rows)
+    again = repeated.find()
+    arrays = ArrayWriter(work.kept, total - len(again), work.classes.num_classes, width)
+    shards: list[dict[str, Any]] = []
+    start = 0
+    with (work.kept / QUARANTINE).open("w", encoding="utf-8") as quarantine:
+        for task in work.tasks:
+            rows = _rows(task)
+            first, last = np.searchsorted(again, [start, start + len(rows)])
+            bad = again[first:last].astype(np.int64) - start
+            start += len(rows)
+            for fault in _faults(rows, bad.tolist(), work.findings.domain):
+                work.findings.add(rows.header["name"], fault)
+                line = _line(work.findings.domain, rows.header["name"], fault)
+                quarantine.write(json.dumps(line) + "\n")
+            good = np.ones(len(rows), bool)
+            good[bad] = False
+            _note(work.findings, rows, good)
+            if good.any():
+                records = rows.records[good]
+                records["shard"] = len(shards)
+                arrays.add(records, rows.counts[good], rows.keys[good])
+                shards.append(_described(rows, int(good.sum())))
+    arrays.close()
+    return shards
+
+
+def _rows(task: Scan) -> Rows:
+    rows = load(task.rows)
+    if rows is None:
+        raise DataError(f"{task.rows} was changed while it was in use; run the command again")
+    return rows
+
+
+def _faults(rows: Rows, repeats: list[int], domain: str) -> list[Fault]:
+    """What is wrong with a shard's samples, in their order; ``repeats`` have a key of an earlier shard."""
+    found: list[tuple[int, int, Fault]] = []
+    for at, key, where, reason, detail in rows.header["faults"]:
+        found.append((at, 0, Fault(key, SampleError(where, reason, detail))))
+    for number in repeats:
+        key = bytes(rows.keys[number]).decode("utf-8")
+        here = f"{domain}/{rows.header['name']} sample {printable(key)}"
+        found.append((number, 1, Fault(key, repeated_key(key, here))))
+    return [fault for _, _, fault in sorted(found, key=lambda each: each[:2])]  # stable
+
+
+def _note(findings: Findings, rows: Rows, good: npt.NDArray[np.bool_]) -> None:
+    findings.unpacked += rows.header["unpacked"]
+    findings.turned += int(rows.turned[good].sum())
+    findings.good += int(good.sum())
+    for kind, number in rows.header["ignored"].items():
+        count_kind(findings.ignored, kind, number)
+    if not good.any():
+        findings.empty.append(rows.header["name"])
+
+
+def _described(rows: Rows, samples: int) -> dict[str, Any]:
+    return {
+        "name": rows.header["name"],
+        "samples": samples,
+        "bytes": rows.header["bytes"],
+        "sha256": rows.header["sha256"],
+    }
+
+
+@contextmanager
+def locked(folder: Path, alone: bool) -> Iterator[None]:
+    """Hold a folder of unfinished work: alone, or together with other parts.
+
+    Raises:
+        DataError: another process holds it.
+    """
+    with (folder / ".lock").open("w") as stream:
+        try:
+            fcntl.flock(stream, (fcntl.LOCK_EX if alone else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise DataError(
-                f"{folder} holds no samples (pairs <key>.jpg and <key>.png in *.tar){over}; {REMEDY}"
-            )
-        with writing(folder):
-            _write(folder, wanted, rows, findings, draft, prepared or (before.prepared if before else None))
-    finally:
-        draft.unlink(missing_ok=True)
-    return DomainIndex.open(folder), findings
+                f"another process works on {folder.parent}; wait for its end, or end it"
+            ) from None
+        yield
 
 
 @contextmanager
@@ -182,64 +308,6 @@ def writing(folder: Path) -> Iterator[None]:
         raise DataError(
             f"cannot complete {folder} ({one_line(error)}); make room, or correct permissions or path"
         ) from None
-
-
-def _check_all(
-    folder: Path,
-    num_classes: int,
-    rows: _Rows,
-    findings: Findings,
-    quarantine: TextIO,
-    progress: Callable[[str, int], None] | None,
-    endings: Endings,
-) -> None:
-    seen: set[bytes] = set()
-    for path, problem in plain_shards(folder, findings.unpacked):
-        before = len(rows.keys)
-        checked = _checked(path, num_classes, findings, seen, endings) if problem is None else ()
-        for found in itertools.chain(_unreadable(problem, f"{findings.domain}/{path.name}"), checked):
-            if isinstance(found, Fault):
-                findings.add(path.name, found)
-                quarantine.write(json.dumps(_line(findings.domain, path.name, found)) + "\n")
-            else:
-                _add(rows, found)
-                findings.turned += found.turned
-        if len(rows.keys) > before:
-            rows.shards.append(_describe(path, len(rows.keys) - before))
-        else:
-            findings.empty.append(path.name)
-        findings.good = len(rows.keys)
-        if progress is not None:
-            progress(path.name, len(rows.keys))
-
-
-def _unreadable(problem: str | None, where: str) -> list[Fault]:
-    """The fault of a compressed shard that cannot be unpacked."""
-    return [] if problem is None else [Fault(None, SampleError(where, "damaged", problem))]
-
-
-def _checked(
-    path: Path, num_classes: int, findings: Findings, seen: set[bytes], endings: Endings
-) -> Iterator[CheckedSample | Fault]:
-    """What a shard holds; a key that an earlier shard had is a fault."""
-    where = f"{findings.domain}/{path.name}"
-    for found in check_shard(path, num_classes, where, findings.ignored, endings):
-        if isinstance(found, CheckedSample):
-            key = found.key.encode("utf-8")
-            if key in seen:
-                here = f"{where} sample {printable(found.key)}"
-                yield Fault(found.key, repeated_key(found.key, here))
-                continue
-            seen.add(key)
-        yield found
-
-
-def _add(rows: _Rows, sample: CheckedSample) -> None:
-    spans = (*sample.image, *sample.label, *sample.json)
-    checksums = (sample.image_crc, sample.label_crc)
-    rows.records.append((len(rows.shards), *spans, sample.height, sample.width, *checksums))
-    rows.counts.append(sample.counts)
-    rows.keys.append(sample.key.encode("utf-8"))
 
 
 def _line(domain: str, shard: str, fault: Fault) -> dict[str, str | None]:
@@ -285,43 +353,27 @@ def _refuse_other_classes(folder: Path, before: DomainFile | None, class_set: st
     )
 
 
-def _write(
+def publish(
+    made: Path,
     folder: Path,
     class_set: ClassSet,
-    rows: _Rows,
     findings: Findings,
-    quarantine: Path,
+    shards: list[dict[str, Any]],
     prepared: Prepared | None,
 ) -> None:
+    """Move arrays and quarantine from where they were made to a domain's folder; its file comes last."""
     (folder / NAME).unlink(missing_ok=True)  # an old one must not describe the new arrays
-    _save(folder / "index.npy", np.array(rows.records, dtype=RECORD))
-    _save(folder / "counts.npy", np.stack(rows.counts))
-    _save(folder / "keys.npy", np.array(rows.keys, dtype=np.bytes_))
+    for name in ("index.npy", "counts.npy", "keys.npy"):
+        os.replace(made / name, folder / name)
     if findings.bad:
-        os.replace(quarantine, folder / QUARANTINE)
+        os.replace(made / QUARANTINE, folder / QUARANTINE)
     else:
         (folder / QUARANTINE).unlink(missing_ok=True)
     meta: dict[str, Any] = {"version": VERSION, "name": findings.domain}
     meta |= {"class_set": class_set.name, "classes": list(class_set.classes)}
-    meta |= {"num_samples": len(rows.keys), "turned": findings.turned, "shards": rows.shards}
+    meta |= {"num_samples": findings.good, "turned": findings.turned, "shards": shards}
     if prepared is not None:
         meta["prepared"] = prepared.model_dump()
-    _replace(folder / NAME, json.dumps(meta, indent=2).encode("utf-8"))
-
-
-def _describe(path: Path, samples: int) -> dict[str, Any]:
-    size, digest = fingerprint(path)
-    return {"name": path.name, "samples": samples, "bytes": size, "sha256": digest}
-
-
-def _save(path: Path, array: npt.NDArray[Any]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
-    os.replace(temporary, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    temporary = made / NAME
+    temporary.write_bytes(json.dumps(meta, indent=2).encode("utf-8"))
+    os.replace(temporary, folder / NAME)

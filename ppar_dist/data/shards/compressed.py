@@ -9,9 +9,9 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ppar_dist.errors import DataError
 from ppar_dist.pictures import is_clutter
@@ -28,27 +28,42 @@ _OPENERS: dict[bytes, Callable[..., Any]] = {
 }
 
 
-def plain_shards(folder: Path, unpacked: list[str]) -> Iterator[tuple[Path, str | None]]:
-    """The shards of a folder in the order of their names, and why one cannot be used, if so.
+class ShardFile(NamedTuple):
+    """A shard of a folder: the file, and the plain tar beside it that it is unpacked to; None: it is one."""
+
+    path: Path
+    plain: Path | None
+
+
+def shard_files(folder: Path) -> list[ShardFile]:
+    """The shards of a folder in the order of their names.
+
+    Raises:
+        DataError: two shards would be unpacked to one name.
+    """
+    files = sorted(path for path in folder.iterdir() if path.is_file() and _ending(path) is not None)
+    made = {path: _unpacked_name(path) for path in files if not _is_plain(path)}
+    _refuse_same_names(made)
+    unpacked = set(made.values())
+    return [ShardFile(path, made.get(path)) for path in files if path in made or path not in unpacked]
+
+
+def plain_shard(file: ShardFile, unpacked: list[str]) -> tuple[Path, str | None]:
+    """The tar of a shard, and why it cannot be used, if so.
 
     A compressed shard, whatever its ending, is unpacked to ``<name>.unpacked.tar`` beside itself; a note of
     that goes to ``unpacked``. So it is each time: neither age nor size tells whether a shard was replaced.
 
     Raises:
-        DataError: there is no room or no right to unpack, or two shards would be unpacked to one name.
+        DataError: there is no room or no right to unpack.
     """
-    files = sorted(path for path in folder.iterdir() if path.is_file() and _ending(path) is not None)
-    made = {path: _unpacked_name(path) for path in files if not _is_plain(path)}
-    _refuse_same_names(made)
-    for path in files:
-        if path not in made:
-            if path not in made.values():
-                yield path, None
-        elif _magic(path).startswith(_ZSTD):
-            yield path, "it is compressed by zstd; unpack it (zstd -d) and index again"
-        else:
-            problem = _unpack(path, made[path], unpacked)
-            yield path if problem else made[path], problem
+    path, plain = file
+    if plain is None:
+        return path, None
+    if _magic(path).startswith(_ZSTD):
+        return path, "it is compressed by zstd; unpack it (zstd -d) and index again"
+    problem = _unpack(path, plain, unpacked)
+    return path if problem else plain, problem
 
 
 def passed_over(folder: Path) -> list[str]:

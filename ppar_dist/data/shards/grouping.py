@@ -178,8 +178,12 @@ def _named(found: list[Member], endings: Endings, ignored: Counter[str]) -> Iter
 
 
 def _count(ignored: Counter[str], extension: str) -> None:
-    shown = printable(extension)[:16] or "none"
-    ignored[shown if shown in ignored or len(ignored) < _MOST_KINDS else "others"] += 1
+    count_kind(ignored, printable(extension)[:16] or "none", 1)
+
+
+def count_kind(ignored: Counter[str], kind: str, number: int) -> None:
+    """Count members of a kind, with all others where there are many kinds already."""
+    ignored[kind if kind in ignored or len(ignored) < _MOST_KINDS else "others"] += number
 
 
 def _add(group: Group, named: _Named, where: str) -> None:

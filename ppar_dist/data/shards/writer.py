@@ -14,7 +14,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import webdataset
 
-from ppar_dist.data.shards.build_index import BadSamples, index_folder, writing
+from ppar_dist.data.shards.build_index import index_folder, writing
+from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.manifest import Prepared
 from ppar_dist.errors import DataError

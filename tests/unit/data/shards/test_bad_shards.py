@@ -16,7 +16,8 @@ import pytest
 
 from ppar_dist import exit_codes
 from ppar_dist.cli.parser import main
-from ppar_dist.data.shards.build_index import BadSamples, index_folder
+from ppar_dist.data.shards.build_index import index_folder
+from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import UserError

@@ -19,7 +19,8 @@ from PIL import Image
 
 from ppar_dist.cli.parser import main
 from ppar_dist.data.reading import read_sample
-from ppar_dist.data.shards.build_index import BadSamples, index_folder
+from ppar_dist.data.shards.build_index import index_folder
+from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.grouping import endings_of
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import webdataset
 
-from ppar_dist.data.shards.build_index import BadSamples, index_folder
+from ppar_dist.data.shards.build_index import index_folder
+from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.shards.writer import safe_key, write_domain

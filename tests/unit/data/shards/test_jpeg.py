@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from ppar_dist.data.prepare import prepare
-from ppar_dist.data.shards.build_index import BadSamples, index_folder
+from ppar_dist.data.shards.build_index import index_folder
+from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.jpeg import check_jpeg
 from ppar_dist.data.shards.sample import encode_label
 from ppar_dist.errors import UserError

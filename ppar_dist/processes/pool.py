@@ -1,0 +1,171 @@
+"""Worker processes that call one function: started as programs of their own, ended with their parent.
+
+They import what the function needs and nothing else, neither the caller's main module nor its libraries. A
+killed parent takes them with it; a killed worker is an error, not a hang.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import queue
+import signal
+import struct
+import subprocess
+import sys
+import traceback
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, BinaryIO, Self
+
+from ppar_dist.errors import UserError
+from ppar_dist.processes.proc import die_with_parent
+
+_LENGTH = struct.Struct("<Q")
+_AHEAD = 2  # items that wait for each worker
+
+
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+class Pool:
+    """Calls ``function`` on many items, in this process or in workers; a context manager.
+
+    Args:
+        function: of a module, importable by its name; items and results can be pickled.
+        processes: workers; with 1 the items are worked on in this process.
+    """
+
+    def __init__(self, function: Callable[[Any], Any], processes: int) -> None:
+        self._function = function
+        self._workers = [_Worker(function) for _ in range(processes)] if processes > 1 else []
+        self._free: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
+        for worker in self._workers:
+            self._free.put(worker)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self._workers:
+            worker.end()
+
+    def in_order(self, items: Iterable[Any]) -> Iterator[Any]:
+        """The results in the order of the items, a few of which are worked on ahead.
+
+        Raises:
+            UserError: a worker died.
+        """
+        if not self._workers:
+            yield from map(self._function, items)
+            return
+        with ThreadPoolExecutor(len(self._workers)) as threads:
+            ahead: deque[Future[Any]] = deque()
+            try:
+                for item in items:
+                    ahead.append(threads.submit(self._call, item))
+                    if len(ahead) > _AHEAD * len(self._workers):
+                        yield ahead.popleft().result()
+                while ahead:
+                    yield ahead.popleft().result()
+            except BaseException:
+                for future in ahead:
+                    future.cancel()
+                self.__exit__()  # what is being worked on is not waited for
+                raise
+
+    def _call(self, item: Any) -> Any:
+        worker = self._free.get()
+        try:
+            return worker.call(item)
+        finally:
+            self._free.put(worker)
+
+
+class _Worker:
+    """One worker process; requests and answers are pickles behind their lengths."""
+
+    def __init__(self, function: Callable[[Any], Any]) -> None:
+        start = (
+            f"import sys; sys.path[:] = {sys.path!r}; from ppar_dist.processes.pool import _serve; "
+            f"_serve({function.__module__!r}, {function.__qualname__!r}, {os.getpid()})"
+        )
+        command = [sys.executable, "-c", start]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def call(self, item: Any) -> Any:
+        """The function's result; raises what it raised."""
+        assert self._process.stdin is not None, "opened as a pipe"
+        assert self._process.stdout is not None, "opened as a pipe"
+        try:
+            _send(self._process.stdin, item)
+            is_result, value = _receive(self._process.stdout)
+        except (EOFError, BrokenPipeError):
+            code = self._process.wait()
+            raise UserError(
+                f"a worker process ended with {code}, -9 is a kill: usually memory was exhausted; lower "
+                "--processes, or give more memory. Run the command again: what is done is kept"
+            ) from None
+        if is_result:
+            return value
+        raise value
+
+    def end(self) -> None:
+        """Kill it: what it writes appears whole or not at all."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                try:
+                    stream.close()
+                except OSError:
+                    continue  # what was to be sent is of no use now
+
+
+def _serve(module: str, name: str, parent: int) -> None:
+    """A worker's life: it ends when its standard input does."""
+    die_with_parent(signal.SIGKILL, parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals the whole group
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what a library prints is no answer
+    function = getattr(importlib.import_module(module), name)
+    requests = sys.stdin.buffer
+    while True:
+        try:
+            item = _receive(requests)
+        except EOFError:
+            return
+        try:
+            answer = True, function(item)
+        except Exception as error:  # the caller's to handle
+            answer = False, _portable(error)
+        _send(answers, answer)
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one of its kind, that another process can read."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # classes with arguments of their own
+        if isinstance(error, UserError):
+            return UserError(str(error))
+        return RuntimeError("".join(traceback.format_exception(error)))
+    return error
+
+
+def _send(stream: BinaryIO | Any, value: Any) -> None:
+    raw = pickle.dumps(value)
+    stream.write(_LENGTH.pack(len(raw)) + raw)
+    stream.flush()
+
+
+def _receive(stream: BinaryIO | Any) -> Any:
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        raise EOFError
+    raw = stream.read(_LENGTH.unpack(head)[0])
+    return pickle.loads(raw)
