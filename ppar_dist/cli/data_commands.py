@@ -31,8 +31,10 @@ def prepare(
     jpeg: int | None = None,
     value_range: Range | None = None,
     overwrite: bool = False,
-    workers: int = 1,
+    processes: int | None = None,
     split_by: str | None = None,
+    part: str | None = None,
+    merge: bool = False,
 ) -> None:
     """Turn a data set as downloaded into shards with an index.
 
@@ -48,16 +50,24 @@ def prepare(
         skip_bad: go on without bad pairs, which are listed
         jpeg: quality at which images that are not JPEG become that (default: images stay as they came)
         overwrite: replace a domain that was made with other options
-        workers: threads; the result is the same
+        processes: that work at the same time (default: one a core); the result is the same
         split_by: sequence, city or condition: a domain for each; or none
+        part: i/n: do the i-th of n parts of the work only, here or on another machine
+        merge: write the domains of what all parts have done
     """
-    from ppar_dist.data.prepare import Options, prepare
+    from ppar_dist.data.prepare import Options, prepare, prepare_part
 
     options = Options(
-        limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, workers, split_by
+        limit, mapping, exclude or (), skip_bad, jpeg, value_range, overwrite, processes, split_by
     )
     tell = functools.partial(print, file=sys.stderr)
-    for folder in prepare(dataset, root, out, classes, options, progress=count_images, tell=tell):
+    own = _part(part, merge, processes)
+    if own is not None:
+        print(prepare_part(dataset, root, out, classes, own, options, progress=count_images, tell=tell))
+        return
+    for folder in prepare(
+        dataset, root, out, classes, options, progress=count_images, tell=tell, merge=merge
+    ):
         print(folder)
 
 

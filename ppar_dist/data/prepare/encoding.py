@@ -37,11 +37,6 @@ class Encoder:
         metadata = {"dataset": self.dataset, "file": pair.image.name}
         return ShardSample(safe_key(pair.key), self._image(pair.image), label, metadata)
 
-    def told(self, encoded: int, total: int) -> str:
-        """How so many images of a domain are stored, for its file."""
-        form = "PNG of 8 bits" if self.jpeg is None else f"JPEG of quality {self.jpeg}"
-        return f"{encoded} of {total} encoded as {form}" if encoded else AS_THEY_CAME
-
     def _image(self, path: Path) -> bytes:
         raw = path.read_bytes()
         try:
@@ -57,3 +52,9 @@ class Encoder:
         else:
             rgb.save(packed, "PNG")
         return packed.getvalue()
+
+
+def how_encoded(jpeg: int | None, encoded: int, total: int) -> str:
+    """How so many images of a domain are stored, for its file."""
+    form = "PNG of 8 bits" if jpeg is None else f"JPEG of quality {jpeg}"
+    return f"{encoded} of {total} encoded as {form}" if encoded else AS_THEY_CAME

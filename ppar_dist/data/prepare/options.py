@@ -25,7 +25,7 @@ class Options:
             they came.
         span: values that become 0 and 255, of images with more than 8 bits.
         overwrite: replace a domain that was made with other options.
-        workers: threads; the result does not depend on it.
+        processes: that work at the same time; None: as many as cores. The result does not depend on it.
         split_by: the rule by which domains are split (see ``Source.parted``); None is the usual one.
     """
 
@@ -36,13 +36,13 @@ class Options:
     jpeg: int | None = None
     span: Span | None = None
     overwrite: bool = False
-    workers: int = 1
+    processes: int | None = 1
     split_by: str | None = None
 
     def __post_init__(self) -> None:
         for name, value, most in (
             ("limit", self.limit, 0),
-            ("workers", self.workers, 0),
+            ("processes", self.processes, 0),
             ("jpeg", self.jpeg, 100),
         ):
             if value is not None and not 1 <= value <= (most or value):

@@ -1,40 +1,52 @@
-"""Work on many items: in threads, in order, counted."""
+"""Unfinished work on the domains of a data set: where it is kept, and how far it is."""
 
 from __future__ import annotations
 
-from collections import deque
+import contextlib
+import shutil
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
-T = TypeVar("T")
-Item = TypeVar("Item")
+from ppar_dist.data.shards.build_index import locked, writing
+from ppar_dist.errors import UserError
+
 Progress = Callable[[str, int, int], None]
 """Called with a domain, the samples done, and the samples in all."""
+_WORTH_KEEPING = 1000  # pairs; fewer are worked on again within seconds
 
 
-def in_order(work: Callable[[Item], T], items: Iterable[Item], workers: int) -> Iterator[T]:
-    """Work in threads, a few items ahead, and yield in the order of the items."""
-    if workers == 1:
-        yield from map(work, items)
-        return
-    with ThreadPoolExecutor(workers) as pool:
-        ahead: deque[Future[T]] = deque()
-        try:
-            for item in items:
-                ahead.append(pool.submit(work, item))
-                if len(ahead) > 2 * workers:
-                    yield ahead.popleft().result()
-            while ahead:
-                yield ahead.popleft().result()
-        finally:
-            for future in ahead:
-                future.cancel()
+def kept(out: Path, domain: str) -> Path:
+    """The folder of unfinished work on a domain."""
+    return out / f".{domain}.making"
 
 
-def counted(items: Iterable[T], domain: str, total: int, progress: Progress | None) -> Iterator[T]:
-    """The items; progress is called after each."""
-    for done, item in enumerate(items, start=1):
-        yield item
-        if progress is not None:
-            progress(domain, done, total)
+@contextmanager
+def unfinished(out: Path, domains: Iterable[str], pairs: int, alone: bool) -> Iterator[None]:
+    """Work on domains, alone or on a part. A kill leaves what is done, and so does an error if it is much.
+
+    Raises:
+        DataError: another process works on one of them, or they cannot be written.
+    """
+    folders, was_there = [kept(out, domain) for domain in domains], out.exists()
+    try:
+        with ExitStack() as locks, writing(out):
+            for folder in folders:
+                folder.mkdir(parents=True, exist_ok=True)
+                locks.enter_context(locked(folder, alone))
+            yield
+    except UserError:
+        if pairs >= _WORTH_KEEPING or not alone:
+            raise
+        _remove(folders)
+        if not was_there:
+            with contextlib.suppress(OSError):  # something is in it
+                out.rmdir()
+        raise
+    if alone:
+        _remove(folders)
+
+
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)

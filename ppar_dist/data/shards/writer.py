@@ -20,7 +20,9 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.manifest import Prepared
 from ppar_dist.errors import DataError
 
-_SHARD_BYTES = 256e6  # a shard ends when it has as many
+SHARD_NAME = "shard-%06d.tar"
+SHARD_BYTES = 256e6  # a shard ends when its members have as many
+SAMPLES_PER_SHARD = 256  # or when it has as many
 _PNG = b"\x89PNG"
 LONGEST_NAME = 200  # letters of a domain: while it is written, its folder's name has a process id as well
 _KEY_BYTES = 1024  # the most that an index takes
@@ -64,7 +66,7 @@ def write_domain(
     folder: Path | str,
     class_set: str,
     samples: Iterable[ShardSample | tuple[str, bytes, bytes, dict[str, Any]]],
-    samples_per_shard: int = 256,
+    samples_per_shard: int = SAMPLES_PER_SHARD,
     prepared: Prepared | None = None,
 ) -> DomainIndex:
     """Write samples in their order to ``folder`` and index them.
@@ -80,8 +82,7 @@ def write_domain(
     """
     folder = Path(folder)
     with writing(folder):
-        if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):
-            raise DataError(f"{folder} exists and is not a domain folder; remove it or choose another --out")
+        refuse_foreign(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         staging = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
         shutil.rmtree(staging, ignore_errors=True)
@@ -89,12 +90,26 @@ def write_domain(
         try:
             _write_shards(staging, samples, samples_per_shard)
             index_folder(staging, class_set, name=folder.name, prepared=prepared)
-            _publish(staging, folder)
+            publish_domain(staging, folder)
         except BadSamples as error:
             raise BadSamples(error.findings, "Repair them, or leave them out (`--exclude KEY`)") from None
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     return DomainIndex.open(folder)
+
+
+def refuse_foreign(folder: Path) -> None:
+    """Raises DataError where a folder holds something else than a domain."""
+    if folder.exists() and not (folder / "domain.json").exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} exists and is not a domain folder; remove it or choose another --out")
+
+
+def members(sample: ShardSample) -> list[tuple[str, bytes]]:
+    """The members of a sample in a shard, by name and in their order."""
+    key, image, label, metadata = sample
+    extra = json.dumps(metadata, sort_keys=True).encode("utf-8")
+    ending = "image.png" if image.startswith(_PNG) else "jpg"
+    return [(f"{key}.{ending}", image), (f"{key}.json", extra), (f"{key}.png", label)]
 
 
 def _write_shards(folder: Path, samples: Iterable[Any], samples_per_shard: int) -> None:
@@ -108,9 +123,9 @@ def _write_shards(folder: Path, samples: Iterable[Any], samples_per_shard: int) 
     keys: dict[str, str] = {}  # with the file that each is of
     try:
         with webdataset.ShardWriter(
-            "shard-%06d.tar",
+            SHARD_NAME,
             maxcount=samples_per_shard,
-            maxsize=_SHARD_BYTES,
+            maxsize=SHARD_BYTES,
             opener=open_plain,
             post=lambda _: opened.pop().close(),
             verbose=0,
@@ -142,7 +157,8 @@ def _check_key(key: str, file: str, seen: dict[str, str]) -> None:
     seen[key] = file
 
 
-def _publish(staging: Path, folder: Path) -> None:
+def publish_domain(staging: Path, folder: Path) -> None:
+    """Put a whole domain in the place of the one that is there."""
     if not folder.exists():
         os.rename(staging, folder)
         return

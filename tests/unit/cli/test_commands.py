@@ -52,7 +52,7 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("synth --out o --size -5 32", "at least 32x32 pixels, got 120 of 32x-5"),
         ("synth --out o --size 20000 40000", "at most 4096 pixels high and wide, got 40000x20000"),
         ("prepare camvid --root . --out o --classes roads6 --limit -1", "limit is at least 1, got -1"),
-        ("prepare camvid --root . --out o --classes roads6 --workers 0", "workers is at least 1, got 0"),
+        ("prepare camvid --root . --out o --classes roads6 --processes 0", "processes is at least 1, got 0"),
         ("index . --classes roads6 --max-bad-ratio nan", "is a share from 0 to 1, got nan"),
         ("doctor configs/demo.yaml --nproc 0", "--nproc is at least 1, got 0"),
         ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1; give the number of machines"),
