@@ -77,24 +77,8 @@ def guess(word: str, known: Iterable[str]) -> str:
     words, last = [each for each in known if not word.startswith(f"{each}.")], word.rpartition(".")[2]
     close = difflib.get_close_matches(word, words, 1, 0.75)
     close = close or [each for each in words if each.endswith(f".{last}")]
+    close = close or difflib.get_close_matches(last, [each for each in words if "." not in each], 1, 0.75)
     return f"; did you mean {close[0]}?" if close else ""
-
-
-def problem(item: Any, known: Iterable[str] = ()) -> str:
-    """An error of a pydantic model as one line: the key, the rule and the value.
-
-    ``known``: keys that there are, for a guess.
-    """
-    key = printable(".".join(str(part) for part in item["loc"]))
-    message = printable(str(item["msg"]).removeprefix("Value error, "))
-    if item["type"] == "extra_forbidden":
-        return f"unknown key {key}{guess(key, known)}; see docs/configuration.md for the keys there are"
-    if item["type"] == "missing":
-        return f"{key} is required; add it"
-    value = "" if isinstance(item["input"], dict) or not key else f", got {shown(item['input'])}"
-    is_choice = item["type"] == "literal_error" and isinstance(item["input"], str)
-    hint = guess(item["input"], re.findall("'([^']*)'", item["ctx"]["expected"])) if is_choice else ""
-    return f"{key}: {message}{value}{hint}" if key else message
 
 
 def some(names: Sequence[str]) -> str:

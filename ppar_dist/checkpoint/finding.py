@@ -72,10 +72,11 @@ def resolve(path: Path, which: str = "latest") -> Path:
 
     Args:
         path: a run, or one of its checkpoints.
-        which: ``latest`` or ``best`` (best on held-out source data), for a run.
+        which: ``latest`` or ``best`` (best on held-out source data); of a checkpoint only ``latest``, which
+            is itself.
 
     Raises:
-        UserError: there is no whole checkpoint there.
+        UserError: there is no whole checkpoint there, or no choice.
     """
     if not path.is_dir():
         raise UserError(f"no run or checkpoint at {path}; give the run.dir of a training run")
@@ -83,6 +84,11 @@ def resolve(path: Path, which: str = "latest") -> Path:
         problems = verify(path)
         if problems:
             raise UserError(f"checkpoint {path} is damaged: {'; '.join(problems)}; use another one")
+        if which != "latest":
+            raise UserError(
+                f"which={which} chooses among the checkpoints of a run, and {path} is one model; leave it "
+                "out, or give the run"
+            )
         return path
     newest = find_checkpoint(path)
     if newest is None:

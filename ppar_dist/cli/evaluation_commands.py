@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -15,6 +15,9 @@ from ppar_dist.cli.progress import count_images
 from ppar_dist.errors import UserError
 from ppar_dist.launch.rank import is_ours
 from ppar_dist.storage.location import Location, location
+
+if TYPE_CHECKING:  # loads torch
+    from ppar_dist.evaluation.results import Results
 
 _OPTIONS = {"scales": "--scale"}  # options that are not called as their keys
 
@@ -78,20 +81,29 @@ def evaluate(
         "workers": workers,
     }
     options = {key: value for key, value in asked.items() if value is not None}
+    from ppar_dist.evaluation.options import check_options
+
+    check_options(options)
     if nproc > 1:
         words = ["evaluate", str(checkpoint), "--which", which, "--weights", weights]
         return _on_ranks(nproc, words, target or [], options, as_json, as_csv)
-    if is_ours():
-        from ppar_dist.training.score_job import score_rank
-
-        results = score_rank(checkpoint, targets, which, count_images, options, weights)
-    else:
-        from ppar_dist.evaluation.evaluate import score
-
-        results = score(checkpoint, targets, device(), which, count_images, options, weights=weights)
+    results = _scored(checkpoint, targets, which, options, weights)
     if results is not None:
         print(results.to_json() if as_json else results.to_csv() if as_csv else results.table())
     return exit_codes.DONE
+
+
+def _scored(
+    checkpoint: Path, targets: Mapping[str, Path], which: str, options: Mapping[str, Any], weights: str
+) -> Results | None:
+    """Score here, alone or as one of several ranks, of which rank 0 has the results."""
+    if is_ours():
+        from ppar_dist.training.score_job import score_rank
+
+        return score_rank(checkpoint, targets, which, count_images, options, weights)
+    from ppar_dist.evaluation.evaluate import score
+
+    return score(checkpoint, targets, device(), which, count_images, options, weights=weights)
 
 
 @app.command

@@ -29,13 +29,16 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
+from ppar_dist.config.problems import problems
 from ppar_dist.config.yaml import MAX_CHARACTERS, read_yaml
 from ppar_dist.errors import ConfigError
-from ppar_dist.text import one_line, printable, problem
+from ppar_dist.text import one_line, printable
 
 MAX_CLASSES = 255  # train ids are bytes, and 255 is no class
 _REFERENCE = re.compile(r"(?P<path>.+\.ya?ml)(?:@(?P<hash>[0-9a-f]{16}))?", re.DOTALL)
 _KEYS = ["classes", "name", "colour", "labels", "texts", "native"]
+_FORM = "the file has the list classes, and each class name, colour, labels, texts and native"
+_PROBLEMS = 5  # in one message
 
 _Name = Annotated[str, StringConstraints(strip_whitespace=True, to_lower=True, min_length=1, max_length=100)]
 _Text = Annotated[str, StringConstraints(strip_whitespace=True, min_length=1)]
@@ -163,8 +166,8 @@ def _parsed(path: Path, was_there: bool) -> ClassFile:
     try:
         file = ClassFile.model_validate(tree)
     except ValidationError as error:
-        problems = [problem(item, _KEYS) for item in error.errors(include_url=False)[:5]]
-        raise ConfigError(f"class set {path}: {'; '.join(problems)}") from None
+        found = problems(error, _KEYS, _FORM)[:_PROBLEMS]
+        raise ConfigError(f"class set {path}: {'; '.join(found)}") from None
     _refuse_twice(path, "name", [each.name for each in file.classes])
     _refuse_twice(path, "colour", [tuple(each.colour) for each in file.classes])
     _refuse_twice(path, "label", [label for each in file.classes for label in each.members()])

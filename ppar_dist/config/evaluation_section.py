@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, ValidatorFunctionWrapHandler, field_validator, model_validator
 
-from ppar_dist.config.fields import Count, Positive, Whole
+from ppar_dist.config.fields import Count, Number, Whole
 from ppar_dist.config.section import Section
 
 _WINDOWS = {"mode": "slide", "crop": (512, 512), "stride": (341, 341)}
@@ -41,7 +41,7 @@ class EvaluationConfig(Section):
     crop: tuple[Count, Count] = (512, 512)  # height, width of a window
     stride: tuple[Count, Count] = (341, 341)  # from one window to the next, down and across
     flip: bool = False  # average with the mirror image's probabilities
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = (
+    scales: Annotated[tuple[Annotated[Number, Field(ge=0.1, le=10)], ...], Field(min_length=1)] = (
         1.0,  # factors on the size; the probabilities of several are averaged
     )
     labels: Literal["own", "test"] = (
@@ -49,6 +49,14 @@ class EvaluationConfig(Section):
     )
     batch: Count = 1  # images of one size that the model sees at once
     workers: Annotated[Whole, Field(ge=0)] | None = None  # loader processes per rank; null: data.workers
+
+    @field_validator("size", mode="wrap")
+    @classmethod
+    def _one_rule_of_size(cls, value: Any, handler: ValidatorFunctionWrapHandler) -> Any:
+        try:
+            return handler(value)
+        except ValidationError:  # one for each kind of value that it may be
+            raise ValueError("pixels of the shorter side (1 or more), [height, width], own or null") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -61,6 +69,6 @@ class EvaluationConfig(Section):
         if self.stride[0] > self.crop[0] or self.stride[1] > self.crop[1]:
             raise ValueError(
                 f"stride is at most crop, or pixels between windows are never seen; got stride "
-                f"{list(self.stride)} and crop {list(self.crop)}"
+                f"{list(self.stride)} and crop {list(self.crop)}; give a smaller stride or a larger crop"
             )
         return self

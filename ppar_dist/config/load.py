@@ -9,13 +9,12 @@ from typing import Any
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from ppar_dist.config.fields import (
-    url_keys,
-)
+from ppar_dist.config.fields import url_keys
+from ppar_dist.config.problems import problems
 from ppar_dist.config.schema import Config
 from ppar_dist.config.yaml import MAX_CHARACTERS, MAX_DEPTH, read_yaml
 from ppar_dist.errors import ConfigError, UserError
-from ppar_dist.text import guess, one_line, printable, problem, shown
+from ppar_dist.text import guess, one_line, printable, shown
 
 _PACKAGED = Path(__file__).parents[1] / "configs"  # those of configs/, which come with the package
 _PROBLEMS = 20  # listed in one message; the rest are counted
@@ -68,11 +67,9 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     try:
         config = Config.model_validate(tree)
     except ValidationError as error:
-        items = error.errors(include_url=False)
-        problems = [problem(item, all_keys()) for item in items[:_PROBLEMS]]
-        if len(items) > _PROBLEMS:
-            problems.append(f"and {len(items) - _PROBLEMS} more problems")
-        raise ConfigError(f"{origin}: {'; '.join(problems)}") from None
+        found = problems(error, all_keys())
+        more = [f"and {len(found) - _PROBLEMS} more problems"] if len(found) > _PROBLEMS else []
+        raise ConfigError(f"{origin}: {'; '.join([*found[:_PROBLEMS], *more])}") from None
     if not _reads_back(config):
         raise ConfigError(
             f"{origin}: too long or too deeply nested for the config.yaml of a run (at most {MAX_CHARACTERS} "

@@ -22,6 +22,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.protocol import held_out_protocol
 from ppar_dist.evaluation.results import columns, read_tables
 from ppar_dist.run import paths
+from ppar_dist.text import guess
 
 MEAN = "mean"
 _SHOWN = 8  # differences of a row that the table lists; of more, their number
@@ -184,16 +185,29 @@ def _in_common(runs: Sequence[_Run], targets: Sequence[str]) -> tuple[dict[str, 
             problem = _difference(name, tables, runs)
             if problem is None:
                 scored.setdefault(protocol, []).append(name)
+                if len({str(table[name].get("fingerprint") or "") for table in tables} - {""}) > 1:
+                    notes.append(f"target {name} by [{protocol}]: its shards differ from run to run")
             else:
                 notes.append(f"left out: target {name} by [{protocol}]: {problem}")
     missing = [name for name in targets if not any(name in names for names in scored.values())]
     if missing or not scored:
-        what = f"no score on {', '.join(missing)}" if missing else "no score"
-        raise UserError(
-            f"{what} of all these runs is by one protocol; {'; '.join(notes) or 'no run has it'}. Score them "
-            "with the same options of ppar-dist evaluate"
-        )
+        raise UserError(_nothing_in_common(missing, runs, notes))
     return scored, notes
+
+
+def _nothing_in_common(missing: Sequence[str], runs: Sequence[_Run], notes: Sequence[str]) -> str:
+    """Why there is nothing to compare, or not on the targets that were asked for."""
+    known = dict.fromkeys(name for run in runs for table in run.tables.values() for name in table)
+    unknown = [name for name in missing if name not in known]
+    if unknown:
+        there = f"there are {', '.join(known)}" + guess(unknown[0], known)
+        return f"no run was scored on {', '.join(unknown)}; {there}"
+    why = [note for note in notes if not missing or any(f"target {name} " in note for name in missing)]
+    what = f"no score on {', '.join(missing)}" if missing else "no score"
+    return (
+        f"{what} of all these runs is by one protocol; {'; '.join(why or notes)}. Score them with the same "
+        "options of ppar-dist evaluate"
+    )
 
 
 def _difference(name: str, tables: Sequence[Targets], runs: Sequence[_Run]) -> str | None:

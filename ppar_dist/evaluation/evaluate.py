@@ -7,6 +7,7 @@ A sample that cannot be used is left out, named in the log and counted in the re
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -15,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ppar_dist.checkpoint import opened, read_manifest, read_state, reading, resolve
 from ppar_dist.class_sets import ClassSet
-from ppar_dist.config.load import load_config, parse_config
+from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.eval_batches import EvalBatch
 from ppar_dist.data.shards.index import DomainIndex
@@ -29,10 +30,12 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.class_subset import ClassSubset, subset_of
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.counting import LeftOut, count_pairs, loading_of, refuse_too_many
-from ppar_dist.evaluation.load import read_segmentor
+from ppar_dist.evaluation.load import classes_of, config_of, read_segmentor
+from ppar_dist.evaluation.options import check_options, with_options
 from ppar_dist.evaluation.prediction_examples import PER_TARGET, ExampleFolder, spread
 from ppar_dist.evaluation.protocol import Protocol, held_out_protocol, protocol_of
 from ppar_dist.evaluation.results import Results, TargetResult, keep_results
+from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.run import paths
 from ppar_dist.storage.location import Location
 from ppar_dist.storage.node import NodeStorage
@@ -88,20 +91,22 @@ def evaluate(
     """
     if not targets:
         raise UserError("nothing to evaluate on: give --target NAME=FOLDER, or targets in the configuration")
-    ranks = Ranks() if ranks is None else ranks
+    ranks, options = Ranks() if ranks is None else ranks, options or {}
+    check_options(options)
     with _opened(Path(path), which, ranks.world) as checkpoint:
-        segmentor, config, classes = read_segmentor(checkpoint, device, weights)
+        config = with_options(config_of(checkpoint), options)
+        classes, most = classes_of(checkpoint, config), config.data.max_bad_ratio
+        node = node_storage(config)
+        opened_targets = {
+            name: open_target(folder, classes, most, node) for name, folder in targets.items()
+        }
+        segmentor, _, _ = read_segmentor(checkpoint, device, weights)
         step = int(read_state(checkpoint).get("step", 0))
         sources = read_manifest(checkpoint).get("data", {}).values()  # fingerprints
-    config = with_options(config, options or {})
     run, protocol = config.run.name or config.run.dir.name, protocol_of(config)
     how = str(protocol) if weights == "raw" else f"{protocol}, {weights} weights"
     if ranks.world.is_main:
         log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, step, how)
-    most = config.data.max_bad_ratio
-    opened_targets = {
-        name: open_target(folder, classes, most, node_storage(config)) for name, folder in targets.items()
-    }
     folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
     for number, (name, (index, subset)) in enumerate(opened_targets.items()):
@@ -115,7 +120,7 @@ def evaluate(
 
 
 def _score_target(
-    segmentor: nn.Module,
+    segmentor: Segmentor,
     config: Config,
     protocol: Protocol,
     name: str,
@@ -128,10 +133,13 @@ def _score_target(
     world = watch.ranks.world
     watch.ranks.enter("evaluate")
     loading, left_out = loading_of(config, protocol, world.rank, world.world_size), LeftOut(name)
-    samples = range(len(index))
-    matrix, images = count_pairs(
-        segmentor, index, samples, protocol, loading, left_out, device, watch, subset
-    )
+    samples, coarsest = range(len(index)), math.ceil(max(segmentor.backbone.strides))
+
+    def seen(batch: EvalBatch, predicted: Tensor) -> None:
+        protocol.refuse_tiny([(each.shape[2], each.shape[3]) for each in batch.images], coarsest)
+        watch(batch, predicted)
+
+    matrix, images = count_pairs(segmentor, index, samples, protocol, loading, left_out, device, seen, subset)
     found = torch.cat([matrix.counts.flatten(), torch.tensor([images, left_out.count])])
     watch.ranks.enter("all-reduce")
     *_, images, bad = total = world.sum(found.to(world.device)).cpu().tolist()
@@ -176,21 +184,6 @@ def _is_open_run(path: Path) -> bool:
     if (path / paths.RESULTS).is_dir():
         raise UserError(f"{path / paths.RESULTS} is a file of results, but here a folder; rename it")
     return True
-
-
-def with_options(config: Config, options: Mapping[str, Any]) -> Config:
-    """A configuration with other keys in its section ``evaluation``; a preset replaces the whole protocol.
-
-    Raises:
-        ConfigError: a value is wrong.
-    """
-    if not options:
-        return config
-    section = config.evaluation.model_dump(mode="json")
-    if options.get("preset") is not None:
-        section = {key: section[key] for key in ("batch", "workers")}
-    tree = config.model_dump(mode="json") | {"evaluation": section | dict(options)}
-    return parse_config(tree, "options")
 
 
 @contextmanager
@@ -239,6 +232,7 @@ def target_result(
     return TargetResult(
         *(index.name, images, miou, accuracy, by_class, left_out),
         stored=index.encoded_again,
+        fingerprint=index.fingerprint,
         scored=subset.text,
         confusion=matrix.counts.tolist(),
     )

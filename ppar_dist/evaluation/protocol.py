@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from ppar_dist.config.evaluation_section import PRESETS, EvaluationConfig
 from ppar_dist.config.schema import Config
+from ppar_dist.errors import UserError
 
 Size = tuple[int, int]  # height, width in pixels
 
@@ -50,6 +52,23 @@ class Protocol:
         """The sizes of an image of ``height`` × ``width`` pixels and of its label."""
         images = tuple(self._size(height, width, scale) for scale in self.scales)
         return Sizes(images, self._size(height, width, 1.0) if self.at_test_size else (height, width))
+
+    def refuse_tiny(self, sizes: Sequence[Size], coarsest: int) -> None:
+        """Refuse a scale that leaves of an image less than one cell of the model's coarsest level.
+
+        Args:
+            sizes: at which an image is seen, one for each scale.
+            coarsest: pixels of that cell.
+
+        Raises:
+            UserError: there is such a scale.
+        """
+        for scale, size in zip(self.scales, sizes, strict=True):
+            if scale < 1 and min(size) < coarsest:
+                raise UserError(
+                    f"at scale {scale:g} an image is seen at {_by(size)}, and the model's coarsest cell is "
+                    f"{coarsest} pixels: what it says there is worth nothing; give a larger scale or size"
+                )
 
     def _size(self, height: int, width: int, scale: float) -> Size:
         short, long = sorted((height, width))

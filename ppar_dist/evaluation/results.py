@@ -1,6 +1,7 @@
 """Scores of a checkpoint: as a table, JSON and CSV, and in the files that a run keeps.
 
-A score belongs to a checkpoint, a target and a protocol: it is replaced by the same of these three alone.
+A score belongs to a checkpoint, a target, its domain and a protocol: it is replaced by the same of these
+alone. A target that was another domain before keeps its score under NAME@DOMAIN.
 ``results.json`` holds a table, and tables of other protocols and of earlier checkpoints below it;
 ``results.csv`` has a line for each score in it.
 """
@@ -42,6 +43,7 @@ class TargetResult:
     trained_on: bool = False  # a source of the checkpoint: the score says nothing of domains it never saw
     stored: str = ""  # how `prepare` encoded the images again; "" where it did not, or made another
     confusion: list[list[int]] | None = None  # pixels; rows are labels, columns predictions
+    fingerprint: str = ""  # of the domain's data; "" in tables of earlier versions
     scored: str = ""  # "16 of 19 classes" and their class set, where the domain has not all; "" where it has
 
 
@@ -114,9 +116,10 @@ def columns(rows: Sequence[Sequence[str]]) -> list[str]:
 def keep_results(file: Path, results: Results, own: str = "", before: str = "") -> None:
     """Add a table to a run's file of results, which loses none, also where two evaluations end at once.
 
-    A target is replaced only by the same name, checkpoint and protocol. The newest checkpoint has the file,
-    its tables by other protocols are its "protocols", and the tables of older ones its "earlier", newest
-    first. A CSV file beside it holds the same.
+    A target is replaced only by the same name, domain, checkpoint and protocol; where the name was another
+    domain's, the score before is kept as NAME@DOMAIN, and the log says so. The newest checkpoint has
+    the file, its tables by other protocols are its "protocols", and the tables of older ones its "earlier",
+    newest first. A CSV file beside it holds the same.
 
     Args:
         file: ``results.json``.
@@ -128,7 +131,7 @@ def keep_results(file: Path, results: Results, own: str = "", before: str = "") 
         new, tables = results.to_dict(), _tables_to_keep(file, before)
         for number, table in enumerate(tables):
             if _identity(table) == _identity(new):
-                new["targets"] = table.get("targets", {}) | new["targets"]
+                new["targets"] = _joined(table.get("targets", {}), new["targets"])
                 new["mean_miou"] = _mean(new["targets"])
                 tables[number] = new
                 break
@@ -164,6 +167,26 @@ def read_tables(file: Path, before: str = "") -> list[dict[str, Any]]:
     except (TypeError, AttributeError):
         pass
     raise ValueError("it holds no tables")
+
+
+def _joined(before: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The targets of a table with new scores, and none of another domain lost."""
+    kept = dict(before)
+    for name, item in new.items():
+        kept.pop(f"{name}@{item['domain']}", None)  # the name is this domain's again
+        there = kept.get(name)
+        if there is None:
+            continue
+        if there.get("domain") != item["domain"]:
+            aside = f"{name}@{there.get('domain')}"
+            kept[aside] = there
+            log.warning(
+                "target %s was domain %s before, and is %s now: the score before is kept as %s",
+                *(name, there.get("domain"), item["domain"], aside),
+            )
+        elif there.get("fingerprint", "") not in ("", item["fingerprint"]):
+            log.warning("the data of target %s have changed: the score before is replaced", name)
+    return kept | dict(new)
 
 
 def _tables_to_keep(file: Path, before: str) -> list[dict[str, Any]]:

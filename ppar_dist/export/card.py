@@ -201,6 +201,7 @@ def _table_of_scores(table: Mapping[str, Any], classes: ClassSet) -> str:
 def _notes(target: Mapping[str, Any]) -> str:
     """What a reader must know of a target's score."""
     known = {"domain", "images", "miou", "pixel_accuracy", "iou", "left_out", "trained_on", "stored"}
+    known |= {"fingerprint"}
     notes = ["trained on this domain: no unseen one"] if target.get("trained_on") else []
     notes += [f"{target['left_out']} images left out"] if target.get("left_out") else []
     notes += [f"images are {target['stored']}"] if target.get("stored") else []

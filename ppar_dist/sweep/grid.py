@@ -23,18 +23,19 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from ppar_dist.config.fields import PlainValues, Seed
 from ppar_dist.config.identity import config_changes
-from ppar_dist.config.load import dump_config, find_config, load_config
+from ppar_dist.config.load import all_keys, dump_config, find_config, load_config
+from ppar_dist.config.problems import problems
 from ppar_dist.config.schema import Config
 from ppar_dist.config.section import Section
 from ppar_dist.config.yaml import MAX_CHARACTERS, read_yaml
 from ppar_dist.errors import ConfigError, UserError
 from ppar_dist.files.durable import make_folder, write_atomically
 from ppar_dist.run import paths
-from ppar_dist.text import one_line, problem
+from ppar_dist.text import guess, one_line
 
 _MOST_RUNS = 10_000
 _OWN_KEYS = {"seed": "seeds", "run.dir": "--out"}  # keys of a run that the sweep sets
@@ -50,18 +51,20 @@ class Grid(Section):
     grid: dict[str, Annotated[list[Any], Field(min_length=1)]] = Field(default={})
     baseline: str | None = None
 
-    @model_validator(mode="after")
-    def _names_are_known(self) -> Grid:
+    def mistakes(self) -> list[str]:
+        """What is wrong in the file itself, beside its form: told with what is wrong in configurations."""
+        found = []
         if self.baseline is not None and self.baseline not in self.variants:
-            raise ValueError(
+            found.append(
                 f"baseline is one of the variants ({', '.join(self.variants)}), got {self.baseline}"
+                + (guess(self.baseline, self.variants) or "; correct it")
             )
         if len(set(self.seeds)) < len(self.seeds):
-            raise ValueError(f"each seed is there once, got {self.seeds}; remove one")
-        for key in itertools.chain(self.set, self.grid, *self.variants.values()):
+            found.append(f"each seed is there once, got {self.seeds}; remove one")
+        for key in dict.fromkeys(itertools.chain(self.set, self.grid, *self.variants.values())):
             if key in _OWN_KEYS:
-                raise ValueError(f"{key} is not a key of a variant; use {_OWN_KEYS[key]}")
-        return self
+                found.append(f"{key} is not a key of a variant; use {_OWN_KEYS[key]}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,8 @@ def read_grid(path: Path) -> Grid:
     """Read the file of a sweep.
 
     Raises:
-        ConfigError: it cannot be read, or says something else than a sweep; all problems in one message.
+        ConfigError: it cannot be read, or has not the form of a sweep; all problems of its form in one
+            message.
     """
     try:
         with path.open(encoding="utf-8") as file:
@@ -104,7 +108,8 @@ def read_grid(path: Path) -> Grid:
     try:
         return Grid.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(f"{path}: {'; '.join(map(problem, error.errors(include_url=False)))}") from None
+        found = problems(error, all_keys(Grid), f"a sweep has {', '.join(all_keys(Grid))}")
+        raise ConfigError(f"{path}: {'; '.join(found)}") from None
 
 
 def plan_runs(
@@ -124,7 +129,7 @@ def plan_runs(
     grid = read_grid(path)
     base = find_config(Path(grid.base))
     base = base if base.is_file() else path.parent / base
-    rows, problems, planned = list(_rows(grid)), dict[str, str](), list[Planned]()
+    rows, wrong, planned = list(_rows(grid)), {text: text for text in grid.mistakes()}, list[Planned]()
     if len(rows) * len(grid.seeds) > _MOST_RUNS:
         raise ConfigError(
             f"{path}: {len(rows) * len(grid.seeds)} runs, at most {_MOST_RUNS}; split the sweep"
@@ -139,12 +144,12 @@ def plan_runs(
             _refuse_another(config)
             check(config)
         except UserError as error:
-            problems.setdefault(str(error), f"{row.name}, seed {seed}: {error}")  # once for all seeds
+            wrong.setdefault(str(error), f"{row.name}, seed {seed}: {error}")  # once for all seeds
             continue
         file, log = out / "configs" / f"{stem}.yaml", out / "logs" / f"{stem}.log"
         planned.append(Planned(row, seed, config, file, log))
-    if problems:
-        raise ConfigError(f"{path}: no run was started. " + "; ".join(problems.values()))
+    if wrong:
+        raise ConfigError(f"{path}: no run was started. " + "; ".join(wrong.values()))
     return planned
 
 

@@ -79,6 +79,9 @@ def test_only_scores_of_one_protocol_and_target_are_compared(tmp_path: Path) -> 
         UserError, match=r"no score on fog of all these runs is by one protocol.*images differ"
     ):
         compare([one, two], ["fog"])
+    with pytest.raises(UserError) as caught:
+        compare([one, two], ["dask", "dusk"])
+    assert str(caught.value) == "no run was scored on dask; there are dusk, fog; did you mean dusk?"
 
 
 def test_scores_by_different_protocols_alone_are_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from ppar_dist.config.identity import config_hash
 from ppar_dist.config.load import dump_config, load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.transforms import EvalTransform
-from ppar_dist.errors import ConfigError
-from ppar_dist.evaluation.evaluate import with_options
+from ppar_dist.errors import ConfigError, UserError
+from ppar_dist.evaluation.options import check_options, with_options
 from ppar_dist.evaluation.protocol import Protocol, Slide, of_settings, protocol_of
 from tests.unit.tiny_run import make_config
 
@@ -119,15 +119,65 @@ def test_options_replace_keys_and_a_preset_the_whole_protocol() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"stride": (600, 10)}, "stride is at most crop"),
-        ({"size": 0}, "evaluation.size"),
-        ({"scales": ()}, "evaluation.scales"),
-        ({"batch": 0}, "evaluation.batch"),
+        ({"mode": "slide", "crop": (9, 9), "stride": (600, 10)}, "stride is at most crop"),
+        ({"size": 0}, r"size: pixels of the shorter side .*, \[height, width\], own or null, got 0$"),
+        ({"size": "big"}, "size: pixels of the shorter side .* got 'big'$"),
+        ({"scales": ()}, "scales has at least 1 values"),
+        ({"scales": [0.0]}, r": scales\.0 is at least 0\.1, got 0\.0$"),
+        ({"scales": [1, 0.001]}, r"scales\.1 is at least 0\.1, got 0\.001$"),
+        ({"scales": [100]}, "is at most 10, got 100"),
+        ({"batch": 0}, "batch is at least 1, got 0"),
+        ({"flip": "yes"}, "flip is true or false, got 'yes'"),
+        ({"flip": 1}, "flip is true or false, got 1"),
+        ({"size": "512"}, "size: pixels"),
+        ({"batch": "2"}, "batch is a whole number, got '2'"),
+        ({"scales": "1"}, "scales is a list, got '1'"),
+        ({"mode": "slides"}, "mode is one of whole, slide, got 'slides'; did you mean slide"),
+        ({"flips": True}, "unknown key flips; did you mean flip"),
     ],
 )
 def test_wrong_options_are_named(options: dict[str, object], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
+        check_options(options)
+    with pytest.raises(ConfigError, match=said):
         with_options(make_config_with(), options)
+
+
+@pytest.mark.parametrize(
+    ("section", "options", "said"),
+    [
+        ({}, {"crop": (64, 64), "stride": (64, 64)}, "crop and stride are of windows"),
+        ({}, {"stride": (64, 64)}, "stride are of windows"),
+        ({"mode": "slide"}, {"mode": "whole", "crop": (600, 600)}, "add mode=slide"),
+        ({}, {"preset": "famix", "crop": (600, 600)}, "add mode=slide"),
+        ({"size": "own"}, {"unresized": [(8, 8)]}, "with size=own all do"),
+    ],
+)
+def test_an_option_without_effect_is_refused(
+    section: dict[str, object], options: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        with_options(make_config_with(**section), options)
+
+
+def test_windows_are_asked_for_by_mode_section_or_preset() -> None:
+    for section, options in (
+        ({}, {"mode": "slide", "crop": (64, 64), "stride": (32, 32)}),
+        ({"mode": "slide", "crop": [900, 900]}, {"stride": (800, 800)}),
+        ({}, {"preset": "rein", "crop": (400, 400)}),
+    ):
+        check_options(options)
+        assert with_options(make_config_with(**section), options).evaluation.mode == "slide"
+    with pytest.raises(ConfigError, match="stride is at most crop"):
+        with_options(make_config_with(mode="slide"), {"stride": (800, 800)})
+
+
+def test_a_scale_leaves_a_cell_of_the_model() -> None:
+    protocol = Protocol(None, scales=(1.0, 0.5))
+    protocol.refuse_tiny(protocol.sizes(64, 100).images, 32)
+    protocol.refuse_tiny([(8, 8), (32, 32)], 32)  # a small size that was asked for is no matter of scales
+    with pytest.raises(UserError, match=r"at scale 0\.5 an image is seen at 31x50, and .* 32 pixels"):
+        protocol.refuse_tiny(protocol.sizes(62, 100).images, 32)
 
 
 def test_all_presets_are_among_the_keys_values() -> None:

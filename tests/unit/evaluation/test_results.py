@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import evaluate, score
 from ppar_dist.evaluation.results import Results, TargetResult, keep_results
 from ppar_dist.report.cleaning import results_table
@@ -56,6 +57,26 @@ def test_two_protocols_of_a_checkpoint_do_not_replace_each_other(tmp_path: Path)
         ("4", OTHER, "dusk"): "0.1",
         ("4", OTHER, "fog"): "0.3",
     }
+
+
+def test_another_domain_of_a_name_replaces_no_score(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    def keep_dusk(domain: str, miou: float, data: str = "x") -> dict[str, float]:
+        target = TargetResult(domain, 1, miou, miou, {}, fingerprint=data)
+        keep_results(file, Results("r", "step-00000004", 4, (), {"dusk": target}, OWN), own=OWN)
+        return scores(json.loads(file.read_text()))
+
+    file = tmp_path / "results.json"
+    keep_dusk("camvid", 0.1)
+    assert keep_dusk("facade", 0.2) == {"dusk": 0.2, "dusk@camvid": 0.1}
+    assert "target dusk was domain camvid before, and is facade now" in caplog.text
+    assert "the score before is kept as dusk@camvid" in caplog.text
+    assert keep_dusk("camvid", 0.3) == {"dusk": 0.3, "dusk@facade": 0.2}
+    assert sorted(line["target"] for line in lines(file)) == ["dusk", "dusk@facade"]
+    caplog.clear()
+    assert keep_dusk("camvid", 0.4) == {"dusk": 0.4, "dusk@facade": 0.2}
+    assert not caplog.text
+    assert keep_dusk("camvid", 0.5, data="y") == {"dusk": 0.5, "dusk@facade": 0.2}
+    assert "the data of target dusk have changed" in caplog.text
 
 
 def test_a_table_of_an_earlier_version_has_the_protocol_it_was_made_by(tmp_path: Path) -> None:
@@ -118,5 +139,28 @@ def test_labels_at_test_size_are_judged_there(tmp_path: Path) -> None:
     make_run(tmp_path, tmp_path / "run")
     night = {"night": make_domain(tmp_path / "night", 2).path}
     result = evaluate(tmp_path / "run", night, options={"labels": "test"})
+    assert result.targets["night"].fingerprint
     assert result.protocol.endswith("labels at test size")
     assert result.targets["night"].miou is not None
+
+
+def test_options_and_targets_are_refused_before_weights_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run(tmp_path, tmp_path / "run")
+    night = {"night": make_domain(tmp_path / "night", 2).path}
+    monkeypatch.setattr("ppar_dist.evaluation.evaluate.read_segmentor", pytest.fail)
+    for targets, options in (
+        (night, {"size": 0}),
+        (night, {"crop": (16, 16)}),
+        ({"night": tmp_path / "nowhere"}, {}),
+    ):
+        with pytest.raises(UserError):
+            evaluate(tmp_path / "run", targets, options=options)
+
+
+def test_a_scale_that_leaves_no_cell_is_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, tmp_path / "run")
+    night = {"night": make_domain(tmp_path / "night", 2).path}
+    with pytest.raises(UserError, match=r"at scale 0\.5 an image is seen at 20x30, and .* 32 pixels"):
+        evaluate(tmp_path / "run", night, options={"size": 40, "scales": [1.0, 0.5]})

@@ -51,10 +51,14 @@ def test_every_variant_value_and_seed_is_a_run_of_its_own(tmp_path: Path) -> Non
 
 def test_all_mistakes_are_told_at_once_and_nothing_is_written(tmp_path: Path) -> None:
     variants = {"one": {"optim.lr": -1}, "two": {"optim.lrr": 1}, "three": {}}
-    file = grid_file(tmp_path, seeds=[0, 1], variants=variants)
+    own = {"seeds": [0, 1, 1], "baseline": "thre", "set": {"seed": 3}}  # wrong in the file itself
+    file = grid_file(tmp_path, variants=variants, **own)
     with pytest.raises(ConfigError) as refused:
         plan_runs(file, tmp_path / "out")
     text = str(refused.value)
+    assert "baseline is one of the variants (one, two, three), got thre; did you mean three?" in text
+    assert "each seed is there once" in text
+    assert "use seeds" in text
     assert "one, seed 0: " in text
     assert "unknown key optim.lrr" in text
     assert "seed 1" not in text, "the same mistake is told once"
