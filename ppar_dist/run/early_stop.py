@@ -26,10 +26,8 @@ def ends_early(state: TrainState, train: TrainConfig) -> bool:
 
 def reason(state: TrainState, train: TrainConfig, best: str) -> str:
     """Why it ended, in a sentence; ``best`` names the best checkpoint."""
-    least = train.stop_early.min_delta
-    rise = f"by more than {100 * least:g} points" if least else "at all"
-    reached = "no score" if state.risen_to is None else f"{100 * state.risen_to:.1f}"
-    return (
-        f"held-out mIoU has not risen {rise} in {state.evaluations_since} evaluations since {reached}; the "
-        f"best checkpoint is {best}"
-    )
+    delta, times = train.stop_early.min_delta, state.evaluations_since
+    rise = f" by more than min_delta={delta:g} ({100 * delta:g} per cent)" if delta else ""
+    since = "" if state.risen_to is None else f" since it was {100 * state.risen_to:.1f}"
+    often = f"{times} evaluation{'' if times == 1 else 's'}"
+    return f"held-out mIoU has not risen{rise} in {often} in a row{since}; the best checkpoint is {best}"

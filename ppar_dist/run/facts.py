@@ -18,6 +18,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.files.jsonl import Line, read
 from ppar_dist.run import paths
 from ppar_dist.run.early_stop import ends_early
+from ppar_dist.run.origin import refuse_another_start
 from ppar_dist.run.state import TrainState
 
 _LEFTOVERS = (".writing-", ".deleting-")
@@ -113,6 +114,9 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
     Args:
         config: what is asked for.
         facts: gives what determines its result: hashes of configuration, text and sources.
+
+    Raises:
+        UserError: it began with other weights than ``init_from`` asks for.
     """
     run, last = config.run.dir, read_latest(config.run.dir) or ""
     files = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
@@ -126,6 +130,7 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
     same = all(found.manifest.get(name) == value for name, value in facts().items() if name != "config")
     if not same or stored.targets != config.targets or not has_ended(found, config):
         return None
+    refuse_another_start(config, TrainState.from_json(_json_object(found.path / STATE)))
     return last if read_checkpoint(found.path).whole else None  # a damaged one is trained again
 
 

@@ -21,7 +21,6 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.models.weight_file import named
-from ppar_dist.run.state import TrainState
 
 _CLASSIFIER = ("linear.weight", "linear.bias", "class_vectors")
 _OWN = ("text", "prototype_weights", "prototype_biases")  # of the text, and of the last step's fit
@@ -73,27 +72,6 @@ def initialise(segmentor: Segmentor, config: Config, classes: ClassSet, world: W
     if adapted:
         backbone.add_adapters()  # on the weights that they adapt
     return report
-
-
-def refuse_another_start(config: Config, state: TrainState) -> None:
-    """Refuse to resume a run under an ``init_from`` that it did not begin with, as far as that can be seen.
-
-    Raises:
-        UserError: it began without one, or the checkpoint of that name is another.
-    """
-    path, noted = config.init_from, state.started_from
-    if path is None:
-        return
-    advice = "remove init_from, which a resume does not read, or give another run.dir"
-    if noted is None:
-        raise UserError(f"{config.run.dir} was not started from init_from={path}; {advice}")
-    folders = (path, checkpoint.checkpoints_dir(path) / noted["checkpoint"])
-    there = next((each for each in folders if (each / checkpoint.MANIFEST).is_file()), None)
-    if there is not None and checkpoint.read_manifest(there).get(_SEAL) != noted["sha256"]:
-        raise UserError(
-            f"{there} is not the checkpoint that {config.run.dir} was started from ({noted['checkpoint']}, "
-            f"sha256 {noted['sha256'][:12]}); {advice}"
-        )
 
 
 def _origin(config: Config) -> Path:

@@ -60,7 +60,12 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
     state = TrainState()
     if is_new and config.init_from is not None:
         found = initialise(segmentor, config, classes, world)
-        state.started_from = {"checkpoint": found.checkpoint, "sha256": found.sha256, "report": found.text()}
+        state.started_from = {
+            "checkpoint": found.checkpoint,
+            "sha256": found.sha256,
+            "report": found.text(),
+            "origin": str(config.init_from.absolute()),
+        }
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
     if config.model.backbone.checkpointing:
         recompute(segmentor)

@@ -32,9 +32,9 @@ from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.early_stop import ends_early, note_score, reason
 from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
+from ppar_dist.run.origin import refuse_another_start
 from ppar_dist.run.state import TrainState, bad_counts
 from ppar_dist.training.checkpointing import Checkpointing
-from ppar_dist.training.initialise import refuse_another_start
 from ppar_dist.training.learner import build_learner
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.precision import check_precision

@@ -222,7 +222,7 @@ def test_a_run_that_stops_early_is_finished_and_another_begins_with_it(sources: 
         assert evaluations[0]["averaged"]["miou"] != evaluations[0]["miou"]
         event = read_lines(folder / "metrics" / "events.jsonl")[-1]
         assert (event["kind"], event["step"]) == ("ended early", 4)
-        assert "in 1 evaluations since" in event["text"]
+        assert "in 1 evaluation in a row since it was" in event["text"]
         assert "the best checkpoint is step-0000000" in event["text"]
         results = (folder / "results.json").read_text()
         assert '"step-00000004"' in results

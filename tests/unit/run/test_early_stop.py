@@ -9,12 +9,15 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from ppar_dist.config.identity import config_changes
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import TrainConfig
-from ppar_dist.errors import ConfigError
+from ppar_dist.errors import ConfigError, UserError
 from ppar_dist.run.early_stop import ends_early, note_score, reason
+from ppar_dist.run.facts import finished
 from ppar_dist.run.state import TrainState
 from tests.ranks import tiny_config
+from tests.unit.tiny_run import make_run
 
 
 def evaluations(scores: list[float], **stop: Any) -> int | None:
@@ -55,8 +58,39 @@ def test_a_run_with_all_its_steps_does_not_end_early() -> None:
     state.step = 10
     assert ends_early(state, train)
     assert reason(state, train, "step-00000005") == (
-        "held-out mIoU has not risen at all in 3 evaluations since 50.0; the best checkpoint is step-00000005"
+        "held-out mIoU has not risen in 3 evaluations in a row since it was 50.0; "
+        "the best checkpoint is step-00000005"
     )
+    train = TrainConfig(
+        steps=20, global_batch=1, eval_every=10, stop_early={"patience": 1, "min_delta": 0.01}
+    )
+    assert reason(TrainState(step=10, evaluations_since=1), train, "step-00000005") == (
+        "held-out mIoU has not risen by more than min_delta=0.01 (1 per cent) in 1 evaluation in a row; "
+        "the best checkpoint is step-00000005"
+    )
+
+
+def test_another_patience_is_another_run(tmp_path: Path) -> None:
+    """Where it ends, its classifiers are fitted again: what goes on from there is no longer run."""
+    first, second = (
+        parse_config(
+            tiny_config(
+                *(tmp_path, tmp_path / "run"),
+                train={"eval_every": 2, "stop_early": {"patience": patience}},
+                data={"holdout": 0.5},
+            )
+        )
+        for patience in (1, 2)
+    )
+    assert config_changes(first, second) == ["train.stop_early.patience: 1 -> 2"]
+
+
+def test_a_finished_run_is_asked_for_its_start_too(tmp_path: Path) -> None:
+    config = make_run(tmp_path, tmp_path / "run")
+    (tmp_path / "run" / "report.html").touch()
+    assert finished(config, dict) == "step-00000040"
+    with pytest.raises(UserError, match=r"was not started from init_from=.*; remove init_from"):
+        finished(config.model_copy(update={"init_from": tmp_path / "other"}), dict)
 
 
 def test_without_scores_there_is_nothing_to_wait_for(tmp_path: Path) -> None:

@@ -17,8 +17,9 @@ from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
+from ppar_dist.run.origin import refuse_another_start
 from ppar_dist.run.state import TrainState
-from ppar_dist.training.initialise import StartReport, initialise, refuse_another_start
+from ppar_dist.training.initialise import StartReport, initialise
 from ppar_dist.training.plan import make_plan
 from tests.unit.tiny_run import make_config, make_run, publish
 
@@ -144,3 +145,8 @@ def test_a_resume_asks_whether_it_is_the_same_start(source: Path, tmp_path: Path
     for path in (folder, tmp_path / "other"):
         with pytest.raises(UserError, match=r"is not the checkpoint that .* was started from"):
             refuse_another_start(config.model_copy(update={"init_from": path}), state)
+    state.started_from = {"checkpoint": "step-00000020", "sha256": "0", "origin": str(tmp_path / "first")}
+    with pytest.raises(UserError, match=r"other does not hold the checkpoint that .*step-00000020"):
+        refuse_another_start(config.model_copy(update={"init_from": tmp_path / "other"}), state)
+    state.started_from["origin"] = str(tmp_path / "other")  # it trained on, and has deleted that checkpoint
+    refuse_another_start(config.model_copy(update={"init_from": tmp_path / "other"}), state)
