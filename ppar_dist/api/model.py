@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ppar_dist.api import arguments
 from ppar_dist.class_sets import ClassSet, Colour
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
@@ -24,10 +25,10 @@ from ppar_dist.evaluation.photos import MAX_RATIO, model_input, read
 from ppar_dist.evaluation.results import Results
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.pictures import PictureError, photo_rgb
-from ppar_dist.storage.location import location
 
 PathLike = str | os.PathLike[str]
 Picture = Image.Image | npt.NDArray[np.uint8] | PathLike
+Range = tuple[float, float]
 Labels = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float32]
 
@@ -49,14 +50,11 @@ def load(
     Raises:
         UserError: there is no whole model, no such device, or no such choice.
     """
-    for name, given, known in (
-        ("which", which, ("latest", "best")),
-        ("weights", weights, ("raw", "averaged")),
-    ):
-        if given not in known:
-            raise UserError(f"{name} is one of {', '.join(known)}, got {given!r}; correct it")
+    arguments.choice("which", which, ("latest", "best"))
+    arguments.choice("weights", weights, ("raw", "averaged"))
+    found = arguments.path("path", path)
     place = _device(default_device() if device is None else device)
-    segmentor, config, classes, checkpoint = load_segmentor(Path(path), place, which, weights)
+    segmentor, config, classes, checkpoint = load_segmentor(found, place, which, weights)
     return Model(segmentor, config, classes, checkpoint, weights)
 
 
@@ -117,17 +115,24 @@ class Model:
         return self
 
     @overload
-    def predict(self, image: Picture, confidence: Literal[False] = False) -> Labels: ...
+    def predict(
+        self, image: Picture, confidence: Literal[False] = False, *, value_range: Range | None = None
+    ) -> Labels: ...
 
     @overload
-    def predict(self, image: Picture, confidence: Literal[True]) -> tuple[Labels, Floats]: ...
+    def predict(
+        self, image: Picture, confidence: Literal[True], *, value_range: Range | None = None
+    ) -> tuple[Labels, Floats]: ...
 
-    def predict(self, image: Picture, confidence: bool = False) -> Labels | tuple[Labels, Floats]:
+    def predict(
+        self, image: Picture, confidence: bool = False, *, value_range: Range | None = None
+    ) -> Labels | tuple[Labels, Floats]:
         """Label every pixel of an image, as ``ppar-dist predict`` does.
 
         Args:
             image: a file, a Pillow image, or RGB values (H, W, 3) uint8.
             confidence: also give the probability of each label.
+            value_range: of an image with more than 8 bits, the values that become black and white.
 
         Returns:
             Labels (H, W) uint8, of the image's own size: positions in ``classes``. With ``confidence`` also
@@ -136,21 +141,26 @@ class Model:
         Raises:
             UserError: it is no such image.
         """
-        found: Labels | tuple[Labels, Floats] = self._predicted([_photo(image)], confidence)[0]
+        photo = _photo(image, arguments.value_range(value_range))
+        found: Labels | tuple[Labels, Floats] = self._predicted([photo], confidence)[0]
         return found
 
     @overload
     def predict_batch(
-        self, images: Sequence[Picture], confidence: Literal[False] = False
+        self,
+        images: Sequence[Picture],
+        confidence: Literal[False] = False,
+        *,
+        value_range: Range | None = None,
     ) -> list[Labels]: ...
 
     @overload
     def predict_batch(
-        self, images: Sequence[Picture], confidence: Literal[True]
+        self, images: Sequence[Picture], confidence: Literal[True], *, value_range: Range | None = None
     ) -> list[tuple[Labels, Floats]]: ...
 
     def predict_batch(
-        self, images: Sequence[Picture], confidence: bool = False
+        self, images: Sequence[Picture], confidence: bool = False, *, value_range: Range | None = None
     ) -> list[Labels] | list[tuple[Labels, Floats]]:
         """As ``predict``, for several images; the model sees those of one size at once.
 
@@ -159,11 +169,12 @@ class Model:
         Raises:
             UserError: one of them is no image, or this is one image alone.
         """
-        if isinstance(images, (str, os.PathLike, Image.Image)):
+        if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
             raise UserError(f"predict_batch takes several images, got {images!r}; put it into a list")
-        return self._predicted([_photo(image) for image in images], confidence)
+        span = arguments.value_range(value_range)
+        return self._predicted([_photo(image, span) for image in images], confidence)
 
-    def features(self, image: Picture) -> Floats:
+    def features(self, image: Picture, *, value_range: Range | None = None) -> Floats:
         """Dense features of an image in the joint image-text space, not normalised.
 
         Returns:
@@ -173,7 +184,9 @@ class Model:
         Raises:
             UserError: it is no such image.
         """
-        seen = model_input(_photo(image), self.size)[None].to(self.device)  # (1, 3, H, W)
+        seen = model_input(_photo(image, arguments.value_range(value_range)), self.size)[None].to(
+            self.device
+        )  # (1, 3, H, W)
         with torch.inference_mode():
             return self._segmentor.dense(seen)[0].float().cpu().numpy()
 
@@ -187,12 +200,11 @@ class Model:
         Raises:
             UserError: a target is unusable, or of other classes.
         """
-        if not isinstance(targets, Mapping):
-            raise UserError(f"targets are {{name: folder}}, got {targets!r}; give each folder a name")
-        folders = {name: location(os.fspath(folder)) for name, folder in targets.items()}
+        folders = arguments.targets(targets)
         return evaluate(self.path, folders, self.device, options=options, weights=self._weights)
 
     def _predicted(self, photos: list[Image.Image], confidence: bool) -> list[Any]:
+        arguments.flag("confidence", confidence)
         inputs = [model_input(photo, self.size) for photo in photos]  # each (3, H, W)
         found: list[Any] = [None] * len(photos)
         for shape in {seen.shape for seen in inputs}:
@@ -209,7 +221,7 @@ def _result(logits: Tensor, photo: Image.Image, confidence: bool) -> Labels | tu
     return (labels, confidence_of(logits, size).cpu().numpy()) if confidence else labels
 
 
-def _photo(image: Picture) -> Image.Image:
+def _photo(image: Picture, span: Range | None) -> Image.Image:
     """An RGB photo, upright."""
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or not image.size:
@@ -224,12 +236,12 @@ def _photo(image: Picture) -> Image.Image:
         )
     try:
         if not isinstance(image, Image.Image):
-            return read(Path(image), None)
+            return read(Path(image), span)
         if max(image.size) > MAX_RATIO * min(image.size):
             raise UserError(
                 f"a side is at most {MAX_RATIO} times the other, got {image.width}x{image.height}; cut it up"
             )
-        return photo_rgb(image, None)
+        return photo_rgb(image, span)
     except PictureError as error:
         name = "the image" if isinstance(image, Image.Image) else str(image)
-        raise UserError(f"{name} is {error}") from None
+        raise UserError(f"{name} is {arguments.in_python(str(error))}") from None

@@ -13,14 +13,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
 from ppar_dist import exit_codes
-from ppar_dist.config.load import dump_config, load_config, parse_config
+from ppar_dist.api import arguments
+from ppar_dist.config.load import dump_config, load_config, packaged_configs, parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
+from ppar_dist.launch.launchers import Launcher
 from ppar_dist.run import paths
 
 if TYPE_CHECKING:  # these load torch
@@ -28,7 +30,6 @@ if TYPE_CHECKING:  # these load torch
 
     from ppar_dist.api.model import Model
     from ppar_dist.evaluation.results import Results
-    from ppar_dist.launch.launchers import Launcher
 
 _TOLD = "ppar-dist: "  # begins the line in which a command says why it ended
 _LAST_LINES = 10  # of the output, told where there is no such line
@@ -95,6 +96,11 @@ def train(
         UserError: the configuration or its data cannot work.
         JobEnded: another end before the last step.
     """
+    if nproc is not None:
+        arguments.count("nproc", nproc)
+    arguments.choice("launcher", launcher, get_args(Launcher))
+    arguments.flag("accept_changes", accept_changes)
+    arguments.flag("quiet", quiet)
     settings = resolved(config, overrides)
     options = ["--launcher", launcher, *([] if nproc is None else ["--nproc", str(nproc)])]
     options += ["--accept-changes"] if accept_changes else []
@@ -115,6 +121,11 @@ def resolved(
     Raises:
         ConfigError: it cannot be read, or a key or value is wrong.
     """
+    if not isinstance(config, str | os.PathLike | Config | Mapping):
+        raise UserError(
+            f"config is a YAML file, the name of a packaged configuration ({', '.join(packaged_configs())}), "
+            f"a mapping or a Config, got {config!r}; correct it"
+        )
     flat = dict(_flat("", overrides))
     if isinstance(config, str | os.PathLike):
         lines = [yaml.safe_dump(value, default_flow_style=True, width=1 << 30) for value in flat.values()]

@@ -107,6 +107,7 @@ def export(
     size: Size | None = None,
     which: Which = "latest",
     weights: Weights = "raw",
+    overwrite: bool = False,
     as_json: Json = False,
 ) -> None:
     """Write the model for others: a folder that stands alone, ONNX, a torch.export program, or its tower.
@@ -115,12 +116,13 @@ def export(
         out: FOLDER, FILE.onnx, FILE.pt2, or FILE.safetensors for a tower
         form: what to write (default: by the ending of --out)
         size: height and width that an onnx or pt2 file is fixed to (default: any)
+        overwrite: replace a file or model folder that is there
     """
     if size is not None and not 1 <= min(size) <= max(size) <= _LONGEST_SIDE:
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
     from ppar_dist.export import export
 
-    done = export(checkpoint, out, form, size, which, weights)
+    done = export(checkpoint, out, form, size, which, weights, overwrite)
     print(json.dumps(done.to_dict(), indent=1) if as_json else done)
 
 

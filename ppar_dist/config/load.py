@@ -113,8 +113,9 @@ def _remedy(path: Path) -> str:
     known = packaged_configs()
     if path.suffix and path.stem in known:
         return f"check the path, or write {path.stem}, the configuration of that name in the package"
-    hint = guess(path.name, known)
-    return "check the path" + (f"{hint} `ppar-dist config list` names what is there" if hint else "")
+    is_name = path.name == str(path) and not path.suffix
+    there = f"; the package has {', '.join(known)} (`ppar-dist config list`)" if is_name else ""
+    return f"check the path{guess(path.name, known)}{there}"
 
 
 def _reads_back(config: Config) -> bool:

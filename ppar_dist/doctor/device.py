@@ -21,6 +21,7 @@ from ppar_dist.training.device_peaks import device_names, peak_tflops
 
 _ANY = "cuda"  # the device here; without one, the following
 _DEFAULT = "H100"
+_MOST_CORES = 128  # for a GPU: more than its machine has
 _SIZES_GB = (24, 40, 80)  # of memory, as devices are sold
 
 
@@ -95,6 +96,14 @@ def loader(case: ConfigCase) -> Finding:
     )
     facts = {"device": name, "peak_tflops": peak, "mfu": MFU, "images_per_second": rate}
     facts |= {"loader_ms": milliseconds, "loader_cores": needed}
+    if needed > _MOST_CORES:
+        return warning(
+            f"{name} would train {rate:.0f} images/s at {MFU:.0%} of {peak:g} TFLOPS, and to load as fast "
+            f"takes more than {_MOST_CORES} cores for each, at {milliseconds:.0f} ms an image ({source}): so "
+            "small a model waits for its images there",
+            "train it on a smaller GPU or on the CPU, or choose a larger model",
+            **facts,
+        )
     if needed > max(1, workers):
         share = max(1, workers) / needed
         return warning(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -13,6 +14,11 @@ from ppar_dist.pictures import SUFFIXES, is_clutter
 from ppar_dist.text import some, visible
 
 LEGEND = "legend.png"
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts"})
+
+_DIGITS = "0123456789"
+_VIDEOS = "; a video is named itself, not by its folder"
+
 log = logging.getLogger(__name__)
 
 ENDINGS = (".png", "_overlay.jpg", "_overlay.png")
@@ -80,12 +86,15 @@ def _searched(folder: Path, out: Path) -> list[Path | Failure]:
         )
     others: list[Path] = []
     inside = list(_below(folder, out, (), others))
+    hint = _VIDEOS if any(path.suffix.lower() in VIDEO_SUFFIXES for path in others) else ""
     if not inside:
-        raise UserError(f"folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}); give another")
+        raise UserError(
+            f"folder {folder} holds no images ({', '.join(sorted(SUFFIXES))}); give another{hint}"
+        )
     if others:
         names = some([visible(str(path.relative_to(folder))) for path in others])
-        told = "%s: passed over %d files that are no images by their endings: %s"
-        log.warning(told, folder, len(others), names)
+        told = "%s: passed over %d files that are no images by their endings: %s%s"
+        log.warning(told, folder, len(others), names, hint)
     return inside
 
 
@@ -98,7 +107,7 @@ def _below(folder: Path, out: Path, above: tuple[Path, ...], others: list[Path])
         yield Failure(folder, "a link to a folder above it, left out; remove the link")
         return
     try:
-        items = sorted(folder.iterdir())
+        items = sorted(folder.iterdir(), key=_natural)
     except OSError as error:
         yield Failure(folder, f"cannot read the folder: {error.strerror}; make it readable")
         return
@@ -111,6 +120,14 @@ def _below(folder: Path, out: Path, above: tuple[Path, ...], others: list[Path])
             yield item
         else:
             others.append(item)
+
+
+def _natural(path: Path) -> tuple[list[tuple[bool, int, str]], str]:
+    """An order in which frame9 comes before frame10: runs of digits count as numbers."""
+    parts = re.findall(r"[0-9]+|[^0-9]+", path.name)
+    return [
+        (part[0] not in _DIGITS, int(part) if part[0] in _DIGITS else 0, part) for part in parts
+    ], path.name
 
 
 def _names(files: Sequence[PurePath], endings: Sequence[str]) -> list[PurePath]:

@@ -10,6 +10,7 @@ import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -30,13 +31,14 @@ from ppar_dist.evaluation.photos import attempt, groups, model_input, read
 from ppar_dist.evaluation.picture_files import (
     ENDINGS,
     LEGEND,
+    VIDEO_SUFFIXES,
     Failure,
     PictureFile,
     picture_files,
     possible_results,
     video_files,
 )
-from ppar_dist.evaluation.videos import SUFFIXES, convert, need_library
+from ppar_dist.evaluation.videos import convert, need_library
 from ppar_dist.pictures import Span, check_span
 from ppar_dist.text import one_line, visible
 
@@ -183,21 +185,26 @@ def predict(
     check_coding(outputs.coding, classes)
     _start(out, classes)
     predictor = _Predictor(segmentor, config.data.size, torch.device(device), classes, out, span, outputs)
-    results: dict[PurePath, PredictedImage | Failure] = {}
-    films: list[PredictedVideo | Failure] = []
-    total = len(lost) + len(files) + len(videos)
-    for number, failure in enumerate(lost, 1):
-        watch(failure, number, total)
+    done, total = count(1), len(lost) + len(files) + len(videos)
+    for failure in lost:
+        watch(failure, next(done), total)
+    results: dict[PurePath, _Result] = {}
     for name, result in predictor.run(files, batch):
         results[name] = result
-        watch(result, len(lost) + len(results), total)
+        watch(result, next(done), total)
+    films: list[PredictedVideo | Failure] = []
     for film in predictor.videos(videos, batch, watch_frames):
         films.append(film)
-        watch(film, total - len(videos) + len(films), total)
-    ordered = [*(results[file.name] for file in files), *films]
+        watch(film, next(done), total)
+    return _in_order(lost, [*(results[file.name] for file in files), *films], out)
+
+
+def _in_order(
+    lost: Sequence[Failure], ordered: Sequence[PredictedImage | PredictedVideo | Failure], out: Path
+) -> Predictions:
     return Predictions(
         done=[item for item in ordered if isinstance(item, PredictedImage)],
-        failed=lost + [item for item in ordered if isinstance(item, Failure)],
+        failed=[*lost] + [item for item in ordered if isinstance(item, Failure)],
         legend=out / LEGEND,
         videos=[item for item in ordered if isinstance(item, PredictedVideo)],
     )
@@ -205,7 +212,9 @@ def predict(
 
 def _videos(paths: Sequence[Path], outputs: Outputs) -> tuple[list[PictureFile], list[Path]]:
     """The videos among the paths, and the others."""
-    videos = [path for path in map(Path, paths) if path.suffix.lower() in SUFFIXES and not path.is_dir()]
+    videos = [
+        path for path in map(Path, paths) if path.suffix.lower() in VIDEO_SUFFIXES and not path.is_dir()
+    ]
     if not videos:
         return [], list(paths)
     need_library()

@@ -24,7 +24,6 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.photos import HELD, MAX_RATIO
 from ppar_dist.text import one_line
 
-SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".mts"})
 """Endings of video files, in lower case."""
 
 log = logging.getLogger(__name__)

@@ -122,7 +122,9 @@ def _training(config: Config, manifest: Mapping[str, Any], state: Mapping[str, A
     optim, train = config.optim, config.train
     versions = manifest.get("versions", {})
     crop = "x".join(map(str, config.data.crop))
-    pretrained = Path(config.model.backbone.pretrained).name if config.model.backbone.pretrained else "none"
+    pretrained = "none, from random initialisation"
+    if config.model.backbone.pretrained:
+        pretrained = f"{Path(config.model.backbone.pretrained).name}; licence: {_FILL_IN}"
     facts = [
         ("steps", f"{state.get('step', 'unknown')} of {train.steps}"),
         ("images per step", train.global_batch),
@@ -135,7 +137,7 @@ def _training(config: Config, manifest: Mapping[str, Any], state: Mapping[str, A
         ),
         ("learning rates", f"{optim.lr:g}, backbone {optim.backbone_lr:g}"),
         ("precision", config.engine.precision),
-        ("pretrained weights", f"{pretrained}; licence: {_FILL_IN}"),
+        ("pretrained weights", pretrained),
         ("text prototypes", config.text.file.name if config.text.file else "the backbone's text tower"),
         ("code", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"),
         ("configuration", f"config.json, sha256 {str(manifest.get('config_sha256', 'unknown'))[:16]}"),

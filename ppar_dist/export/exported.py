@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,15 @@ class Exported:
     checkpoint: str
     classes: tuple[str, ...]
     max_deviation: float  # of logits (or of the tower's weights) from the model's; 0: bit for bit
+    weights: str = field(default="raw", kw_only=True)  # of the last step, or "averaged"
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as JSON holds them."""
         return asdict(self) | {"file": str(self.file)}
 
     def __str__(self) -> str:
-        return visible(f"{self.file}: {self.checkpoint} as {self.format}, {self._told()}")
+        what = f"{self.checkpoint}, {self.weights} weights, as {self.format}"
+        return visible(f"{self.file}: {what}: {self._told()}")
 
     def _told(self) -> str:
         """What a user of this format has to know."""

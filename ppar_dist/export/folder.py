@@ -43,16 +43,14 @@ def write(path: Path, out: Path, which: str = "latest", weights: str = "raw") ->
 
     Args:
         path: a run folder or a checkpoint folder.
-        out: the folder; it does not exist, or is empty.
+        out: the folder; what is there is replaced.
         which: ``latest`` or ``best``, for a run folder.
         weights: ``raw`` or ``averaged``.
 
     Raises:
-        UserError: ``out`` is in use, or the checkpoint is unusable or does not stand alone.
+        UserError: the checkpoint is unusable or does not stand alone.
         RuntimeError: what was written is not the model.
     """
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out} exists and is not an empty folder; give a new name to --out")
     with opened(Path(path), which) as checkpoint:
         if is_model_folder(checkpoint):
             raise UserError(f"{checkpoint} is a model folder already; copy it as it is")
@@ -71,13 +69,28 @@ def write(path: Path, out: Path, which: str = "latest", weights: str = "raw") ->
         durable.write(temporary / CARD, card)
         durable.sync_folder(temporary)
         _check(temporary, tensors)
-        temporary.rename(out.resolve())
+        _publish(temporary, out.resolve())
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     durable.sync_folder(out.resolve().parent)
     size = sum(file.stat().st_size for file in out.iterdir())
     return ExportedFolder(out, "folder", checkpoint.name, classes.classes, 0.0, size)
+
+
+def _publish(written: Path, out: Path) -> None:
+    """Give a folder its name; what has the name is set aside first, and comes back where that fails."""
+    aside = written.with_name(f"{written.name}.before")
+    if not out.exists():
+        written.rename(out)
+        return
+    out.rename(aside)
+    try:
+        written.rename(out)
+    except BaseException:
+        aside.rename(out)
+        raise
+    shutil.rmtree(aside)
 
 
 def _texts(segmentor: Segmentor, config: Config, classes: ClassSet, state: dict[str, Any]) -> dict[str, str]:

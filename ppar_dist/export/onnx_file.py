@@ -47,6 +47,7 @@ OPSET = 20
 INPUT, OUTPUT = "images", "logits"
 
 _LARGEST = 2_000_000_000  # bytes of weights: protobuf holds 2 GiB in all
+_TALKATIVE = ("torch.onnx", "onnxscript", "onnx_ir")  # loggers that tell of every node of a graph
 _LEAST_RENDERED = 32  # pixels of a side of a rendered street
 
 
@@ -130,15 +131,16 @@ def _converted(model: LogitsOnly, multiple: int, size: tuple[int, int] | None) -
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
     """Without the exporter's remarks on its own progress."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = {logging.getLogger(name): logging.getLogger(name).level for name in _TALKATIVE}
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 def _name_shapes(proto: Any, input_shape: tuple[int | str, ...], output_shape: tuple[int | str, ...]) -> None:

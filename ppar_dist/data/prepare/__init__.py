@@ -24,7 +24,6 @@ from ppar_dist.data.prepare.checking import (
 )
 from ppar_dist.data.prepare.encoding import how_encoded
 from ppar_dist.data.prepare.known import DATASETS, SOURCES, find_source
-from ppar_dist.data.prepare.legend import Decoder
 from ppar_dist.data.prepare.native_names import check_native_names, names_not_told_apart, unknown_labels
 from ppar_dist.data.prepare.options import USUAL, Options
 from ppar_dist.data.prepare.pieces import Done, Piece, Setting, made_piece, make_piece, pieces_of

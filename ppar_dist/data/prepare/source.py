@@ -102,7 +102,9 @@ class Source:
     def missing(self, path: Path) -> DataError:
         """The error for a file or folder that the layout asks for and the root does not hold."""
         return DataError(
-            f"{self.name}: no {path}; --root holds {self.layout}. Get the data set from {self.page}"
+            f"{self.name}: there is no {path}; --root holds {self.layout}. Check --root, or get the data set "
+            f"from {self.page}; one that lies in another way is described to `prepare folder` with a mapping "
+            "file (--mapping)"
         )
 
     def passed_over(self, domains: Domains, root: Path) -> list[Path]:

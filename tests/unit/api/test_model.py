@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -183,7 +184,50 @@ def test_another_kind_of_thing_is_refused(model: ppar_dist.Model) -> None:
     for wrong in (None, 5, torch.zeros(3, 8, 8)):
         with pytest.raises(ppar_dist.UserError, match="an image is a path, a Pillow image or an array"):
             model.predict(wrong)  # type: ignore[arg-type]
-    with pytest.raises(ppar_dist.UserError, match="predict_batch takes several images"):
-        model.predict_batch("a.jpg")
+    for one in ("a.jpg", None, 5):
+        with pytest.raises(ppar_dist.UserError, match="predict_batch takes several images"):
+            model.predict_batch(one)  # type: ignore[call-overload]
     with pytest.raises(ppar_dist.UserError, match="give each folder a name"):
         model.evaluate("shards/a")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda model: model.predict(pixels(8, 8), "yes"), "confidence is True or False, got 'yes'"),
+        (lambda model: model.predict_batch([pixels(8, 8)], 1), "confidence is True or False, got 1"),
+        (lambda model: model.predict(pixels(8, 8), value_range=(9, 3)), r"value_range is \(low, high\)"),
+        (lambda model: model.features(pixels(8, 8), value_range="0 9"), r"value_range is \(low, high\)"),
+        (lambda model: model.evaluate({}), "targets are"),
+        (lambda model: model.evaluate({1: "a"}), "the name of a target is text, got 1"),
+        (lambda model: model.evaluate({"a": None}), "the folder of target a is a path, got None"),
+        (lambda model: model.evaluate({"a": "b"}, flip="yes"), "flip is true or false, got 'yes'"),
+        (lambda model: model.evaluate({"a": "b"}, flipp=True), "unknown key flipp; did you mean flip"),
+        (lambda _: ppar_dist.load(None), "path is a path, got None"),
+        (lambda _: ppar_dist.load(""), "path is a path, got ''"),
+        (lambda _: ppar_dist.train(None), r"config is a YAML file, .*\(.*demo, .*roads.*\), .* got None"),
+        (lambda _: ppar_dist.train("nope"), "cannot read config nope: .* the package has .*demo, .*roads"),
+        (lambda _: ppar_dist.train("demo", nproc="2"), "nproc is a whole number, at least 1, got '2'"),
+        (lambda _: ppar_dist.train("demo", nproc=True), "nproc is a whole number"),
+        (lambda _: ppar_dist.train("demo", quiet="no"), "quiet is True or False, got 'no'"),
+        (lambda _: ppar_dist.train("demo", accept_changes=1), "accept_changes is True or False, got 1"),
+        (lambda _: ppar_dist.train("demo", launcher="mpirun"), "launcher is one of deepspeed, torchrun"),
+    ],
+)
+def test_every_argument_is_held_to_its_type(
+    model: ppar_dist.Model, call: Callable[[ppar_dist.Model], object], message: str
+) -> None:
+    with pytest.raises(ppar_dist.UserError, match=message):
+        call(model)
+
+
+def test_an_image_of_16_bits_needs_its_range_which_is_told_as_an_argument(
+    model: ppar_dist.Model, tmp_path: Path
+) -> None:
+    deep = np.random.default_rng(0).integers(0, 4096, (20, 30), dtype=np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    with pytest.raises(ppar_dist.UserError, match=r"value_range=\(0, 4095\)\), or value_range=\(0, 65535\)"):
+        model.predict(tmp_path / "deep.png")
+    grey = np.rint(deep * (255 / 4095)).astype(np.uint8)
+    expected = model.predict(np.repeat(grey[..., None], 3, 2))
+    assert np.array_equal(model.predict(tmp_path / "deep.png", value_range=(0, 4095)), expected)

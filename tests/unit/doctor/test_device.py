@@ -139,7 +139,9 @@ def test_doctor_tells_what_a_device_will_need(doctor: Doctor) -> None:
     loader = plain["loader rate"]
     assert loader["facts"]["peak_tflops"] == 312
     assert "measured on 2 sources here" in loader["found"]
-    assert loader["status"] == "warning", "one process cannot feed so small a model"
+    assert loader["status"] == "warning"
+    assert "takes more than 128 cores" in loader["found"], "no machine can feed so small a model"
+    assert "data.workers" not in loader["remedy"]
     assert "cost of an image" not in doctor()
 
 

@@ -238,8 +238,32 @@ def test_a_lack_of_memory_fails_one_picture(
 def test_files_of_a_folder_that_are_no_images_are_told(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    for name in ("a.jpg", "b.heic", "sub/c.gif", ".DS_Store"):
+    for name in ("a.jpg", "b.heic", "sub/c.gif", "sub/d.MP4", ".DS_Store"):
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
     assert len(picture_files([tmp_path / "in"], tmp_path / "out")[0]) == 1
-    assert "passed over 2 files that are no images by their endings: b.heic, sub/c.gif" in caplog.text
+    told = "passed over 3 files that are no images by their endings: b.heic, sub/c.gif, sub/d.MP4; a video is"
+    assert told in caplog.text
+    (tmp_path / "in" / "a.jpg").unlink()
+    with pytest.raises(UserError, match=r"holds no images .*; give another; a video is named itself"):
+        picture_files([tmp_path / "in"], tmp_path / "out")
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    names = ["7.jpg", "a/frame9.jpg", "a/frame10.jpg", "a/frame010.png", "b2.jpg", "b²0.jpg", "b10.jpg"]
+    for name in names:
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).touch()
+    found = [
+        each.path.relative_to(tmp_path / "in").as_posix()
+        for each in picture_files([tmp_path / "in"], tmp_path)[0]
+    ]
+    assert found == [
+        "7.jpg",
+        "a/frame9.jpg",
+        "a/frame010.png",
+        "a/frame10.jpg",
+        "b2.jpg",
+        "b10.jpg",
+        "b²0.jpg",
+    ]

@@ -222,11 +222,11 @@ def test_it_is_written_whole_or_not_at_all(
 
 
 def test_out_is_not_overwritten_and_formats_are_told_apart(root: Path, copied: Path, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="is not an empty folder"):
+    with pytest.raises(UserError, match=r"is a model folder already.*--overwrite"):
         export(root / "run", copied)
     with pytest.raises(UserError, match="is a model folder already"):
         export(copied, tmp_path / "again")
-    with pytest.raises(UserError, match=r"ends in \.onnx, \.pt2 or in nothing"):
+    with pytest.raises(UserError, match=r"ends in \.onnx, \.pt2, \.safetensors"):
         export(root / "run", tmp_path / "model.onx")
     with pytest.raises(UserError, match=r"as tower ends in \.safetensors"):
         export(root / "run", tmp_path / "model.pt2", "tower")

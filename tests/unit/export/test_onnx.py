@@ -120,9 +120,13 @@ def _does_as_the_page_says(
     assert names["logits"].shape == (1, 6, names["height"] // 4, names["width"] // 4)
 
 
-def test_a_size_may_be_fixed(root: Path) -> None:
+def test_a_size_may_be_fixed_and_nothing_of_its_nodes_is_told(
+    root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
     make_run(root / "fixed", ATTO)
     made = export(root / "fixed", root / "fixed.onnx", size=(50, 70))
+    assert {record.name.partition(".")[0] for record in caplog.records} <= {"ppar_dist"}
     graph, (segmentor, *_) = session(made.file), load_segmentor(root / "fixed")
     street = torch.from_numpy(render(0, DEFAULT_DOMAINS[1], 3, (50, 70))[0]).permute(2, 0, 1)
     images = torch.stack([street, street.flip(2)])
