@@ -10,6 +10,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 from open_clip.pretrained import get_pretrained_cfg, list_pretrained_tags_by_model
 
+from ppar_dist.config.evaluation_section import EvaluationConfig
 from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
@@ -176,8 +177,22 @@ def _downloaded(tag: dict[str, Any]) -> Path | None:
     return file if file.is_file() else None
 
 
+def windows(case: ConfigCase) -> Finding | None:
+    """Keys of windows, where images are seen whole."""
+    section, usual = case.config.evaluation, EvaluationConfig()
+    idle = [key for key in ("crop", "stride") if getattr(section, key) != getattr(usual, key)]
+    if section.mode == "slide" or not idle:
+        return None
+    named = " and ".join(f"evaluation.{key}={list(getattr(section, key))}" for key in idle)
+    return warning(
+        f"{named}: of windows, and evaluation.mode={section.mode} sees images whole, so without effect",
+        "set evaluation.mode=slide, or remove them",
+    )
+
+
 CHECKS = (
     Check("configuration", settings),
+    Check("windows", windows),
     Check("model", model),
     Check("weights", weights),
     Check("text", text),

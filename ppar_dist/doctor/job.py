@@ -15,6 +15,7 @@ from ppar_dist.doctor import (
     ports,
     resume,
     storage,
+    trackers,
 )
 from ppar_dist.doctor.case import ConfigCase, Progress
 from ppar_dist.doctor.cluster import Cluster
@@ -76,5 +77,5 @@ _GROUPS = (
     ("Batch and budget", budget.CHECKS),
     ("Storage", storage.CHECKS),
     ("Resume", resume.CHECKS),
-    ("Machine", (*machine.CHECKS, *ports.CHECKS)),
+    ("Machine", (*machine.CHECKS, *ports.CHECKS, *trackers.CHECKS)),
 )
