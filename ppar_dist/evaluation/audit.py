@@ -45,7 +45,7 @@ from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells, 
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.ppar.cells import cells_to_pixels
 from ppar_dist.ppar.gaussian import LinearClassifier
-from ppar_dist.ppar.trust import reliability
+from ppar_dist.ppar.trust import Survey, reliability
 from ppar_dist.run import paths
 
 _DISTRUSTED = 0.5  # p_y / max p below which a cell belongs to a region
@@ -143,39 +143,68 @@ def audit(
         UserError: the run has fewer than two sources, or a source or the tower's weights cannot be used.
     """
     run = Path(run)
-    if not paths.config_file(run).exists():
-        raise UserError(f"an audit is written into a run folder, and {run} has no config.yaml; give the run")
-    config = load_config(paths.config_file(run))
-    classes = recorded_class_set(config.data.classes, run)
-    names = [source.name for source in config.data.sources]
-    if len(names) < 2:
-        raise UserError(f"an audit lets sources judge each other, and {run} has {names[0]} alone")
-    root, share, node = config.data.root, config.data.max_bad_ratio, node_storage(config)
-    indexes = [DomainIndex.open(root / name, share, node) for name in names]
+    config, classes, indexes = _sources(run)
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
     judged = survey_sources(backbone, config, indexes, classes.num_classes, device)
-    found: list[
-        tuple[tuple[float, float], int, _Found]
-    ] = []  # a heap: the least distrusted of those kept comes first
-    order = count(0, -1)  # of equals the first ones stay
-    looked = {}
-    for number, (name, index) in enumerate(zip(names, indexes, strict=True)):
+    worst, looked = _Worst(most), {}
+    for number, index in enumerate(indexes):
+        name = config.data.sources[number].name
         chosen, left_out = evenly(len(index), images), LeftOut(name)
         look = _Judge(
             TowerFeatures(backbone), judged.judges[number], judged.trust[number], name, config, classes
         )
         for done, at in enumerate(chosen, start=1):
             for sample in eval_samples(index, at, at + 1, config.data.size, left_out):
-                for one in look.at(sample, device):
-                    heapq.heappush(found, (one.region.loss, next(order), one))
-                    if len(found) > most:
-                        heapq.heappop(found)
+                worst.take(look.at(sample, device))
             if progress is not None:
                 progress(name, done, len(chosen))
         looked[name] = len(chosen) - left_out.count
-    ranked = [one for _, _, one in sorted(found, key=lambda item: item[:2], reverse=True)]
-    trust = {
+    ranked = worst.ranked()
+    trust = _by_class(list(looked), classes, judged)
+    result = Audit(looked, trust, [one.region for one in ranked], paths.audit(run))
+    _write(result, ranked, classes)
+    return result
+
+
+def _sources(run: Path) -> tuple[Config, ClassSet, list[DomainIndex]]:
+    """A run's configuration, class set and sources, of which there are several."""
+    if not paths.config_file(run).exists():
+        raise UserError(f"an audit is written into a run folder, and {run} has no config.yaml; give the run")
+    config = load_config(paths.config_file(run))
+    names = [source.name for source in config.data.sources]
+    if len(names) < 2:
+        raise UserError(
+            f"an audit lets sources judge each other, and {run} has {names[0]} alone; give a run of several"
+        )
+    root, most, node = config.data.root, config.data.max_bad_ratio, node_storage(config)
+    indexes = [DomainIndex.open(root / name, most, node) for name in names]
+    return config, recorded_class_set(config.data.classes, run), indexes
+
+
+class _Worst:
+    """The most distrusted regions of all that were seen; of equals the first ones stay."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._order = most, count(0, -1)
+        # A heap: the least distrusted of those kept comes first.
+        self._heap: list[tuple[tuple[float, float], int, _Found]] = []
+
+    def take(self, found: Iterator[_Found]) -> None:
+        """Keep those that are among the worst."""
+        for one in found:
+            heapq.heappush(self._heap, (one.region.loss, next(self._order), one))
+            if len(self._heap) > self._most:
+                heapq.heappop(self._heap)
+
+    def ranked(self) -> list[_Found]:
+        """The worst first."""
+        return [one for _, _, one in sorted(self._heap, key=lambda item: item[:2], reverse=True)]
+
+
+def _by_class(names: list[str], classes: ClassSet, judged: Survey) -> dict[str, dict[str, float]]:
+    """Trust by domain and class, where it was judged."""
+    return {
         name: {
             label: value
             for label, value, agreed in zip(classes.classes, values.tolist(), agreement.tolist(), strict=True)
@@ -183,9 +212,6 @@ def audit(
         }
         for name, values, agreement in zip(names, judged.trust, judged.agreement, strict=True)
     }
-    result = Audit(looked, trust, [one.region for one in ranked], paths.audit(run))
-    _write(result, ranked, classes)
-    return result
 
 
 @dataclass(frozen=True)
