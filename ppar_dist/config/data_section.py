@@ -108,6 +108,7 @@ class AugmentConfig(Section):
     gamma: tuple[Positive, Positive] | None = (0.5, 2.0)  # drawn log-uniformly; None: off
     blur: Ratio = 0.2  # chance of a Gaussian blur
     random_convolution: Ratio = 0.0  # chance of RandConv, a random 1x1 or 3x3 filter mixed with the image
+    style_exchange: Ratio = 0.0  # chance of the colour statistics of an image of another source
     cat_max_ratio: Annotated[Number, Field(gt=0, le=1)] = (
         1.0  # share of a crop's labelled pixels; where one class has more, up to 10 places are tried; 1: off
     )

@@ -32,6 +32,8 @@ from ppar_dist.data.reading import SampleReader, TrainSample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import training_shares
+from ppar_dist.data.style import StyleBank
+from ppar_dist.data.style_bank import style_bank
 from ppar_dist.data.transforms import TrainTransform
 from ppar_dist.data.workers import LoaderWorkers
 from ppar_dist.storage.failures import StorageDenied, StorageUnavailable
@@ -85,8 +87,11 @@ def train_loader(
     world_size: int,
     start_position: int,
     stop_position: int,
+    styles: StyleBank | None = None,
 ) -> Iterator[Batch]:
     """Micro-batches of a rank, in order, for the global batches from one position to another.
+
+    ``styles`` are those of ``style_bank``; where they are needed and not given, they are measured here.
 
     Raises:
         UserError: the global batch does not divide among the ranks, there are more ranks than
@@ -100,7 +105,7 @@ def train_loader(
     reader = SampleReader(
         order=order_of(cfg, indexes),
         indexes=indexes,
-        transform=TrainTransform(cfg.augment, cfg.data, cfg.seed),
+        transform=TrainTransform(cfg.augment, cfg.data, cfg.seed, styles or style_bank(cfg, indexes)),
     )
     positions = _MicroBatches(cfg, start_position, stop_position, rank, world_size)
     pipeline = webdataset.DataPipeline(positions, functools.partial(_batches, reader))

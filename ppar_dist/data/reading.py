@@ -100,7 +100,7 @@ class SampleReader:
                 shard, key = index.names(sample)
                 bad.append(BadSample(position, domain, sample, shard, key, error.reason, error.detail))
                 continue
-            crop = self.transform(found.image, found.label, position, rare)
+            crop = self.transform(found.image, found.label, position, rare, domain)
             return TrainSample(position, domain, sample, found.key, *crop, tuple(bad))
         raise _exhausted(self.indexes[bad[0].domain].name, bad)
 

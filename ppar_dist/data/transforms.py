@@ -25,10 +25,12 @@ from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.data import colours
 from ppar_dist.data.colours import Colours
+from ppar_dist.data.style import StyleBank, exchange, statistics
 
 _STREAM = 0x41554731  # keeps these draws apart from other uses of the seed
 _PLACES = 0x43524F50  # stream of the further places of a crop
 _STYLE = 0x5354594C  # stream of the random convolution
+_EXCHANGE = 0x45584348  # stream of the exchange of style
 _TRIES = 10  # places of a crop, as in mmsegmentation's RandomCrop
 _PADDING = [123, 117, 104]  # the mean colour, near zero once normalised
 _BLUR_SIGMA = (0.3, 1.5)  # pixels of the crop
@@ -90,12 +92,16 @@ class TrainTransform:
     """Random scale, crop, flip, colours and blur, seeded by position.
 
     ``min_side`` is the least shorter side, in pixels, at which an image may be decoded without
-    losing detail at the largest scale (see ``decode_pixels``).
+    losing detail at the largest scale (see ``decode_pixels``). ``styles`` are those that images take, with
+    ``augment.style_exchange``.
     """
 
-    def __init__(self, augment: AugmentConfig, data: DataConfig, seed: int) -> None:
-        self.augment, self.data, self.seed = augment, data, seed
-        self.min_side = math.ceil(data.size * augment.scale[1])
+    def __init__(
+        self, augment: AugmentConfig, data: DataConfig, seed: int, styles: StyleBank | None = None
+    ) -> None:
+        assert styles is not None or not augment.style_exchange, "styles are exchanged with a bank of them"
+        self.augment, self.data, self.seed, self.styles = augment, data, seed, styles
+        self.min_side = decoded_side(augment, data)
 
     def __call__(
         self,
@@ -103,6 +109,7 @@ class TrainTransform:
         label: LabelArray | Tensor,
         position: int,
         rare: int | None = None,
+        source: int = 0,
     ) -> Crop:
         """Augment one sample.
 
@@ -111,21 +118,33 @@ class TrainTransform:
             label: uint8 (H, W) train ids.
             position: the sample's place in the order.
             rare: the class that the sample was drawn for; a crop that has it is looked for.
+            source: number of the sample's domain, which takes the styles of the others.
         """
         draws = Draws.at(self.seed, position)
         picture = image if isinstance(image, Tensor) else F.pil_to_tensor(image)
+        style = self._style(picture, position, source)
         picture, ids = self._crop(
             picture, np.asarray(label), self._places(draws, position, rare), draws, rare
         )
         if draws.flip < self.augment.flip:
             picture, ids = F.horizontal_flip(picture), ids[:, ::-1]
         ids = np.array(ids, order="C")
-        drawn = _drawn_colours(picture, self.augment, draws)
+        drawn = _drawn_colours(picture, self.augment, draws, style)
         if self.augment.random_convolution:
             rng = _generator(self.seed, position, _STYLE)
             if rng.random() < self.augment.random_convolution:
                 drawn = drawn._replace(kernel=colours.random_kernel(rng))
         return Crop(picture, torch.from_numpy(ids), drawn)
+
+    def _style(self, picture: Tensor, position: int, source: int) -> list[colours.Step]:
+        """What gives a whole picture the statistics drawn for a position; none where none are drawn."""
+        if not self.augment.style_exchange:
+            return []
+        rng = _generator(self.seed, position, _EXCHANGE)
+        if rng.random() >= self.augment.style_exchange:
+            return []
+        assert self.styles is not None
+        return [exchange(statistics(picture), self.styles.draw(rng, source))]
 
     def _crop(
         self,
@@ -207,6 +226,11 @@ def _resized_label(label: LabelArray, rows: Window, columns: Window, factor: int
     return np.asarray(ids)
 
 
+def decoded_side(augment: AugmentConfig, data: DataConfig) -> int:
+    """The least shorter side, in pixels, at which an image may be decoded for training."""
+    return math.ceil(data.size * augment.scale[1])
+
+
 class EvalTransform:
     """Resize an image so that its shorter side has ``size`` pixels; labels stay as they are stored."""
 
@@ -232,9 +256,9 @@ def _window(extent: int, crop: int, zoom: float, place: float) -> Window:
     return Window(int(place * (extent - length + 1)), length, crop, 0)
 
 
-def _drawn_colours(crop: Tensor, cfg: AugmentConfig, draws: Draws) -> Colours:
-    """Colours and blur of a crop, uint8 (3, h, w)."""
-    steps: list[colours.Step] = []
+def _drawn_colours(crop: Tensor, cfg: AugmentConfig, draws: Draws, style: list[colours.Step]) -> Colours:
+    """Colours and blur of a crop, uint8 (3, h, w), from its style on."""
+    steps = list(style)
     gamma, sigma = 1.0, 0.0
     if draws.photometric < cfg.photometric:
         steps += _jitter(cfg, draws)

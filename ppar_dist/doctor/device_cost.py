@@ -20,6 +20,7 @@ from ppar_dist.data.batches import Batching
 from ppar_dist.data.loader import order_of
 from ppar_dist.data.reading import SampleReader
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.style_bank import style_bank
 from ppar_dist.data.transforms import TrainTransform
 from ppar_dist.doctor.device_probe import DeviceProbe
 from ppar_dist.models.losses import segmentation_loss
@@ -159,7 +160,7 @@ def loader_ms(config: Config, indexes: list[DomainIndex]) -> float:
     Raises:
         SampleError: none of several samples can be read.
     """
-    transform = TrainTransform(config.augment, config.data, config.seed)
+    transform = TrainTransform(config.augment, config.data, config.seed, style_bank(config, indexes))
     reader = SampleReader(order_of(config, indexes), indexes, transform)
     reader.read(0)  # opens shards and loads what is loaded once
     began = time.process_time()

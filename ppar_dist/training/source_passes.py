@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ppar_dist.data.sources import holdout_range
+from ppar_dist.data.style import StyleBank
+from ppar_dist.data.style_bank import style_bank
 from ppar_dist.distributed.world import World
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.counting import held_out, refuse_too_many
@@ -30,6 +32,13 @@ class HeldOutScore:
     miou: float  # over all sources together
     counts: Tensor  # (M, K, K) confusion counts
     left_out: dict[str, int]  # by source how many samples were left out, if any
+
+
+def measure_styles(plan: RunPlan, world: World, alive: Callable[[], None]) -> StyleBank | None:
+    """The styles that sources exchange, the same on all ranks; None where they exchange none. Collective."""
+    if not plan.config.augment.style_exchange:
+        return None
+    return world.on_main(lambda: style_bank(plan.config, plan.indexes, alive))
 
 
 _LOW = 0.5  # trust below which a class of a source is named

@@ -41,7 +41,7 @@ from ppar_dist.training.precision import check_precision
 from ppar_dist.training.profile import StepProfile
 from ppar_dist.training.recorder import Recorder
 from ppar_dist.training.resume import resume
-from ppar_dist.training.source_passes import refit_classifiers, score_held_out, survey
+from ppar_dist.training.source_passes import measure_styles, refit_classifiers, score_held_out, survey
 from ppar_dist.training.step_batches import StepBatches
 from ppar_dist.watchdog import Watchdog
 
@@ -99,6 +99,7 @@ class Trainer:
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
         self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
         self.ledger = self._open_ledger()
+        self.styles = measure_styles(plan, world, watch.alive)
         self.batches = StepBatches(iter(()), 0, world.device)  # see `_steps`
         self.profile = StepProfile(self.config, world, self.state.step)
 
@@ -254,7 +255,8 @@ class Trainer:
             step, position = self.state.step, self.state.samples_seen
             if (step, position) != expected:  # at the start, and after a rollback
                 stop = position + (train.steps - step) * train.global_batch
-                loader = train_loader(self.config, self.plan.indexes, rank, ranks, position, stop)
+                bounds = (rank, ranks, position, stop)
+                loader = train_loader(self.config, self.plan.indexes, *bounds, self.styles)
                 self.batches = StepBatches(loader, self.plan.batching.accumulation, self.world.device)
             expected = step + 1, position + train.global_batch
             batches = self.batches.take()

@@ -192,7 +192,7 @@ def _fine_tuning(sources: Path, folder: Path) -> dict[str, Any]:
     return {
         "model": {**model, "backbone": {**model["backbone"], **lora}},
         "data": {"rare_classes": {"enabled": True, "temperature": 0.5, "min_pixels": 50}},
-        "augment": {"random_convolution": 0.5, "cat_max_ratio": 0.6},
+        "augment": {"random_convolution": 0.5, "cat_max_ratio": 0.6, "style_exchange": 0.5},
         "optim": {"layer_decay": 0.7},
         "train": {"weight_average": 0.8},
         "checkpoint": {"every": 4},

@@ -73,7 +73,9 @@ def test_ranks_share_the_sequence(root: Path, world: int) -> None:
     assert first == list(range(6 // world, 2 * (6 // world)))
 
 
-@pytest.mark.parametrize("style", [{}, {"random_convolution": 0.5, "cat_max_ratio": 0.5}])
+@pytest.mark.parametrize(
+    "style", [{}, {"random_convolution": 0.5, "cat_max_ratio": 0.5, "style_exchange": 0.5}]
+)
 @pytest.mark.parametrize("rare", [False, True])
 def test_resume_with_another_batch_and_world(root: Path, style: dict[str, float], rare: bool) -> None:
     rare_classes = RareClassConfig(enabled=rare, temperature=0.5, min_pixels=100)

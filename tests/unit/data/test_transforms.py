@@ -16,6 +16,7 @@ from benchmarks.speed.colours import pillow_colours
 from ppar_dist.class_sets import IGNORE_INDEX
 from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.data.colours import Colours, recoloured
+from ppar_dist.data.style import Statistics, StyleBank
 from ppar_dist.data.transforms import Draws, EvalTransform, TrainTransform
 
 STILL = {"flip": 0, "photometric": 0, "grayscale": 0, "blur": 0}
@@ -265,3 +266,35 @@ def test_a_random_convolution_changes_the_image_alone() -> None:
         assert after.colours == style(image, label, position).colours
         drawn += after.colours.kernel is not None
     assert 10 <= drawn <= 30  # 3.2 standard deviations of a binomial
+
+
+def test_an_exchange_of_style_changes_colours_alone() -> None:
+    """Seeded by position, as often as its chance, and what else is drawn stays.
+
+    The statistics are those of the whole picture, wherever the crop is.
+    """
+    noise = np.random.default_rng(1).integers(100, 140, (180, 240, 3)).astype(np.uint8)
+    noise[:, :120] -= 30
+    image, label = Image.fromarray(noise), coded_pair()[1]
+    night = Statistics((60.0, 80.0, 95.0), (9.0, 14.0, 21.0))
+    bank = StyleBank(((Statistics((0, 0, 0), (0, 0, 0)),), (night,)))
+    values: dict[str, Any] = {**STILL, "blur": 0.5, "random_convolution": 0.5}
+    plain = TrainTransform(AugmentConfig.model_validate(values), data_config(), 3)
+    style = TrainTransform(
+        AugmentConfig.model_validate(values | {"style_exchange": 0.5}), data_config(), 3, bank
+    )
+    pixels = noise.astype(float)
+    gain = np.array(night.std) / pixels.std((0, 1))
+    drawn = 0
+    for position in range(40):
+        before, after = plain(image, label, position), style(image, label, position)
+        assert torch.equal(before.image, after.image)
+        assert torch.equal(before.label, after.label)
+        assert after.colours._replace(matrix=None) == before.colours
+        assert after.colours == style(image, label, position).colours
+        if after.colours.matrix is not None:
+            drawn += 1
+            matrix = np.array(after.colours.matrix)
+            assert matrix[:, :3] == pytest.approx(np.diag(gain), rel=1e-9)
+            assert matrix[:, 3] == pytest.approx(night.mean - gain * pixels.mean((0, 1)), rel=1e-9)
+    assert 10 <= drawn <= 30
