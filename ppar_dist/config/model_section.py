@@ -47,6 +47,9 @@ class BackboneConfig(Section):
     )
     last_blocks: Count | None = None  # that train, and what comes behind them; only with trainable: last
     lora: LoraConfig = LoraConfig()
+    frozen_dtype: Literal["float32", "bfloat16"] = (
+        "float32"  # of the tower's matrices that do not train, in memory and in checkpoints
+    )
     batch_norm: Literal["frozen", "sync"] = "frozen"  # frozen: as loaded; sync: over all ranks (GPUs)
     checkpointing: bool = False  # compute activations again in the backward pass: less memory, a third slower
 
@@ -68,6 +71,11 @@ class BackboneConfig(Section):
             )
         if self.trainable != "lora" and self.lora != LoraConfig():
             raise ValueError(f"lora goes with trainable: lora, not {self.trainable}; remove one of them")
+        if self.trainable == "all" and self.frozen_dtype != "float32":
+            raise ValueError(
+                f"frozen_dtype: {self.frozen_dtype} goes with a frozen tower, not with trainable: all; "
+                "remove it, or set trainable to none, last, norm or lora"
+            )
         return self
 
 

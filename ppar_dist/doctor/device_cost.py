@@ -47,7 +47,8 @@ class ImageCost:
     fp32_flops: float  # of those, in fp32
     teacher_flops: float  # of the teacher's forward pass, spread over the steps without it; 0: no teacher
     activation_bytes: float  # held for the backward pass, for each image of a micro-batch
-    copy_bytes: float  # held for it whatever the images are: weights in bf16
+    copy_bytes: float  # held for it whatever the images are: weights in bf16, or frozen ones made float32
+    halved: int = 0  # of the parameters, frozen and kept in bf16
     calls: float = 0.0  # that the host makes for a micro-batch, forward and backward, teacher included
 
 
@@ -77,6 +78,9 @@ def image_cost(config: Config, model: Segmentor) -> ImageCost:
     with FakeTensorMode(allow_non_fake_inputs=True), DeviceProbe("cpu") as probe:
         segmentor = _without_values(model).train()
         segmentor.bf16 = config.engine.precision == "bf16"
+        halved = 0
+        if config.model.backbone.frozen_dtype == "bfloat16":
+            halved = segmentor.backbone.keep_frozen_in_bf16().values
         _normalise_in_fp32(segmentor)
         if config.model.backbone.checkpointing:
             recompute(segmentor)
@@ -101,12 +105,14 @@ def image_cost(config: Config, model: Segmentor) -> ImageCost:
         activation_bytes=activations / (more - few),
         copy_bytes=held_by_few - few * activations / (more - few),
         calls=calls,
+        halved=halved,
     )
 
 
 def rank_memory(cost: ImageCost, config: Config, ranks: int) -> RankMemory:
     """What a rank of ``ranks`` holds besides activations, under the ZeRO stage of ``config``."""
-    stage, all_of, trained = config.engine.zero_stage, _FLOAT * cost.parameters, _FLOAT * cost.trained
+    stage, trained = config.engine.zero_stage, _FLOAT * cost.trained
+    all_of = _FLOAT * cost.parameters - _FLOAT // 2 * cost.halved
     part = -(-trained // ranks)
     return RankMemory(
         parameters=all_of,

@@ -97,9 +97,7 @@ def evaluate(
         config = with_options(config_of(checkpoint), options)
         classes, most = classes_of(checkpoint, config), config.data.max_bad_ratio
         node = node_storage(config)
-        opened_targets = {
-            name: open_target(folder, classes, most, node) for name, folder in targets.items()
-        }
+        opened_targets = {name: open_target(folder, classes, most, node) for name, folder in targets.items()}
         segmentor, _, _ = read_segmentor(checkpoint, device, weights)
         step = int(read_state(checkpoint).get("step", 0))
         sources = read_manifest(checkpoint).get("data", {}).values()  # fingerprints

@@ -116,7 +116,7 @@ def _completed(noted: Any, checkpoint: Path) -> dict[str, Any] | None:
 
 def _plain(config: Config) -> Config:
     """The configuration for weights without adapters, as a model folder has them: it freezes nothing."""
-    update = {"trainable": "all", "lora": LoraConfig(), "last_blocks": None}
+    update = {"trainable": "all", "lora": LoraConfig(), "last_blocks": None, "frozen_dtype": "float32"}
     backbone = config.model.backbone.model_copy(update=update)
     return config.model_copy(update={"model": config.model.model_copy(update={"backbone": backbone})})
 

@@ -22,6 +22,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.models.adapters import AdapterReport, add_adapters, remove_adapters
 from ppar_dist.models.features import Features, FeatureShape, ceil_div
 from ppar_dist.models.freezing import freeze, without_noise
+from ppar_dist.models.frozen_weights import StorageReport, keep_in_bf16
 from ppar_dist.models.load_errors import UNREADABLE
 from ppar_dist.models.text import TextEncoder
 from ppar_dist.models.weight_file import LoadReport
@@ -85,6 +86,7 @@ class Backbone(nn.Module):
         self.report: LoadReport | None = None  # of the file of weights that was loaded
         self._text: list[TextEncoder] = []  # a list, so that it is not a submodule: never trained nor saved
         self.adapters: AdapterReport | None = None  # where trainable is lora
+        self._stored_in_bf16 = False  # frozen matrices; the tower computes in float32
         freeze(self.tower, cfg)
         self.train()
 
@@ -115,8 +117,8 @@ class Backbone(nn.Module):
             images: uint8 or float 0..255.
 
         Returns:
-            Images of the tower's type; H_2 and W_2 are the least multiples of ``multiple`` that hold every
-            started 4×4 block of the image.
+            Images of the type that the tower computes in; H_2 and W_2 are the least multiples of ``multiple``
+            that hold every started 4×4 block of the image.
         """
         scale = 1.0 / (255.0 * self.std.float())
         shift = -self.mean.float() / self.std.float()
@@ -126,7 +128,8 @@ class Backbone(nn.Module):
             normalised = F.pad(normalised, (0, width, 0, height))
         convolutional = normalised.is_cuda and getattr(self, "neck", None) is None
         layout = torch.channels_last if convolutional else torch.contiguous_format  # for tensor cores
-        return normalised.to(next(self.tower.parameters()).dtype).contiguous(memory_format=layout)
+        dtype = torch.float32 if self._stored_in_bf16 else next(self.tower.parameters()).dtype
+        return normalised.to(dtype).contiguous(memory_format=layout)
 
     def dense_features(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Dense joint features of raw images, as a teacher needs them."""
@@ -163,6 +166,12 @@ class Backbone(nn.Module):
         """Leave a plain tower; ``merge``: its weights have what the adapters add."""
         remove_adapters(self.tower, merge)
         self.adapters = None
+
+    def keep_frozen_in_bf16(self) -> StorageReport:
+        """Keep the tower's frozen matrices rounded to bfloat16, see ``frozen_weights``; last of all."""
+        adapts = self.adapters is not None
+        self._stored_in_bf16 = True
+        return keep_in_bf16(self.tower, exact=adapts and self.cfg.lora.kind == "dora")
 
     @torch.enable_grad()
     def _send_gradients(self) -> None:

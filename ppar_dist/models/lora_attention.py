@@ -41,6 +41,9 @@ class LoraAttention(MultiheadAttention):
         layer: nn.Module = attention.out_proj
         return layer
 
+    def _restore_weights(self) -> None:
+        """Nothing: the weights stay where they are, while peft's layer takes them out and puts in others."""
+
     def unload_and_optionally_merge_module(
         self, merge: bool, safe_merge: bool, adapter_names: list[str] | None
     ) -> nn.MultiheadAttention:

@@ -7,7 +7,7 @@ state notes which checkpoint it was.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -63,7 +63,7 @@ def initialise(segmentor: Segmentor, config: Config, classes: ClassSet, world: W
     path = _origin(config)
     found = world.on_main(lambda: checkpoint.resolve(path))
     with checkpoint.reading(found), torch.random.fork_rng(devices=[]):
-        source, _, theirs = read_segmentor(found)
+        source, its, theirs = read_segmentor(found)
         sha256 = str(checkpoint.read_manifest(found)[_SEAL])
     backbone = segmentor.backbone
     if adapted := backbone.adapters is not None:
@@ -71,7 +71,7 @@ def initialise(segmentor: Segmentor, config: Config, classes: ClassSet, world: W
     report = _take(segmentor, source, classes, theirs, path, found.name, sha256)
     if adapted:
         backbone.add_adapters()  # on the weights that they adapt
-    return report
+    return replace(report, notes=(*report.notes, *_roundings(its, config)))
 
 
 def _origin(config: Config) -> Path:
@@ -130,6 +130,16 @@ def _notes(
     if any(name in fits and not torch.equal(places[name], fits[name]) for name in _STATISTICS):
         notes.append("mean and deviation of pixels come along with the tower")
     return tuple(notes)
+
+
+def _roundings(before: Config, now: Config) -> tuple[str, ...]:
+    """Where one of the two runs keeps frozen weights in another dtype than the other."""
+    here, there = now.model.backbone.frozen_dtype, before.model.backbone.frozen_dtype
+    if here == there:
+        return ()
+    if here == "bfloat16":
+        return ("frozen matrices are rounded to bfloat16 here, there they are float32",)
+    return ("matrices that were frozen there are rounded to bfloat16, and go on as float32",)
 
 
 def _shape(value: Tensor) -> str:

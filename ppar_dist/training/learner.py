@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 import torch
 
+from ppar_dist.config.schema import Config
 from ppar_dist.data.shards import sample
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.models.average import WeightAverage
-from ppar_dist.models.segmentor import build_segmentor
+from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.models.weight_file import LoadReport, named
 from ppar_dist.ppar.objective import Objective
 from ppar_dist.ppar.replica_check import ReplicaCheck
@@ -66,6 +67,7 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
             "report": found.text(),
             "origin": str(config.init_from.absolute()),
         }
+    _keep_frozen(segmentor, config, world)
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too
     if config.model.backbone.checkpointing:
         recompute(segmentor)
@@ -91,6 +93,14 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
     momentum = config.train.weight_average
     average = None if momentum is None else WeightAverage(engine.module, momentum)
     return Learner(engine, objective, teacher, state, average)
+
+
+def _keep_frozen(segmentor: Segmentor, config: Config, world: World) -> None:
+    """Keep what is frozen in the dtype of the configuration, once it has its values."""
+    if config.model.backbone.frozen_dtype == "bfloat16":
+        kept = segmentor.backbone.keep_frozen_in_bf16()
+        if world.is_main:
+            log.info("%s", kept.text())
 
 
 def _log_weights(report: LoadReport) -> None:

@@ -175,6 +175,7 @@ def test_adapters_layer_decay_and_averages_compute_the_same(sources: Path, tmp_p
     frozen = {name for name in whole.parameters if ".tower." in name and "lora_" not in name}
     first = load_file(tmp_path / "whole" / "checkpoints" / "step-00000004" / "model.safetensors")
     assert all(torch.equal(first[name], whole.parameters[name]) for name in frozen)
+    assert {first[name].dtype for name in frozen if first[name].ndim == 4} == {torch.bfloat16}
     assert any(float(each.abs().max()) > 0 for name, each in whole.parameters.items() if "lora_B" in name)
     moved = [name for name in whole.method if name.startswith("average.") and "lora_B" in name]
     assert moved
@@ -188,7 +189,7 @@ def test_adapters_layer_decay_and_averages_compute_the_same(sources: Path, tmp_p
 
 def _fine_tuning(sources: Path, folder: Path) -> dict[str, Any]:
     model = tiny_config(sources, folder / "run")["model"]
-    lora = {"trainable": "lora", "lora": {"rank": 2, "alpha": 4.0}}
+    lora = {"trainable": "lora", "lora": {"rank": 2, "alpha": 4.0}, "frozen_dtype": "bfloat16"}
     return {
         "model": {**model, "backbone": {**model["backbone"], **lora}},
         "data": {"rare_classes": {"enabled": True, "temperature": 0.5, "min_pixels": 50}},

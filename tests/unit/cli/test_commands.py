@@ -43,7 +43,10 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("fly", 'Unknown command "fly"'),
         ("train", "CONFIG requires an argument; see ppar-dist train --help"),
         ("train c --launcher x", 'Choose from: "deepspeed", "torchrun"; see ppar-dist train --help'),
-        ("train c --nproc two", 'unable to convert "two" into int; give a whole number; see ppar-dist train --help'),
+        (
+            "train c --nproc two",
+            'unable to convert "two" into int; give a whole number; see ppar-dist train --help',
+        ),
         ("train c --no-accept-changes", "Unknown option: --no-accept-changes"),
         ("predict run --out o", "IMAGES requires an argument"),
         ("synth --out o --size 3", "--size requires 2"),
