@@ -94,7 +94,7 @@ def evaluate(
 
 
 def _scored(
-    checkpoint: Path, targets: Mapping[str, Path], which: str, options: Mapping[str, Any], weights: str
+    checkpoint: Path, targets: Mapping[str, Location], which: str, options: Mapping[str, Any], weights: str
 ) -> Results | None:
     """Score here, alone or as one of several ranks, of which rank 0 has the results."""
     if is_ours():

@@ -288,5 +288,5 @@ def _work(
 
 def _stored_bytes(indexes: list[DomainIndex]) -> float:
     """Of an image and its label, on average over the sources' shards."""
-    everything = sum((index.path / name).stat().st_size for index in indexes for name in index.shards)
+    everything = sum(shard.bytes for index in indexes for shard in index.reader.shards)
     return everything / max(1, sum(len(index) for index in indexes))

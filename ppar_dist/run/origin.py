@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from ppar_dist import checkpoint
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
@@ -17,9 +19,10 @@ def refuse_another_start(config: Config, state: TrainState) -> None:
         UserError: it began without one, the checkpoint of that name is another, or the path is another whole
             run that has no checkpoint of that name.
     """
-    path, noted = config.init_from, state.started_from
-    if path is None:
+    noted = state.started_from
+    if config.init_from is None:
         return
+    path = Path(str(config.init_from))
     advice = "remove init_from, which a resume does not read, or give another run.dir"
     if noted is None:
         raise UserError(f"{config.run.dir} was not started from init_from={path}; {advice}")

@@ -76,7 +76,7 @@ def initialise(segmentor: Segmentor, config: Config, classes: ClassSet, world: W
 
 def _origin(config: Config) -> Path:
     assert config.init_from is not None
-    return config.init_from
+    return Path(str(config.init_from))  # of object storage: it has been fetched
 
 
 def _take(

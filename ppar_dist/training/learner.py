@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -65,7 +66,7 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
             "checkpoint": found.checkpoint,
             "sha256": found.sha256,
             "report": found.text(),
-            "origin": str(config.init_from.absolute()),
+            "origin": str(Path(str(config.init_from)).absolute()),
         }
     _keep_frozen(segmentor, config, world)
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ppar_dist import checkpoint
@@ -90,7 +91,7 @@ def _refuse_without_weights(config: Config) -> None:
     """Refuse a new run whose ``init_from`` holds no checkpoint, before anything is built."""
     if config.init_from is None or checkpoint.list_checkpoints(config.run.dir):
         return
-    path = config.init_from
+    path = Path(str(config.init_from))
     candidates = [path, *checkpoint.list_candidates(path)]
     if not any(checkpoint.is_complete(each) for each in candidates):
         raise UserError(

@@ -438,7 +438,7 @@ def _read_for_ever(folder: Path, seed: int, expects: bool) -> None:
 
 @pytest.mark.process
 def test_kills_at_any_moment(tmp_path: Path) -> None:
-    """Others go on, all content is right, the bound is kept, and the next process clears what the dead left."""
+    """Others go on, content is right, the bound is kept, and the next process clears what the dead left."""
     rng, folder, number = random.Random(0), tmp_path / "cache", 0
     for each in range(MANY):
         content(unit(each)), content(unit(each, SIZE // 3))  # made before the forks
