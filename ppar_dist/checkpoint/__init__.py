@@ -28,6 +28,7 @@ Hidden names, which a kill may leave and the next save clears away: ``.writing-s
 ``.replaced-step-…`` set aside while the same step is published again, ``.deleting-step-…`` being deleted.
 """
 
+from ppar_dist.checkpoint.fetching import fetched_checkpoint, local_checkpoint
 from ppar_dist.checkpoint.finding import find_checkpoint, is_complete, opened, resolve, verify
 from ppar_dist.checkpoint.joint import CollectiveSave, JointSave
 from ppar_dist.checkpoint.layout import (
@@ -52,9 +53,10 @@ from ppar_dist.checkpoint.layout import (
     step_of,
 )
 from ppar_dist.checkpoint.locking import CheckpointGone, reading
-from ppar_dist.checkpoint.publishing import Snapshot, publish
+from ppar_dist.checkpoint.publishing import Snapshot, publish, publish_fetched
 from ppar_dist.checkpoint.retention import discard, retain, withdraw
 from ppar_dist.checkpoint.tensors import MOMENTS, read_model, read_moments
+from ppar_dist.checkpoint.uploading import Uploaded, Uploader
 from ppar_dist.checkpoint.writer import Outcome, Writer
 from ppar_dist.files.durable import write_atomically
 
@@ -76,17 +78,22 @@ __all__ = [
     "JointSave",
     "Outcome",
     "Snapshot",
+    "Uploaded",
+    "Uploader",
     "Writer",
     "checkpoint_name",
     "checkpoints_dir",
     "discard",
+    "fetched_checkpoint",
     "find_checkpoint",
     "is_complete",
     "list_candidates",
     "list_checkpoints",
+    "local_checkpoint",
     "moments_name",
     "opened",
     "publish",
+    "publish_fetched",
     "read_manifest",
     "read_model",
     "read_moments",

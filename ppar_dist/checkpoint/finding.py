@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path, PurePosixPath
 
@@ -157,8 +157,7 @@ def _other_format(written: object) -> str:
 
 
 def _file_problem(folder: Path, name: str, size: int, sha256: str, by_content: bool) -> str | None:
-    pure = PurePosixPath(name)
-    if "\0" in name or pure.is_absolute() or ".." in pure.parts or _leads_out(folder, name):
+    if not file_names_stay_inside((name,)) or _leads_out(folder, name):
         return f"{name!r} leads out of the checkpoint"
     path = folder / name
     try:
@@ -174,6 +173,12 @@ def _file_problem(folder: Path, name: str, size: int, sha256: str, by_content: b
     except OSError as error:
         return f"{name} is unreadable ({error.strerror})"
     return None
+
+
+def file_names_stay_inside(names: Iterable[str]) -> bool:
+    """Whether none of the names that a manifest lists leads out of its folder by itself."""
+    pure = [(name, PurePosixPath(name)) for name in names]
+    return not any("\0" in name or path.is_absolute() or ".." in path.parts for name, path in pure)
 
 
 def _leads_out(folder: Path, name: str) -> bool:

@@ -97,6 +97,34 @@ def publish(run: Path, snapshot: Snapshot, joint: Joint | None = None) -> Path:
     return final
 
 
+def publish_fetched(run: Path, step: int, fetch: Callable[[Path], object]) -> Path:
+    """Publish a checkpoint that comes from elsewhere as one that is written here.
+
+    Args:
+        run: the run's folder.
+        step: of the checkpoint.
+        fetch: fills an empty folder with a whole checkpoint; what it raises is raised, and nothing published.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    final = checkpoints_dir(run) / checkpoint_name(step)
+    temporary = final.with_name(WRITING + final.name)
+    durable.make_folder(final.parent)
+    clear_leftovers(run)
+    temporary.mkdir()
+    try:
+        fetch(temporary)
+        replaced = _make_visible(temporary, final)
+    except Exception:
+        remove(temporary)
+        raise
+    _name_latest(final)
+    if replaced is not None:
+        discard(replaced)
+    return final
+
+
 def write_part(run: Path, snapshot: Snapshot, joint: Joint) -> None:
     """Write the files of a rank other than 0 into the folder that rank 0 publishes.
 

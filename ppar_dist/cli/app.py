@@ -42,7 +42,9 @@ def whole_number(hint: type, tokens: Sequence[Token]) -> int:
         raise ValueError(text) from None
 
 
-Trained = Annotated[Path, Parameter(help="a run, one of its checkpoints, or a model folder")]
+Trained = Annotated[
+    str, Parameter(help="a run, one of its checkpoints, or a model folder; of the first two also the URL")
+]
 Classes = Annotated[
     str,
     Parameter(help="class set: roads6, cityscapes19, cityscapes16, cityscapes13, camvid11, or a YAML file"),
@@ -70,6 +72,18 @@ def refuse_below_1(option: str, count: int | None) -> None:
     """
     if count is not None and count < 1:
         raise UserError(f"{option} is at least 1, got {count}")
+
+
+def on_this_machine(place: str, which: str) -> Path:
+    """The path that a command was given; of a URL, the checkpoint there, downloaded.
+
+    Raises:
+        UserError: no URL, or no whole checkpoint there.
+    """
+    from ppar_dist.checkpoint import local_checkpoint
+    from ppar_dist.storage.location import location
+
+    return local_checkpoint(location(place), which)
 
 
 def device() -> str:

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import Parameter
 
 from ppar_dist import exit_codes
-from ppar_dist.cli.app import Json, Size, Trained, Weights, Which, app, device, refuse_below_1
+from ppar_dist.cli.app import (
+    Json,
+    Size,
+    Trained,
+    Weights,
+    Which,
+    app,
+    device,
+    on_this_machine,
+    refuse_below_1,
+)
 from ppar_dist.cli.progress import count_images
 from ppar_dist.errors import UserError
 from ppar_dist.launch.rank import is_ours
@@ -85,9 +95,9 @@ def evaluate(
 
     check_options(options)
     if nproc > 1:
-        words = ["evaluate", str(checkpoint), "--which", which, "--weights", weights]
+        words = ["evaluate", checkpoint, "--which", which, "--weights", weights]
         return _on_ranks(nproc, words, target or [], options, as_json, as_csv)
-    results = _scored(checkpoint, targets, which, options, weights)
+    results = _scored(on_this_machine(checkpoint, which), targets, which, options, weights)
     if results is not None:
         print(results.to_json() if as_json else results.to_csv() if as_csv else results.table())
     return exit_codes.DONE

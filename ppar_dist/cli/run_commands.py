@@ -11,7 +11,18 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from ppar_dist import exit_codes
-from ppar_dist.cli.app import Json, Range, Size, Trained, Weights, Which, app, device, refuse_below_1
+from ppar_dist.cli.app import (
+    Json,
+    Range,
+    Size,
+    Trained,
+    Weights,
+    Which,
+    app,
+    device,
+    on_this_machine,
+    refuse_below_1,
+)
 from ppar_dist.cli.progress import show_progress
 from ppar_dist.errors import UserError
 from ppar_dist.export import Format
@@ -67,7 +78,19 @@ def predict(
         show_progress("predict", done, total)
 
     found = predict(
-        *(checkpoint, images, out, device(), which, overwrite, batch, value_range, tell, weights, outputs),
+        *(
+            on_this_machine(checkpoint, which),
+            images,
+            out,
+            device(),
+            which,
+            overwrite,
+            batch,
+            value_range,
+            tell,
+            weights,
+            outputs,
+        ),
         watch_frames=partial(show_progress, "frames"),
     )
     print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
@@ -122,7 +145,7 @@ def export(
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
     from ppar_dist.export import export
 
-    done = export(checkpoint, out, form, size, which, weights, overwrite)
+    done = export(on_this_machine(checkpoint, which), out, form, size, which, weights, overwrite)
     print(json.dumps(done.to_dict(), indent=1) if as_json else done)
 
 

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+import uuid
 from dataclasses import dataclass
+from pathlib import Path
 
 from ppar_dist.checkpoint import list_checkpoints
+from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
 from ppar_dist.doctor.probes import existing_parent, hash_rate, mount_of, probe_folder, write, write_rate
 from ppar_dist.errors import UserError
 from ppar_dist.run.facts import folder_bytes, read_manifest_only
-from ppar_dist.text import duration
+from ppar_dist.run.mirror import open_mirror
+from ppar_dist.storage.remote import Storage
+from ppar_dist.text import duration, one_line
 
 _PROBE_BYTES = 64 << 20
 _QUICK_BYTES = 8 << 20
@@ -142,6 +148,37 @@ def save_time(case: ConfigCase) -> Finding | None:
     return ok(text, **facts)
 
 
+def remote(case: ConfigCase) -> Finding | None:
+    """``checkpoint.remote`` can be written, read, listed and removed from: a probe does all four."""
+    if (place := case.config.checkpoint.remote) is None:
+        return None
+    remedy = "correct checkpoint.remote, or get the right to read, write, list and delete there"
+    storage = Storage(min(case.config.faults.storage_s, 20.0))
+    try:
+        if open_mirror(case.config) is None or isinstance(place, Path):
+            return None
+        probe, content = place / "probes" / uuid.uuid4().hex, os.urandom(1 << 20)
+        began = time.monotonic()
+        storage.write(probe, content)
+        seconds = time.monotonic() - began
+        try:
+            whole = storage.read(probe) == content
+            listed = any(entry.name == probe.name for entry in storage.entries(probe.parent))
+        finally:
+            storage.remove(probe)
+        steps = RemoteRun(place, storage).steps()
+    except (OSError, UserError) as error:
+        return failure(f"{place} does not work: {one_line(error)}", remedy)
+    if not whole or not listed:
+        return failure(f"{place}: what is written there is not read or listed as it was", remedy)
+    there = (
+        f"{counted(len(steps), 'checkpoint')}, the newest of step {steps[-1]}" if steps else "no checkpoint"
+    )
+    rate = len(content) / max(seconds, 1e-6)
+    text = f"{place}: writing ({size(rate)}/s), reading, listing and removing work; it holds {there}"
+    return ok(text, steps=steps, write_bytes_per_second=round(rate))
+
+
 def _expected(case: ConfigCase) -> SaveSize | None:
     """Size of a checkpoint: that of the newest, else computed from the model; None where neither is known."""
     newest = next(iter(reversed(list_checkpoints(case.config.run.dir))), None)
@@ -179,4 +216,5 @@ CHECKS = (
     Check("space", space),
     Check("inodes", inodes),
     Check("save time", save_time),
+    Check("remote", remote),
 )

@@ -202,6 +202,9 @@ class RunMetrics:
             "checkpoint_last_success_timestamp_seconds",
             "When this process published its last checkpoint; 0 before the first.",
         )
+        self.remote_step = registry.gauge(
+            "remote_checkpoint_step", "Step of the newest checkpoint that checkpoint.remote holds."
+        )
         self.checkpoint_failures = registry.counter(
             "checkpoint_failures", "Checkpoints that were not written."
         )

@@ -19,6 +19,7 @@ from ppar_dist.errors import InUse, UserError
 from ppar_dist.files.durable import write_atomically
 from ppar_dist.run import paths
 from ppar_dist.run.lock import LOOK_S, RunLock
+from ppar_dist.run.mirror import open_mirror
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class RunClaim:
         """``lock`` is taken by rank 0 in ``claim``; who made it closes it."""
         self._config, self._world, self._lock, self._classes = config, world, lock, classes
         self.path = config.run.dir
+        self.mirror = open_mirror(config) if world.is_main else None  # claimed with the folder
         self._is_config_known = False  # config.yaml is there, or its content does not matter; rank 0 knows
 
     def claim(self, accept_changes: bool = False, alive: Callable[[], object] = lambda: None) -> None:
@@ -98,16 +100,26 @@ class RunClaim:
             return False
         return True
 
+    def close(self) -> None:
+        """Leave word on the remote, if there is one, that this job has ended."""
+        if self.mirror is not None:
+            self.mirror.close()
+
     def _claim(self, accept_changes: bool, alive: Callable[[], object]) -> None:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             while not self._lock.try_acquire():
                 time.sleep(LOOK_S)
                 alive()
-            before = None if accept_changes else stored_config(self.path)
-            has_checkpoints = bool(list_checkpoints(self.path))
         except InUse:
             raise
+        except OSError as error:
+            raise self._not_writable(error.strerror) from None
+        if self.mirror is not None:
+            self.mirror.open(alive)
+        try:
+            before = None if accept_changes else stored_config(self.path)
+            has_checkpoints = bool(list_checkpoints(self.path))
         except UserError as error:
             raise UserError(f"{error}. Give another run.dir, or --accept-changes to replace it") from None
         except OSError as error:

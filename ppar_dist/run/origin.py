@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from ppar_dist import checkpoint
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.run.state import TrainState
+from ppar_dist.storage.location import Remote
 
 _SEAL = "manifest_sha256"
 
@@ -22,10 +21,12 @@ def refuse_another_start(config: Config, state: TrainState) -> None:
     noted = state.started_from
     if config.init_from is None:
         return
-    path = Path(str(config.init_from))
+    path = config.init_from
     advice = "remove init_from, which a resume does not read, or give another run.dir"
     if noted is None:
         raise UserError(f"{config.run.dir} was not started from init_from={path}; {advice}")
+    if isinstance(path, Remote):
+        return  # which checkpoint it was is noted; what lies there now may be a newer one
     began = f"{config.run.dir} was started from ({noted['checkpoint']}, sha256 {noted['sha256'][:12]})"
     folders = (path, checkpoint.checkpoints_dir(path) / noted["checkpoint"])
     there = next((each for each in folders if (each / checkpoint.MANIFEST).is_file()), None)

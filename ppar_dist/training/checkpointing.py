@@ -7,11 +7,11 @@ one write at most is under way.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from ppar_dist import checkpoint
-from ppar_dist.checkpoint import CheckpointError, CollectiveSave, JointSave, Outcome, Writer
+from ppar_dist.checkpoint import CheckpointError, CollectiveSave, JointSave, Outcome, Uploader, Writer
 from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.run.claim import RunClaim
@@ -45,6 +45,8 @@ class Checkpointing:
         self._board = open_board(world) if world.world_size > 1 else None
         if self._board is not None:
             self._board.read(())  # connects: once the store is gone, that would be tried for long
+        self._uploader = Uploader(plan.config.checkpoint.background)
+        self._uploaded: int | None = None  # the newest step that the remote has, as far as this job knows
         self._saves = 0  # since the start of the job
         self._resumed_from = resumed_from
         self._newest = resumed_from  # holds what stays the same all through the run
@@ -91,6 +93,7 @@ class Checkpointing:
             self.wait()
             error = self._world.broadcast(self._error)
             if error is None:
+                self._world.on_main(self._finish_upload)
                 return
             self._step = None
         raise CheckpointError(error)
@@ -98,6 +101,7 @@ class Checkpointing:
     def log_finished(self) -> None:
         """Log the end of a write in the background, if it has ended."""
         self._note(self._writer.poll())
+        self._note_uploads()
 
     def wait(self) -> None:
         """Wait for the write under way."""
@@ -127,7 +131,13 @@ class Checkpointing:
             CheckpointError: on every rank alike, when one of the two failed.
         """
         step = learner.state.step
-        problem = self._world.on_main(lambda: _delete_after(self._claim.path, step))
+
+        def delete() -> str | None:
+            if self._claim.mirror is not None:
+                self._claim.mirror.roll_back_to(step)
+            return _delete_after(self._claim.path, step)
+
+        problem = self._world.on_main(delete)
         if problem:
             raise CheckpointError(problem)
         self.rewrite(learner)
@@ -144,6 +154,8 @@ class Checkpointing:
     def close(self) -> None:
         """Wait for the write under way and end the thread."""
         self._writer.close()
+        self._note_uploads()
+        self._claim.close()
 
     def _joint_save(self) -> JointSave | None:
         """What ties the ranks' writes together; None for a rank alone."""
@@ -162,11 +174,38 @@ class Checkpointing:
         best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
         in_use = {self._resumed_from} if self._resumed_from is not None else set()
 
-        def retain(_: Path) -> None:
+        mirror, aside = self._claim.mirror, {checkpoint.step_of(folder) or 0 for folder in in_use}
+
+        def kept(steps: list[int]) -> Set[int]:
+            safe = [step for step in steps if step <= limit][-1:]
+            every = [step for step in steps if keep.keep_every and step % keep.keep_every == 0]
+            return {*steps[-keep.keep_last :], *every, *safe} | best | aside
+
+        def retain(folder: Path) -> None:
+            if mirror is not None:
+                self._uploader.offer(folder, lambda published: mirror.copy(published, kept))
             safe = [step for step in complete_steps(run) if step <= limit][-1:]
             checkpoint.retain(run, keep.keep_last, keep.keep_every, best | set(safe), in_use)
 
         return retain
+
+    def _finish_upload(self) -> None:
+        """Wait for the copy of the last checkpoint; one that failed is tried once more. On rank 0."""
+        mirror = self._claim.mirror
+        if mirror is None or self._newest is None:
+            return
+        self._uploader.wait(self._watch.alive)
+        self._note_uploads()
+        if self._uploaded != checkpoint.step_of(self._newest):
+            self._uploader.offer(self._newest, lambda published: mirror.copy(published, set))
+            self._uploader.wait(self._watch.alive)
+            self._note_uploads()
+
+    def _note_uploads(self) -> None:
+        while (outcome := self._uploader.poll()) is not None:
+            if outcome.error is None:
+                self._uploaded = outcome.step
+            self._log.uploaded(outcome, self._uploaded)
 
     def _note(self, outcome: Outcome | None) -> None:
         if outcome is not None and self._world.is_main:  # it says what became of the others' parts

@@ -21,6 +21,8 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.models.weight_file import named
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.remote import Storage
 
 _CLASSIFIER = ("linear.weight", "linear.bias", "class_vectors")
 _OWN = ("text", "prototype_weights", "prototype_biases")  # of the text, and of the last step's fit
@@ -60,23 +62,29 @@ def initialise(segmentor: Segmentor, config: Config, classes: ClassSet, world: W
     Raises:
         UserError: there is no whole checkpoint, or no matrix of it fits.
     """
-    path = _origin(config)
-    found = world.on_main(lambda: checkpoint.resolve(path))
+    found = _found(config, world)
     with checkpoint.reading(found), torch.random.fork_rng(devices=[]):
         source, its, theirs = read_segmentor(found)
         sha256 = str(checkpoint.read_manifest(found)[_SEAL])
     backbone = segmentor.backbone
     if adapted := backbone.adapters is not None:
         backbone.remove_adapters(merge=False)
-    report = _take(segmentor, source, classes, theirs, path, found.name, sha256)
+    report = _take(segmentor, source, classes, theirs, str(config.init_from), found.name, sha256)
     if adapted:
         backbone.add_adapters()  # on the weights that they adapt
     return replace(report, notes=(*report.notes, *_roundings(its, config)))
 
 
-def _origin(config: Config) -> Path:
-    assert config.init_from is not None
-    return Path(str(config.init_from))  # of object storage: it has been fetched
+def _found(config: Config, world: World) -> Path:
+    """The checkpoint on this machine; one on object storage is downloaded, once on each machine."""
+    place = config.init_from
+    assert place is not None
+    if isinstance(place, Path):
+        return world.on_main(lambda: checkpoint.resolve(place))
+    storage = Storage(config.faults.storage_s)
+    name = world.on_main(lambda: checkpoint.fetched_checkpoint(place, storage=storage).name)
+    one = place if place.name == name else place / "checkpoints" / name
+    return checkpoint.fetched_checkpoint(one, storage=storage)
 
 
 def _take(
@@ -84,7 +92,7 @@ def _take(
     source: Segmentor,
     mine: ClassSet,
     theirs: ClassSet,
-    origin: Path,
+    origin: str,
     folder: str,
     sha256: str,
 ) -> StartReport:
@@ -110,7 +118,7 @@ def _take(
         places[name].copy_(value)
     shaped = {name for name in parameters if name in values and name not in skipped and name not in fits}
     return StartReport(
-        str(origin),
+        origin,
         folder,
         sha256,
         taken,

@@ -61,12 +61,12 @@ def build_learner(plan: RunPlan, world: World, is_new: bool = True) -> Learner:
         log.info("adapters: %s", segmentor.backbone.adapters.text())
     state = TrainState()
     if is_new and config.init_from is not None:
-        found = initialise(segmentor, config, classes, world)
+        found, origin = initialise(segmentor, config, classes, world), config.init_from
         state.started_from = {
             "checkpoint": found.checkpoint,
             "sha256": found.sha256,
             "report": found.text(),
-            "origin": str(Path(str(config.init_from)).absolute()),
+            "origin": str(origin.absolute() if isinstance(origin, Path) else origin),
         }
     _keep_frozen(segmentor, config, world)
     segmentor.bf16 = config.engine.precision == "bf16"  # of its copy, the teacher, too

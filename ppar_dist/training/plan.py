@@ -15,6 +15,8 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import node_storage, open_sources, training_shares
 from ppar_dist.errors import DataError, UserError
 from ppar_dist.evaluation.class_subset import subset_of
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.remote import Storage
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ def _refuse_without_weights(config: Config) -> None:
     """Refuse a new run whose ``init_from`` holds no checkpoint, before anything is built."""
     if config.init_from is None or checkpoint.list_checkpoints(config.run.dir):
         return
-    path = Path(str(config.init_from))
+    path = config.init_from
+    if isinstance(path, Remote):
+        # Refuses what is not whole.
+        checkpoint.fetched_checkpoint(path, storage=Storage(config.faults.storage_s))
+        return
     candidates = [path, *checkpoint.list_candidates(path)]
     if not any(checkpoint.is_complete(each) for each in candidates):
         raise UserError(

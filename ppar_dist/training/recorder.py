@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ppar_dist.checkpoint import Outcome
+from ppar_dist.checkpoint import Outcome, Uploaded
 from ppar_dist.data.loader import order_of
 from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.distributed.world import World
@@ -306,6 +306,23 @@ class Recorder:
         self.progress.note("checkpoint", f"{outcome.step}")
         self.progress.say(
             f"checkpoint {outcome.folder} ({outcome.seconds:.1f} s, training blocked for {stall:.2f} s)"
+        )
+
+    def uploaded(self, outcome: Uploaded, newest: int | None) -> None:
+        """Record how a checkpoint's copy to the remote ended; ``newest``: the step that is safe there."""
+        if not self._world.is_main:
+            return
+        place = self._plan.config.checkpoint.remote
+        if outcome.error is not None:
+            self._metrics.checkpoint_failures.inc()
+            safe = "nothing of this job" if newest is None else f"step {newest}"
+            text = f"{outcome.error}; {place} is behind, and holds {safe}; training continues"
+            self.event("upload failed", outcome.step, text)
+            return
+        self._metrics.remote_step.set(outcome.step)
+        self.progress.say(
+            f"checkpoint of step {outcome.step} is in {place} ({outcome.seconds:.1f} s in the background, "
+            f"{outcome.bytes / 1e6:.1f} MB sent)"
         )
 
     def warn(self, text: str) -> None:

@@ -1,0 +1,113 @@
+"""A checkpoint that lies on object storage, brought to a folder of this machine once."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ppar_dist.checkpoint.finding import verify
+from ppar_dist.checkpoint.layout import (
+    MANIFEST,
+    CheckpointError,
+    checkpoint_name,
+    checkpoints_dir,
+    read_manifest,
+    step_of,
+)
+from ppar_dist.checkpoint.remote import RemoteRun
+from ppar_dist.errors import UserError
+from ppar_dist.storage.location import Location, Remote
+from ppar_dist.storage.remote import Storage
+
+_SEAL = "manifest_sha256"
+
+log = logging.getLogger(__name__)
+
+
+def local_checkpoint(place: Location, which: str = "latest", storage: Storage | None = None) -> Path:
+    """A path as it is; the checkpoint that a URL means, downloaded."""
+    return place if isinstance(place, Path) else fetched_checkpoint(place, which, storage)
+
+
+def fetched_checkpoint(
+    place: Remote, which: str = "latest", storage: Storage | None = None, folder: Path | None = None
+) -> Path:
+    """Download a checkpoint, unless this machine has it already, and verify it by content.
+
+    Args:
+        place: a run's ``checkpoint.remote``, or one of its checkpoints.
+        which: ``latest`` or ``best`` (best on held-out source data), for a run.
+        storage: how it is asked; None: with the usual patience.
+        folder: where downloads are kept; None: one of this user in the temporary folder.
+
+    Returns:
+        The checkpoint's folder.
+
+    Raises:
+        UserError: there is no whole checkpoint there.
+        OSError: storage or disk fails.
+    """
+    storage = storage or Storage()
+    single = step_of(Path(place.name))
+    run = place.parent.parent if single is not None else place
+    below = _own_folder(folder) / hashlib.sha256(run.url.encode()).hexdigest()[:16]
+    target = checkpoints_dir(below)
+    target.mkdir(parents=True, exist_ok=True)
+    with (below / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one downloads
+        source = RemoteRun(run, storage)
+        steps = [single] if single is not None else _wanted(source, which)
+        for step in reversed(steps):
+            try:
+                return _fetched(source, step, target)
+            except CheckpointError as error:
+                log.warning("checkpoint %s of %s is passed over: %s", checkpoint_name(step), run, error)
+    what = "is not whole" if single is not None else f"holds no whole checkpoint ({which})"
+    raise UserError(f"{place} {what}; give the checkpoint.remote of a run, or one of its checkpoints")
+
+
+def _wanted(source: RemoteRun, which: str) -> list[int]:
+    """Steps to try, the last one first."""
+    steps = source.steps()
+    if which == "latest":
+        return steps
+    for step in reversed(steps):
+        try:
+            best = source.state(step).get("best_step")
+        except CheckpointError:
+            continue
+        return [best] if best in steps else []
+    return []
+
+
+def _fetched(source: RemoteRun, step: int, target: Path) -> Path:
+    manifest: dict[str, Any] = source.manifest(step)
+    final = target / checkpoint_name(step)
+    if (
+        (final / MANIFEST).exists()
+        and read_manifest(final).get(_SEAL) == manifest[_SEAL]
+        and not verify(final)
+    ):
+        return final
+    temporary = final.with_name(f".fetching-{final.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    source.fetch(step, temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    temporary.rename(final)
+    log.info("checkpoint %s of %s is in %s", final.name, source.place, final)
+    return final
+
+
+def _own_folder(given: Path | None) -> Path:
+    folder = given or Path(tempfile.gettempdir()) / f"ppar-dist-checkpoints-{os.getuid()}"
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if given is None and (folder.is_symlink() or folder.stat().st_uid != os.getuid()):
+        raise UserError(f"{folder} is another user's; set TMPDIR to a folder of your own")
+    return folder

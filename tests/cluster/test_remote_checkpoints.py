@@ -1,0 +1,236 @@
+"""Checkpoints on a real object server: killed at every request, damaged, shared by two jobs, and resumed from."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator, Set
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ppar_dist import checkpoint
+from ppar_dist.checkpoint.owner import OWNER
+from ppar_dist.checkpoint.remote import RemoteRun
+from ppar_dist.errors import InUse, UserError
+from ppar_dist.run.mirror import Mirror
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.remote import Storage
+from tests.cluster.fault_proxy import FaultProxy
+from tests.cluster.object_server import ObjectServer
+from tests.cluster.storage_faults import Do, Error
+from tests.kill.scenes import snapshot, value_of
+
+STEPS = (10, 20, 30)
+STORAGE = Storage(20.0)
+
+
+@pytest.fixture
+def bucket(
+    object_store: ObjectServer, storage_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Remote]:
+    """A bucket of its own, behind the proxy."""
+    for name, value in object_store.environment(storage_proxy.endpoint).items():
+        monkeypatch.setenv(name, value)
+    import s3fs
+
+    from ppar_dist.storage import remote
+
+    name = f"runs-{os.getpid()}-{abs(hash(tmp_path)):x}"
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
+    remote._new_driver.cache_clear()  # the proxy has another port
+    yield Remote(f"s3://{name}")
+
+
+def last_two(steps: list[int]) -> Set[int]:
+    return set(steps[-2:])
+
+
+def write(run: Path, step: int) -> Path:
+    """A checkpoint with all kinds of files, one of them constant, and a record."""
+    teacher = {"teacher.safetensors": lambda: checkpoint_tensors()}
+    earlier = checkpoint.find_checkpoint(run)
+    folder = checkpoint.publish(run, replace(snapshot(step, float(step)), constant=teacher, same_in=earlier))
+    (run / "metrics").mkdir(exist_ok=True)
+    lines = [json.dumps({"step": each}) + "\n" for each in STEPS if each <= step]
+    (run / "metrics" / "train.jsonl").write_text("".join(lines))
+    (run / "config.yaml").write_text("seed: 0\n")
+    return folder
+
+
+def checkpoint_tensors() -> dict[str, object]:
+    import torch
+
+    return {"weight": torch.ones(600)}
+
+
+def go_on(run: Path, place: Remote, silent_s: float = 60.0, steps: tuple[int, ...] = STEPS) -> int | None:
+    """A start of the job: take the newest, write the rest. Returns the step it began from."""
+    mirror = Mirror(run, place, STORAGE, silent_s)
+    mirror.open(lambda: None)
+    found = checkpoint.find_checkpoint(run)
+    began = None if found is None else checkpoint.step_of(found)
+    if found is not None:
+        assert value_of(found) == began
+        if checkpoint.step_of(found) not in RemoteRun(place, STORAGE).steps():
+            mirror.copy(found, last_two)
+    for step in steps:
+        if began is None or step > began:
+            mirror.copy(write(run, step), last_two)
+            checkpoint.retain(run, 2)
+    mirror.close()
+    return began
+
+
+def in_child(work: Callable[[], object]) -> bool:
+    """Do it in a process of its own; whether it came to its end."""
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the start failed by itself"
+    return not os.WIFSIGNALED(status)
+
+
+def content(place: Remote) -> dict[str, object]:
+    """All that a finished remote holds, but for times and who wrote it."""
+    found = RemoteRun(place, STORAGE)
+    return {
+        "manifests": {
+            step: {name: entry["sha256"] for name, entry in found.manifest(step)["files"].items()}
+            for step in found.steps()
+        },
+        "blobs": {entry.name: entry.bytes for entry in STORAGE.entries(place / "blobs")},
+        "names": [entry.name for entry in STORAGE.entries(place)],
+        "train": STORAGE.read(place / "metrics" / "train.jsonl"),
+    }
+
+
+def test_killed_at_every_request_it_goes_on_and_ends_as_undisturbed(
+    bucket: Remote, storage_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    assert in_child(lambda: go_on(tmp_path / "undisturbed", bucket / "undisturbed"))
+    expected, killed, began = content(bucket / "undisturbed"), 0, set()
+    assert set(expected["manifests"]) == {20, 30}  # type: ignore[call-overload]
+    while True:
+        run, place = tmp_path / "run", bucket / f"killed-{killed}"
+        forwarded = bool(killed % 2)  # after, or before, the server has done what was asked
+        child: list[int] = []
+        with storage_proxy.rule(
+            Do(lambda child=child: os.kill(child[0], signal.SIGKILL), forwarded), skip=killed, times=1
+        ):
+            if started(lambda run=run, place=place: go_on(run, place), child):
+                break
+        killed += 1
+        remote = RemoteRun(place, STORAGE)
+        for step in remote.steps():  # what has a manifest is whole
+            folder = checkpoint.fetched_checkpoint(
+                place / "checkpoints" / checkpoint.checkpoint_name(step), "latest", STORAGE, tmp_path / "look"
+            )
+            assert value_of(folder) == step
+        safe = max(remote.steps(), default=None)
+        if killed % 3:  # on a fresh machine, else in the same run.dir
+            shutil.rmtree(run)
+            assert go_on(run, place, silent_s=0.3) == safe
+        else:
+            newest = checkpoint.find_checkpoint(run)
+            go_on(run, place)
+            assert newest is None or (safe or 0) <= (checkpoint.step_of(newest) or 0)
+        began.add(safe)
+        assert content(place) == expected, f"killed at request {killed}"
+        shutil.rmtree(run)
+        shutil.rmtree(tmp_path / "look", ignore_errors=True)
+    print(f"\n{killed} kills")
+    assert began == {None, *STEPS}
+    assert killed > 60
+
+
+def started(work: Callable[[], object], child: list[int]) -> bool:
+    """``in_child``, with the child's number known before its first request."""
+    read, wrote = os.pipe()
+
+    def held() -> None:
+        os.read(read, 1)
+        work()
+
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            held()
+            code = 0
+        finally:
+            os._exit(code)
+    child.append(pid)
+    os.write(wrote, b"x")
+    _, status = os.waitpid(pid, 0)
+    os.close(read)
+    os.close(wrote)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0, "the start failed by itself"
+    return not os.WIFSIGNALED(status)
+
+
+def test_a_damaged_or_incomplete_one_is_passed_over(
+    bucket: Remote, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = bucket / "damaged"
+    go_on(tmp_path / "run", place)
+    entry = RemoteRun(place, STORAGE).manifest(30)["files"]["model.safetensors"]
+    blob = place / "blobs" / entry["sha256"]
+    whole = STORAGE.read(blob)
+    for wrong in (whole[:-1], whole[:-1] + b"!"):
+        STORAGE.write(blob, wrong)
+        run = tmp_path / f"fresh-{len(wrong)}-{wrong[-1]}"
+        Mirror(run, place, STORAGE, 60.0).open(lambda: None)
+        assert [checkpoint.step_of(each) for each in checkpoint.list_checkpoints(run)] == [20]
+        assert "step-00000030" in caplog.text
+        owner = json.loads(STORAGE.read(place / OWNER))
+        STORAGE.write(place / OWNER, json.dumps(owner | {"ended": True}).encode())
+    STORAGE.remove(place / "checkpoints" / "step-00000020" / "manifest.json")
+    with pytest.raises(UserError, match="none of the 1 checkpoints"):
+        Mirror(tmp_path / "none", place, STORAGE, 60.0).open(lambda: None)
+
+
+def test_a_remote_keeps_one_run_and_one_job(bucket: Remote, tmp_path: Path) -> None:
+    place = bucket / "owned"
+    first = Mirror(tmp_path / "first", place, STORAGE, 1.2)
+    first.open(lambda: None)
+    with pytest.raises(InUse, match="one job writes to a remote"):
+        Mirror(tmp_path / "second", place, STORAGE, 2.0).open(lambda: None)
+    first.copy(write(tmp_path / "first", 10), last_two)
+    first.close()
+    checkpoint.publish(tmp_path / "other", snapshot(10, 1.0))
+    with pytest.raises(UserError, match="a remote keeps one run"):
+        Mirror(tmp_path / "other", place, STORAGE, 1.2).open(lambda: None)
+    later = Mirror(tmp_path / "later", place, STORAGE, 60.0)
+    later.open(lambda: None)
+    with pytest.raises(checkpoint.CheckpointError, match="taken over"):
+        first.copy(write(tmp_path / "first", 20), last_two)
+    assert RemoteRun(place, STORAGE).steps() == [10]
+    later.close()
+
+
+def test_a_rollback_holds_though_the_remote_cannot_be_reached(
+    bucket: Remote, storage_proxy: FaultProxy, tmp_path: Path
+) -> None:
+    place, run = bucket / "back", tmp_path / "run"
+    go_on(run, place)
+    mirror = Mirror(run, place, Storage(1.0), 60.0)
+    mirror.open(lambda: None)
+    mirror.roll_back_to(20)
+    checkpoint.withdraw(checkpoint.list_checkpoints(run)[-1])
+    with storage_proxy.rule(Error(503, "ServiceUnavailable")), pytest.raises(OSError, match="cannot"):
+        mirror.copy(checkpoint.list_checkpoints(run)[-1], last_two)
+    again = Mirror(run, place, STORAGE, 60.0)
+    again.open(lambda: None)
+    assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == 20
+    again.copy(checkpoint.list_checkpoints(run)[-1], last_two)
+    assert RemoteRun(place, STORAGE).steps() == [20]
