@@ -2,7 +2,7 @@
 
 ``run`` is an identity that a run.dir and its remote share, and that a fresh machine takes over with the
 checkpoints. ``job`` is the job that writes: it rewrites the object every beat, so that another one, which has
-a run.dir of its own and thus no lock in common, sees whether it lives. Before anything that others see changes,
+a run.dir of its own and thus no lock in common, sees whether it lives. Before what others see changes,
 a job looks whether it still is the one; between that look and the change two jobs could still meet.
 """
 

@@ -70,7 +70,7 @@ class Mirror:
             log.warning("checkpoint %s in %s is passed over: %s", checkpoint_name(step), self.place, problem)
         if local is None:
             raise UserError(
-                f"none of the {len(steps)} checkpoints in {self.place} is whole ({'; '.join(passed_over[:3])})"
+                f"no checkpoint of {len(steps)} in {self.place} is whole ({'; '.join(passed_over[:3])})"
                 "; restore one, or give another checkpoint.remote and run.dir to start over"
             )
 

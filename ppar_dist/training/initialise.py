@@ -21,7 +21,6 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.models.weight_file import named
-from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
 
 _CLASSIFIER = ("linear.weight", "linear.bias", "class_vectors")

@@ -1,4 +1,4 @@
-"""Checkpoints on a real object server: killed at every request, damaged, shared by two jobs, and resumed from."""
+"""Checkpoints on a real object server: killed at every request, damaged, shared by two jobs, resumed from."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Set
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,7 +31,7 @@ STORAGE = Storage(20.0)
 @pytest.fixture
 def bucket(
     object_store: ObjectServer, storage_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[Remote]:
+) -> Remote:
     """A bucket of its own, behind the proxy."""
     for name, value in object_store.environment(storage_proxy.endpoint).items():
         monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ def bucket(
     name = f"runs-{os.getpid()}-{abs(hash(tmp_path)):x}"
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
     remote._new_driver.cache_clear()  # the proxy has another port
-    yield Remote(f"s3://{name}")
+    return Remote(f"s3://{name}")
 
 
 def last_two(steps: list[int]) -> Set[int]:
