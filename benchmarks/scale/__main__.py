@@ -35,7 +35,7 @@ MANY = (8, 16, 64, 256, 1024)  # GPUs
 NETWORKS = (100, 400, 3200)  # Gbit/s of a machine
 PUBLISHED = ((1024, 7.9, "observed"), (16384, 1.8, "projected"))  # GPUs, hours: arXiv 2410.21680
 NODE_MTBF_S = 7.9 * HOUR * 128
-SEEDS, FAILURES, PIECES = 8, 200, 60  # of the simulation: runs, failures in each, steps of an interval
+SEEDS, FAILURES, PIECES = 12, 200, 60  # of the simulation: runs, failures in each, steps of an interval
 MOST_INTERVALS = 100_000  # of a simulated run
 
 Rows = list[list[str]]
@@ -184,7 +184,7 @@ def simulated(interval_s: float, save: Save, restart_s: float, nodes: int) -> tu
     steps = min(MOST_INTERVALS, int(FAILURES * NODE_MTBF_S / nodes / interval_s) + 1) * PIECES
     found = [
         Run(interval_s / PIECES, PIECES, save, restart_s, NODE_MTBF_S, nodes, seed).finish(steps).goodput
-        for seed in range(SEEDS)
+        for seed in range(1000 * nodes, 1000 * nodes + SEEDS)  # other failures for each row
     ]
     mean = fmean(found)
     variance = sum((each - mean) ** 2 for each in found) / (len(found) - 1)
