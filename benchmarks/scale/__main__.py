@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 
 from benchmarks.pages import insert, markdown
 from benchmarks.scale.failing_run import Run
@@ -186,24 +186,23 @@ def simulated(interval_s: float, save: Save, restart_s: float, nodes: int) -> tu
         Run(interval_s / PIECES, PIECES, save, restart_s, NODE_MTBF_S, nodes, seed).finish(steps).goodput
         for seed in range(1000 * nodes, 1000 * nodes + SEEDS)  # other failures for each row
     ]
-    mean = fmean(found)
-    variance = sum((each - mean) ** 2 for each in found) / (len(found) - 1)
-    return mean, (variance / len(found)) ** 0.5
+    return _mean_and_error(found)
 
 
 def simulated_best(save: Save, mtbf_s: float) -> tuple[float, float]:
-    """The shortest and longest of 15 tried intervals that are within a standard error of the best."""
+    """The shortest and longest of 15 tried intervals that are within two standard errors of the best."""
     guess, reached = best_interval_s(save, mtbf_s), {}
     for power in range(-7, 8):
         interval_s = guess * 1.15**power
         steps = min(MOST_INTERVALS, int(FAILURES * mtbf_s / interval_s) + 1) * PIECES
-        runs = [
-            Run(interval_s / PIECES, PIECES, save, 0.0, mtbf_s, 1, seed).finish(steps).goodput
-            for seed in range(SEEDS)
-        ]
-        reached[interval_s] = fmean(runs)
-        error = (sum((r - fmean(runs)) ** 2 for r in runs) / (SEEDS - 1) / SEEDS) ** 0.5
-    good = [interval_s for interval_s, value in reached.items() if value >= max(reached.values()) - error]
+        reached[interval_s] = _mean_and_error(
+            [
+                Run(interval_s / PIECES, PIECES, save, 0.0, mtbf_s, 1, seed).finish(steps).goodput
+                for seed in range(SEEDS)
+            ]
+        )
+    top, error = max(reached.values())
+    good = [interval_s for interval_s, (mean, _) in reached.items() if mean >= top - 2 * error]
     return min(good), max(good)
 
 
@@ -253,6 +252,11 @@ def _speed_up(each: Job, batch: int, gpus: int, gbps: float) -> str:
 def _share(work: Work, where: Machines) -> str:
     """Efficiency, and what limits."""
     return f"{efficiency(work, where):.0%} {predict(work, where).limit}"
+
+
+def _mean_and_error(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and its standard error."""
+    return fmean(values), stdev(values) / len(values) ** 0.5
 
 
 def _span(seconds: float) -> str:
