@@ -16,7 +16,7 @@ from ppar_dist.doctor.scale import Step, efficiency
 from ppar_dist.errors import UserError
 from ppar_dist.text import duration
 
-_POOR = 0.5  # share of what a rank alone reaches
+_POOR = 0.5  # share of what a rank alone reaches, and of the step in which devices compute
 _LOST = 0.01  # of goodput that another interval between checkpoints would give back
 _REMEDIES = {
     "compute": "use fewer machines",
@@ -64,7 +64,7 @@ def step(case: ConfigCase) -> Finding | None:
         "efficiency": reached,
         "images": found.batch,
     }
-    if reached < _POOR:
+    if reached < _POOR or predicted.compute < _POOR * predicted.seconds:
         return warning(text, _REMEDIES[predicted.limit], **facts)
     return ok(text, **facts)
 
