@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ppar_dist.data.colours import Array, Step
 
-_SIDE = 128  # pixels along the shorter side that are looked at, at least
+_SIDE = 64  # pixels along the shorter side that are looked at, at least
 _MOST = 4.0  # times that a channel is stretched or compressed
 _LEAST = 1e-3  # standard deviation that divides: of a channel of one value
 

@@ -102,6 +102,11 @@ def _keep_frozen(segmentor: Segmentor, config: Config, world: World) -> None:
         kept = segmentor.backbone.keep_frozen_in_bf16()
         if world.is_main:
             log.info("%s", kept.text())
+            if config.engine.precision == "fp32" and config.model.backbone.trainable in ("lora", "norm"):
+                log.warning(
+                    "model.backbone.frozen_dtype=bfloat16 under engine.precision=fp32: a step holds float32 "
+                    "copies of the frozen matrices too, more memory than float32 takes; it saves some under bf16"
+                )
 
 
 def _log_weights(report: LoadReport) -> None:

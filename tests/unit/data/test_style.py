@@ -57,7 +57,7 @@ def test_a_channel_is_stretched_four_times_at_most() -> None:
 
 def test_statistics_are_those_of_the_pixels() -> None:
     small, large = picture(), picture(300, 260)
-    for image, tolerance in ((small, 1e-9), (large, 0.2)):  # of a large one every second row and column
+    for image, tolerance in ((small, 1e-9), (large, 0.5)):  # of a large one every fourth row and column
         pixels = image.numpy().reshape(3, -1).astype(float)
         assert statistics(image).mean == pytest.approx(pixels.mean(1), abs=tolerance)
         assert statistics(image).std == pytest.approx(pixels.std(1), abs=tolerance)

@@ -117,6 +117,19 @@ def test_gradients_and_activations_meet_where_a_step_has_several_micro_batches(
     assert rank_bytes(COST, memory, several) == memory.fixed + 2e9 + memory.gradients
 
 
+def test_frozen_matrices_in_bf16_take_half(blocks: Path, tmp_path: Path) -> None:
+    """What the estimate counts is what the tower's parameters take, and the model stays as it is."""
+    plain = _tiny(blocks, tmp_path)
+    backbone = plain.model.backbone.model_copy(update={"trainable": "none", "frozen_dtype": "bfloat16"})
+    config = plain.model_copy(update={"model": plain.model.model_copy(update={"backbone": backbone})})
+    model = ConfigCase(config).segmentor
+    memory = rank_memory(image_cost(config, model), config, 1)
+    assert {each.dtype for each in model.parameters()} == {torch.float32}
+    model.backbone.keep_frozen_in_bf16()
+    assert memory.parameters == memory.teacher == sum(each.nbytes for each in model.parameters())
+    assert memory.parameters < 4 * sum(each.numel() for each in model.parameters())
+
+
 def test_the_largest_micro_batch_fits_and_one_more_does_not(blocks: Path, tmp_path: Path) -> None:
     memory = rank_memory(COST, _tiny(blocks, tmp_path, zero_stage=0), 1)
     most = largest_micro_batch(COST, memory, 24e9)
