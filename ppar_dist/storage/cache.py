@@ -41,6 +41,7 @@ _COUNT_S = 10.0  # to wait for one who counts or removes files
 _PAUSE_S = 30.0  # without storing, after the folder failed
 _TOUCH_S = 10.0  # a file's time is that of its last read, to this precision
 _AT_ONCE = 0.03  # of the size, removed at a time
+_MANY = 256  # files; more are not removed at a time, for others wait meanwhile
 
 NextUse = Callable[[Unit], float | None]
 Rank = tuple[int, float]  # what has the highest goes first: (0, next use) or (1, -time of the last read)
@@ -266,7 +267,7 @@ class NodeCache:
         limit = (1, -math.inf) if self._next_use_of(unit) is None else self._rank(unit)
         freed, victims = 0, []
         for rank, each in reversed(ranked):
-            if freed >= excess and freed >= _AT_ONCE * self.size:
+            if freed >= excess and (freed >= _AT_ONCE * self.size or len(victims) >= _MANY):
                 break
             if freed < excess and rank <= limit:
                 self._horizon = rank, int(_AT_ONCE * self.size)
