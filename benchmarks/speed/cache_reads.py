@@ -114,7 +114,7 @@ def hit_rate(folder: Path, units: int, part: float, expects: bool) -> float:
 
     if expects:
         cache.expect(next_use)
-    for position in range(EPOCHS * units * BLOCK):  # noqa: B007
+    for position in range(EPOCHS * units * BLOCK):
         cache.read(unit(order.locate(position).sample // BLOCK, small), 0, 1, fetch)
     return 1 - fetched / (EPOCHS * units * BLOCK)
 

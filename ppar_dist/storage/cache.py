@@ -265,7 +265,8 @@ class NodeCache:
     def _victims(self, unit: Unit, excess: int, ranked: list[tuple[Rank, Unit]]) -> list[Unit]:
         """What goes for a unit, of which ``excess`` bytes have no room; empty where it is not worth it."""
         limit = (1, -math.inf) if self._next_use_of(unit) is None else self._rank(unit)
-        freed, victims = 0, []
+        freed = 0
+        victims: list[Unit] = []
         for rank, each in reversed(ranked):
             if freed >= excess and (freed >= _AT_ONCE * self.size or len(victims) >= _MANY):
                 break
