@@ -105,7 +105,7 @@ def _keep_frozen(segmentor: Segmentor, config: Config, world: World) -> None:
             if config.engine.precision == "fp32" and config.model.backbone.trainable in ("lora", "norm"):
                 log.warning(
                     "model.backbone.frozen_dtype=bfloat16 under engine.precision=fp32: a step holds float32 "
-                    "copies of the frozen matrices too, more memory than float32 takes; it saves some under bf16"
+                    "copies of the frozen matrices too, more memory than float32 takes; under bf16 it saves"
                 )
 
 
