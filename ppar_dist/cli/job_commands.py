@@ -209,6 +209,7 @@ def doctor(
     storage_gbps: float | None = None,
     mtbf_days: float | None = None,
     quick: bool = False,
+    read_all: Annotated[bool, Parameter(name="--all")] = False,
     device: str | None = None,
     as_json: Json = False,
 ) -> int:
@@ -224,6 +225,7 @@ def doctor(
         storage_gbps: Gbit/s at which a machine reads and writes (default: measured here)
         mtbf_days: mean days between two failures of a machine (default: 42)
         quick: compare sizes of shards instead of their hashes
+        read_all: hash all shards (default: of more than 32 GiB a sample, which the report tells)
         device: also tell what the job needs of its GPUs, without any: cuda (those here, else H100), or a name
     """
     from ppar_dist.doctor.cluster import Cluster
@@ -256,6 +258,7 @@ def doctor(
             show_progress,
             device,
             None if nodes is None else cluster,
+            read_all,
         )
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))

@@ -46,7 +46,7 @@ class Domain:
     path: Location
     index: DomainIndex | None
     problem: str | None
-    shards: tuple[dict[str, Any], ...]  # entries of domain.json: name, bytes, sha256; () where unreadable
+    shards: tuple[dict[str, Any], ...]  # of domain.json: name, samples, bytes, sha256; () where unreadable
 
     @property
     def local(self) -> Path | None:
@@ -69,6 +69,7 @@ class ConfigCase:
         nodes: machines like this one.
         quick: compare sizes instead of hashes, and write a smaller probe.
         device: the GPU whose needs are to be told, by name; None: none.
+        read_all: read all shards and samples, however many there are.
         progress: called during long work.
         cluster: what the user says of the machines; None: nothing is to be told of many machines.
         process_bytes: memory of a process that has loaded the libraries: of this one, at the start.
@@ -79,6 +80,7 @@ class ConfigCase:
     nodes: int = 1
     quick: bool = False
     device: str | None = None
+    read_all: bool = False
     progress: Progress = field(default=lambda what, done, total: None)
     cluster: Cluster | None = None
     process_bytes: int = field(default_factory=resident_bytes)
@@ -235,7 +237,12 @@ def _listed_shards(path: Path) -> tuple[dict[str, Any], ...]:
     try:
         shards = json.loads((path / "domain.json").read_bytes())["shards"]
         return tuple(
-            {"name": str(item["name"]), "bytes": int(item["bytes"]), "sha256": str(item["sha256"])}
+            {
+                "name": str(item["name"]),
+                "samples": int(item["samples"]),
+                "bytes": int(item["bytes"]),
+                "sha256": str(item["sha256"]),
+            }
             for item in shards
         )
     except (OSError, ValueError, KeyError, TypeError):

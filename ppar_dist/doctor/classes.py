@@ -66,15 +66,21 @@ def unlabelled(case: ConfigCase) -> Finding | None:
 
 def _class_pixels(index: DomainIndex, stop: int) -> npt.NDArray[np.int64]:
     """(K,) pixels per class of the samples below ``stop``."""
-    pixels: npt.NDArray[np.int64] = np.asarray(index.counts[:stop]).sum(axis=0, dtype=np.int64)
+    pixels: npt.NDArray[np.int64] = np.zeros(len(index.classes), np.int64)
+    for part in index.stretches():
+        pixels += index.counts[part.start : min(part.stop, stop)].sum(axis=0, dtype=np.int64)
     return pixels
 
 
 def _ignored(index: DomainIndex) -> tuple[float, int]:
     """The share of pixels without a class, and how many images have no labelled pixel."""
-    area = (index.records["height"].astype(np.int64) * index.records["width"].astype(np.int64)).sum()
-    labelled = np.asarray(index.counts).sum(axis=1, dtype=np.int64)  # (N,)
-    return 1.0 - int(labelled.sum()) / max(1, int(area)), int((labelled == 0).sum())
+    area, total, blank = 0, 0, 0
+    for part in index.stretches():
+        records = index.records[part]  # (n,)
+        area += int((records["height"].astype(np.int64) * records["width"].astype(np.int64)).sum())
+        labelled = index.counts[part].sum(axis=1, dtype=np.int64)  # (n,)
+        total, blank = total + int(labelled.sum()), blank + int((labelled == 0).sum())
+    return 1.0 - total / max(1, area), blank
 
 
 def _table(titles: list[str], names: tuple[str, ...], shares: npt.NDArray[Any]) -> str:

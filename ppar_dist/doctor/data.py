@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.doctor.case import ConfigCase, Domain
+from ppar_dist.doctor.describe import sizes_of
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, size, warning
 from ppar_dist.files.durable import fingerprint
 from ppar_dist.run.facts import read_log
 
 _THREADS = 4  # hashing releases the interpreter lock; more threads would only compete for the storage
+_READ = 32 << 30  # bytes of shards that are hashed unless all are asked for: a minute or two
+_SEED = 0
 _LISTED = 10  # problems of a domain; the rest are counted
 _INDEX_AGAIN = "fetch the shard again, or run `ppar-dist index` if it was changed on purpose"
 
@@ -43,14 +47,16 @@ def shards(case: ConfigCase) -> Finding | None:
     if not listed:
         return None
     problems: list[str] = []
+    hashed = set() if case.quick else _hashed(listed, case.read_all)
     with ThreadPoolExecutor(_THREADS) as pool:
-        work = pool.map(lambda path: _shard_problem(path, listed[path], case.quick), listed)
+        work = pool.map(lambda path: _shard_problem(path, listed[path], path not in hashed), listed)
         for number, problem in enumerate(work, start=1):
             case.progress("shards", number, len(listed))
             if problem:
                 problems.append(problem)
     total = size(sum(item["bytes"] for item in listed.values()))
-    facts = {"shards": len(listed), "wrong": problems, "hashed": not case.quick}
+    read = sum(listed[path]["bytes"] for path in hashed)
+    facts = {"shards": len(listed), "wrong": problems, "hashed": not case.quick, "hashed_shards": len(hashed)}
     if problems:
         count = f"{len(problems)} of {counted(len(listed), 'shard')} cannot be used"
         return failure(f"{count}:\n" + "\n".join(_first(problems)), _INDEX_AGAIN, **facts)
@@ -59,7 +65,30 @@ def shards(case: ConfigCase) -> Finding | None:
             f"{counted(len(listed), 'shard')}, {total}, have their indexed sizes; contents were not hashed",
             **facts,
         )
+    if len(hashed) < len(listed):
+        share = sum(listed[path]["samples"] for path in hashed), sum(i["samples"] for i in listed.values())
+        return ok(
+            f"{counted(len(listed), 'shard')}, {total}, have their indexed sizes. Contents of "
+            f"{len(hashed):,} of them were hashed and are those indexed: {size(read)}, {share[0]:,} of "
+            f"{share[1]:,} samples, drawn with seed {_SEED}; --all reads all",
+            **facts,
+        )
     return ok(f"{counted(len(listed), 'shard')}, {total}: each sha256 is the indexed one", **facts)
+
+
+def _hashed(listed: Mapping[Path, dict[str, Any]], read_all: bool) -> set[Path]:
+    """The shards whose contents are read: all, or as many as ``_READ`` bytes, drawn at random."""
+    paths = list(listed)
+    if read_all or sum(item["bytes"] for item in listed.values()) <= _READ:
+        return set(paths)
+    random.Random(_SEED).shuffle(paths)
+    chosen, total = set[Path](), 0
+    for path in paths:
+        total += listed[path]["bytes"]
+        if total > _READ and chosen:
+            break
+        chosen.add(path)
+    return chosen
 
 
 def set_aside(case: ConfigCase) -> Finding | None:
@@ -97,10 +126,11 @@ def _bytes(domain: Domain) -> int:
 
 
 def _sizes(index: DomainIndex) -> str:
-    sizes = Counter(zip(index.records["width"].tolist(), index.records["height"].tolist(), strict=True))
+    sizes, seen = sizes_of(index)
     (width, height), _ = sizes.most_common(1)[0]
     others = f" and {len(sizes) - 1} other sizes" if len(sizes) > 1 else ""
-    return f"{width}x{height}{others}"
+    sampled = f" among {seen:,} samples of the index" if seen < len(index) else ""
+    return f"{width}x{height}{others}{sampled}"
 
 
 def _shard_problem(path: Path, expected: dict[str, Any], quick: bool) -> str | None:

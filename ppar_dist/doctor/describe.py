@@ -31,6 +31,7 @@ from ppar_dist.run.goodput import read_goodput
 from ppar_dist.text import one_line, visible
 
 _INDEX_FILES = frozenset({"domain.json", "index.npy", "counts.npy", "keys.npy"})
+_MOST_SAMPLES = 1 << 21  # of an index whose sizes are told
 _MOST_KINDS = 20  # extensions counted by name; all others count together
 
 
@@ -66,9 +67,11 @@ def describe(facts: dict[str, Any]) -> str:
 
 def _domain_facts(path: Path) -> dict[str, Any]:
     index = DomainIndex.open(path)
-    pixels = np.asarray(index.counts, dtype=np.int64).sum(axis=0)  # (K,)
-    present = np.count_nonzero(index.counts, axis=0)  # (K,)
-    sizes = Counter(zip(index.records["width"].tolist(), index.records["height"].tolist(), strict=True))
+    pixels, present = np.zeros((2, len(index.classes)), np.int64)  # (K,) each
+    for part in index.stretches():
+        pixels += index.counts[part].sum(axis=0, dtype=np.int64)
+        present += np.count_nonzero(index.counts[part], axis=0)
+    sizes, _ = sizes_of(index)
     total = max(1, int(pixels.sum()))
     return {
         "kind": "domain",
@@ -87,6 +90,17 @@ def _domain_facts(path: Path) -> dict[str, Any]:
         "last_key": index.key(len(index) - 1),
         "fingerprint": index.fingerprint,
     }
+
+
+def sizes_of(index: DomainIndex) -> tuple[Counter[tuple[int, int]], int]:
+    """How many samples have which (width, height), and how many samples of the index were read for that."""
+    sizes: Counter[tuple[int, int]] = Counter()
+    for part in index.stretches(_MOST_SAMPLES):
+        records = index.records[part]
+        packed = records["width"].astype(np.uint64) << np.uint64(32) | records["height"]
+        for value, count in zip(*np.unique(packed, return_counts=True), strict=True):
+            sizes[int(value) >> 32, int(value) & 0xFFFFFFFF] += int(count)
+    return sizes, sizes.total()
 
 
 def _tar_facts(path: Path) -> dict[str, Any]:

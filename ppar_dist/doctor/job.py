@@ -32,6 +32,7 @@ def examine_config(
     progress: Progress | None = None,
     device_name: str | None = None,
     cluster: Cluster | None = None,
+    read_all: bool = False,
 ) -> Diagnosis:
     """Run every check of a configuration on this machine.
 
@@ -46,6 +47,7 @@ def examine_config(
         progress: called with (what, done, in all) during long work.
         device_name: also tell what the job needs of GPUs of this name; None: do not.
         cluster: also tell what the job reaches on such machines; None: do not.
+        read_all: hash all shards, however many bytes they have.
 
     Raises:
         UserError: no GPU has that name.
@@ -65,7 +67,7 @@ def examine_config(
     except UserError as error:
         refused = Result("Configuration", "configuration", configuration.refusal(str(error)))
         return Diagnosis(subject, (refused,))
-    case = ConfigCase(config, ranks, nodes, quick, device_name, cluster=cluster)
+    case = ConfigCase(config, ranks, nodes, quick, device_name, read_all=read_all, cluster=cluster)
     if progress is not None:
         case.progress = progress
     return run_checks(subject, groups, case)

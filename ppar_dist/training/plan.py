@@ -69,7 +69,7 @@ def make_plan(config: Config, world_size: int) -> RunPlan:
     batching(config, world_size)  # before the data, which may take long to open
     indexes = open_sources(config, classes)
     for index in indexes:
-        if not index.counts.any():
+        if not any(index.counts[part].any() for part in index.stretches()):
             names = ", ".join(classes.classes)
             raise UserError(
                 f"source {index.name} has no pixel of any class of {classes.name} ({names}); "

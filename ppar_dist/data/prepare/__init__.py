@@ -112,7 +112,7 @@ def prepare(
     """
     task = _begin(dataset, root, out, classes, options, progress, tell)
     passed_over = task.source.passed_over(task.every, task.root)
-    with unfinished(task.out, task.domains, task.total, alone=True):
+    with unfinished(task.out, task.domains, task.total, alone=True, of_parts=merge):
         checked = _check_all(task, _results(task, merge))
         known = class_set(classes)
         for line in (
@@ -152,7 +152,7 @@ def prepare_part(
         DataError: as ``prepare``; bad pairs are told, and refused when the parts are merged.
     """
     task = _begin(dataset, root, out, classes, options, progress, tell)
-    with unfinished(task.out, task.domains, task.total, alone=False):
+    with unfinished(task.out, task.domains, task.total, alone=False, of_parts=True):
         pieces = [piece for each in task.pieces.values() for piece in each]
         own = part.of(pieces)
         done = _made(task, own)

@@ -22,8 +22,9 @@ def kept(out: Path, domain: str) -> Path:
 
 
 @contextmanager
-def unfinished(out: Path, domains: Iterable[str], pairs: int, alone: bool) -> Iterator[None]:
-    """Work on domains, alone or on a part. A kill leaves what is done, and so does an error if it is much.
+def unfinished(out: Path, domains: Iterable[str], pairs: int, alone: bool, of_parts: bool) -> Iterator[None]:
+    """Work on domains, alone or on a part. A kill leaves what is done; so does an error, if parts did it or
+    it is much.
 
     Raises:
         DataError: another process works on one of them, or they cannot be written.
@@ -36,7 +37,7 @@ def unfinished(out: Path, domains: Iterable[str], pairs: int, alone: bool) -> It
                 locks.enter_context(locked(folder, alone))
             yield
     except UserError:
-        if pairs >= _WORTH_KEEPING or not alone:
+        if pairs >= _WORTH_KEEPING or of_parts:
             raise
         _remove(folders)
         if not was_there:

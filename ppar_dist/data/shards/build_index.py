@@ -84,7 +84,7 @@ def index_folder(
     """
     folder = Path(folder)
     before = _refuse(folder, class_set, prepared)
-    with _work(folder, class_set, name, endings, alone=True) as work:
+    with _work(folder, class_set, name, endings, alone=True, of_parts=merge) as work:
         if merge:
             _refuse_missing(work)
         else:
@@ -117,7 +117,7 @@ def index_part(
     """
     folder = Path(folder)
     _refuse(folder, class_set, None)
-    with _work(folder, class_set, None, endings, alone=False) as work:
+    with _work(folder, class_set, None, endings, alone=False, of_parts=True) as work:
         own = part.of(work.tasks)
         samples = _scan(work, own, processes, progress)
     return f"part {part}: {len(own)} of {len(work.tasks)} shards are checked, {samples} good samples"
@@ -134,7 +134,9 @@ def _refuse(folder: Path, class_set: str, prepared: Prepared | None) -> DomainFi
 
 
 @contextmanager
-def _work(folder: Path, class_set: str, name: str | None, endings: Endings, alone: bool) -> Iterator[_Work]:
+def _work(
+    folder: Path, class_set: str, name: str | None, endings: Endings, alone: bool, of_parts: bool
+) -> Iterator[_Work]:
     """The work on a folder; what was checked is kept where a part, a kill or an error leaves many samples."""
     findings = Findings(name or folder.resolve().name)
     classes, kept = find_class_set(class_set), folder / KEPT
@@ -150,7 +152,7 @@ def _work(folder: Path, class_set: str, name: str | None, endings: Endings, alon
         with locked(kept, alone):
             yield _Work(folder, classes, findings, kept, tasks)
     except UserError:
-        if alone and findings.good + findings.bad.total() < _WORTH_KEEPING:
+        if not of_parts and findings.good + findings.bad.total() < _WORTH_KEEPING:
             shutil.rmtree(kept, ignore_errors=True)
         raise
     if alone:

@@ -50,6 +50,7 @@ RECORD = np.dtype(
     ]
 )
 _KINDS = ("image", "label", "json")
+_STRETCH = 1 << 16  # samples looked at together
 _NAMED = 5  # shards that a message names
 
 log = logging.getLogger(__name__)
@@ -137,6 +138,14 @@ class DomainIndex:
     def __reduce__(self) -> tuple[Callable[..., DomainIndex], tuple[Path, Location, NodeStorage]]:
         # Workers map the files again instead of copying them, and ask storage for none.
         return DomainIndex._map, (self.folder, self.path, self.node)
+
+    def stretches(self, most: int | None = None) -> list[slice]:
+        """Samples in stretches that fit into memory: all, or ``most`` evenly spread over the domain."""
+        starts = range(0, self.num_samples, _STRETCH)
+        if most is not None and most < self.num_samples:
+            count = max(most // _STRETCH, 1)
+            starts = starts[:: -(-len(starts) // count)]
+        return [slice(start, min(start + _STRETCH, self.num_samples)) for start in starts]
 
     def key(self, sample: int) -> str:
         """The key of a sample, unique within the domain.
