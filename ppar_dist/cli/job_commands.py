@@ -154,6 +154,10 @@ def sweep(
     refuse_below_1("--nproc", nproc)
     if run and slurm is not None:
         raise UserError("--run trains here and --slurm elsewhere; give one of them")
+    if nproc is not None and not run:
+        raise UserError("--nproc is of runs that --run trains here; add it, or leave --nproc out")
+    if jobs is not None and not run and slurm is None:
+        raise UserError("--jobs is of runs that --run or --slurm starts; add one, or leave --jobs out")
     folder = Path("sweeps") / grid.stem if out is None else out
     planned = plan_runs(grid, folder, _check_data if run else lambda settings: None)
     write_configs(planned)
@@ -242,7 +246,10 @@ def doctor(
     if path.is_dir() and not _is_packaged(path):
         from ppar_dist.doctor.runs import examine_run
 
-        if extra := [*overrides, *(["--device"] if device is not None else []), *cluster.given]:
+        options = {"--device": device is not None, "--nproc": nproc is not None}
+        options |= {"--quick": quick, "--all": read_all}
+        given = [name for name, is_given in options.items() if is_given]
+        if extra := [*overrides, *given, *cluster.given]:
             raise UserError(f"{path} is a run; {extra[0]} has no effect on it, leave it out")
         report = examine_run(path)
     else:

@@ -93,8 +93,10 @@ def _searched(folder: Path, out: Path) -> list[Path | Failure]:
         )
     if others:
         names = some([visible(str(path.relative_to(folder))) for path in others])
-        told = "%s: passed over %d files that are no images by their endings: %s%s"
-        log.warning(told, folder, len(others), names, hint)
+        what = "a file that is no image by its ending"
+        if len(others) > 1:
+            what = f"{len(others)} files that are no images by their endings"
+        log.warning("%s: passed over %s: %s%s", folder, what, names, hint)
     return inside
 
 

@@ -55,6 +55,8 @@ def nodes_of(count: int, rank: int | None, master: str | None) -> Nodes:
         if rank not in (None, 0):
             raise UserError(f"--node-rank {rank} of one machine; give --nodes too")
         return one_node()
+    if count == 1 and rank is None:
+        raise UserError(f"--master {master} is where several machines meet; give --nodes and --node-rank too")
     if rank is None or not 0 <= rank < count:
         raise UserError(
             f"--nodes {count} needs --node-rank from 0 to {count - 1}, another on each machine, got {rank}"

@@ -95,6 +95,13 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("health --timeout -1", "--timeout is more than 0 and at most 3600 s, got -1.0"),
         ("health --timeout 1e300", "at most 3600 s, got 1e+300"),
         ("inspect run more", "more"),
+        ("train roads --master host", "--master host is where several machines meet; give --nodes"),
+        ("sweep grid.yaml --nproc 2", "--nproc is of runs that --run trains here"),
+        ("sweep grid.yaml --slurm x.sh --nproc 2", "--nproc is of runs that --run trains here"),
+        ("sweep grid.yaml --jobs 2", "--jobs is of runs that --run or --slurm starts"),
+        ("evaluate run --target a=b --size 0", "size: pixels of the shorter side (1 or more), [height"),
+        ("evaluate run --target a=b --scale 0.001", "scales.0 is at least 0.1, got 0.001"),
+        ("evaluate run --target a=b --nproc 2 --batch 0", "batch is at least 1, got 0"),
         ("health --nprok 2", "unrecognized arguments: --nprok; see ppar-dist health --help"),
     ],
 )

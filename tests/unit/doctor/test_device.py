@@ -166,6 +166,9 @@ def test_a_device_that_nobody_knows_is_refused(
     (tmp_path / "config.yaml").touch()
     assert main(["doctor", str(tmp_path), "--device", "cuda"]) == 78
     assert "--device has no effect" in capsys.readouterr().err
+    for option in ("--nproc 2", "--nodes 2", "--quick"):
+        assert main(["doctor", str(tmp_path), *option.split()]) == 78
+        assert f"{option.split()[0]} has no effect" in capsys.readouterr().err
 
 
 def _tiny(blocks: Path, tmp_path: Path, precision: str = "fp32", zero_stage: int = 0) -> Config:
