@@ -2,8 +2,8 @@
 
 ``run`` is an identity that a run.dir and its remote share, and that a fresh machine takes over with the
 checkpoints. ``job`` is the job that writes: it rewrites the object every beat, so that another one, which has
-a run.dir of its own and thus no lock in common, sees whether it lives. Before what others see changes,
-a job looks whether it still is the one; between that look and the change two jobs could still meet.
+a run.dir of its own and thus no lock in common, sees whether it lives. Before anything changes that others
+see, a job looks whether it still is the one; between that look and the change two jobs could still meet.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ class Ownership:
         run = found.run if found is not None else mine or uuid.uuid4().hex
         self.limit = noted.limit if noted is not None else None
         self._self = replace(self._self, run=run)
+        self.note(self.limit)  # first: a kill in between leaves a run.dir that knows its remote
         self._storage.write(self._object, self._self.to_text().encode())
-        self.note(self.limit)
         self._thread = threading.Thread(target=self._beat, name="remote-owner", daemon=True)
         self._thread.start()
 

@@ -69,9 +69,10 @@ class Mirror:
             passed_over.append(f"{checkpoint_name(step)}: {problem}")
             log.warning("checkpoint %s in %s is passed over: %s", checkpoint_name(step), self.place, problem)
         if local is None:
+            reasons = "; ".join(passed_over[:3])
             raise UserError(
-                f"no checkpoint of {len(steps)} in {self.place} is whole ({'; '.join(passed_over[:3])})"
-                "; restore one, or give another checkpoint.remote and run.dir to start over"
+                f"none of the {len(steps)} checkpoints in {self.place} is whole ({reasons}); restore one, or "
+                "give another checkpoint.remote and run.dir to start over"
             )
 
     def _take(self, step: int) -> str | None:
