@@ -108,5 +108,5 @@ def _prepare_streams() -> None:
 
 def _quieten_libraries() -> None:
     os.environ.setdefault("HF_HUB_VERBOSITY", "error")  # each of its retries would be told twice
-    for name in ("httpx", "PIL", "timm", "torch.distributed"):
+    for name in ("httpx", "PIL", "timm", "torch.distributed", "botocore", "aiobotocore"):
         logging.getLogger(name).setLevel(logging.WARNING)

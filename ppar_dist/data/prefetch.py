@@ -86,6 +86,7 @@ class OrderToCome:
     def __init__(self, order: Order, indexes: Sequence[DomainIndex]) -> None:
         self.order, self.indexes = order, indexes
         self.position = 0  # of the samples that are being made
+        self._known: dict[Unit, int] = {}  # true until its position has passed
         remote = [(number, index.reader) for number, index in enumerate(indexes)]
         self._domains = {
             shards.digest: number for number, shards in remote if isinstance(shards, RemoteShards)
@@ -96,13 +97,19 @@ class OrderToCome:
 
     def next_use(self, unit: Unit) -> float | None:
         """The position at which a unit of a shard is needed next; None where that is unknown."""
+        known = self._known.get(unit, -1)
+        if known > self.position:
+            return known
         domain = self._domains.get(unit.domain)
         if domain is None:
             return None
         index = self.indexes[domain]
         first = _first_sample(index, unit)
         samples = range(first, min(first + index.node.together, len(index)))
-        return self.order.next_use(domain, samples, self.position + 1)
+        found = self.order.next_use(domain, samples, self.position + 1)
+        if found is not None:
+            self._known[unit] = found
+        return found
 
 
 def _first_sample(index: DomainIndex, unit: Unit) -> int:
