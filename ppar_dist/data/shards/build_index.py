@@ -22,12 +22,21 @@ from ppar_dist.data.shards.compressed import passed_over, shard_files
 from ppar_dist.data.shards.findings import QUARANTINE, BadSamples, Findings
 from ppar_dist.data.shards.grouping import USUAL, Endings, count_kind
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.shards.manifest import NAME, REMEDY, VERSION, DomainFile, Prepared, read_domain_file
+from ppar_dist.data.shards.manifest import (
+    ARRAYS,
+    NAME,
+    REMEDY,
+    VERSION,
+    DomainFile,
+    Prepared,
+    read_domain_file,
+)
 from ppar_dist.data.shards.parts import Part
 from ppar_dist.data.shards.rows import Rows, load
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.shards.scan import Scan, kept_rows, scan
 from ppar_dist.errors import DataError, UserError
+from ppar_dist.files.durable import fingerprint
 from ppar_dist.processes.pool import Pool, usable_cores
 from ppar_dist.text import one_line, printable, some
 
@@ -364,8 +373,9 @@ def publish(
     prepared: Prepared | None,
 ) -> None:
     """Move arrays and quarantine from where they were made to a domain's folder; its file comes last."""
+    hashes = {name: fingerprint(made / name)[1] for name in ARRAYS}
     (folder / NAME).unlink(missing_ok=True)  # an old one must not describe the new arrays
-    for name in ("index.npy", "counts.npy", "keys.npy"):
+    for name in ARRAYS:
         os.replace(made / name, folder / name)
     if findings.bad:
         os.replace(made / QUARANTINE, folder / QUARANTINE)
@@ -374,6 +384,7 @@ def publish(
     meta: dict[str, Any] = {"version": VERSION, "name": findings.domain}
     meta |= {"class_set": class_set.name, "classes": list(class_set.classes)}
     meta |= {"num_samples": findings.good, "turned": findings.turned, "shards": shards}
+    meta["arrays"] = hashes  # what a node holds a copy of them to
     if prepared is not None:
         meta["prepared"] = prepared.model_dump()
     temporary = made / NAME
