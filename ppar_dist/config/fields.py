@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import yaml
-from pydantic import AfterValidator, BeforeValidator, Field, InstanceOf, PlainSerializer
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, PlainValidator, WithJsonSchema
 
 from ppar_dist.config.yaml import read_yaml
 from ppar_dist.storage.location import Location, Remote, location
@@ -26,8 +26,11 @@ def _no_null_byte(path: Path) -> Path:
     return path
 
 
-def _location(value: Any) -> Location | Any:
-    return location(value) if isinstance(value, str) else value
+def _location(value: Any) -> Location:
+    if not isinstance(value, str | Path | Remote):
+        raise ValueError("expected a path or a URL")
+    place = location(value)
+    return _no_null_byte(place) if isinstance(place, Path) else place
 
 
 def _bytes(value: Any) -> Any:
@@ -65,9 +68,10 @@ PathField = Annotated[Path, AfterValidator(_no_null_byte)]
 Bytes = Annotated[int, Field(ge=0, lt=2**62), BeforeValidator(_bytes), BeforeValidator(_no_boolean)]
 # A path, or the URL of object storage.
 LocationField = Annotated[
-    Annotated[Path, AfterValidator(_no_null_byte)] | InstanceOf[Remote],
-    BeforeValidator(_location),
+    Location,
+    PlainValidator(_location),
     PlainSerializer(str, return_type=str),
+    WithJsonSchema({"type": "string"}),
 ]
 PlainValues = Annotated[dict[str, Any], AfterValidator(_can_be_written)]
 

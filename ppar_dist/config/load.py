@@ -61,8 +61,8 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     keys = url_keys(tree)
     if keys:
         raise ConfigError(
-            f"{origin}: URLs may stand in data.root, targets, init_from, text.file, model.backbone.pretrained "
-            f"and checkpoint.remote alone, got one in {printable(', '.join(keys))}; give a path (config.yaml "
+            f"{origin}: a URL may stand in data.root, targets, init_from, text.file, checkpoint.remote and "
+            f"model.backbone.pretrained alone, got one in {printable(', '.join(keys))}; give a path (config.yaml "
             "would keep the URL, with any credentials in it)"
         )
     try:
