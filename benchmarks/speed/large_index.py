@@ -5,10 +5,10 @@
 
 The files of an index are made, not downloaded: N records, counts of 6 classes, keys, and a domain.json of
 N/256 shards, which are sparse files. Each row is a fresh process, as a rank is: it opens the domain
-(``open``, with a look at every shard), then locates 1000 positions and reads records and names of their samples. RSS
-includes the pages of mapped files; "own" is anonymous memory alone. What a rank had before (imports) is
-subtracted. ``--rare`` also sets up rare-class sampling. ``--merge`` makes the rows of N samples as
-``index --part`` leaves them, 256 each, and measures the merge.
+(``open``, with a look at every shard), then locates 1000 positions and reads records and names of their
+samples. RSS includes the pages of mapped files; "own" is anonymous memory alone. What a rank had before
+(imports) is subtracted. ``--rare`` also sets up rare-class sampling. ``--merge`` makes the rows of N samples
+as ``index --part`` leaves them, 256 each, and measures the merge.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def merge(folder: Path, samples: int) -> None:
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; began = time.perf_counter(); "
         "index, found = index_folder(sys.argv[1], 'roads6', merge=True, max_bad_ratio=0.1); "
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; "
-        "print(f'{len(index)} samples, {found.bad.total()} repeated keys, {len(index.shards)} shards', end=', '); "
+        "print(f'{len(index)} samples, {found.bad.total()} repeated keys', end=', '); "
         "print(f'{time.perf_counter() - began:.1f} s, '"
         "f'peak RSS {peak / 1024:.0f} MB ({before / 1024:.0f} at the start)')"
     )

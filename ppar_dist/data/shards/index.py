@@ -9,14 +9,14 @@
     <domain>/quarantine.jsonl    samples that were left out when the index was made, if any
     <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
 
-The arrays are memory-mapped: opening a domain costs the same for ten samples and for ten million. So a
-record is checked when it is read, and what is read is held to its checksum. ``index_folder`` makes an index.
+The arrays are memory-mapped: of the samples nothing is read when a domain is opened. So a record is checked when it is read, and what is read is held to its checksum. ``index_folder`` makes an index.
 """
 
 from __future__ import annotations
 
 import json
 import logging
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -226,8 +226,7 @@ class DomainIndex:
         return span if is_dense else _span(self.records[sample : sample + 1])[0]
 
     def _refuse_changes(self) -> None:
-        for number, shard in enumerate(self.reader.shards):
-            found = self.reader.size_now(number)
+        for shard, found in zip(self.reader.shards, self.reader.sizes_now(), strict=True):
             if found is None:
                 raise DataError(f"shard {self.path / shard.name} is missing; {REMEDY}")
             if found != shard.bytes:
@@ -237,8 +236,8 @@ class DomainIndex:
     def _weigh_losses(self, max_missing_ratio: float) -> None:
         """Warn of missing and shortened shards; refuse when too many samples went with them."""
         problems, lost = [], 0
-        for number, shard in enumerate(self.reader.shards):
-            found = self.reader.size_now(number)
+        for number, found in enumerate(self.reader.sizes_now()):
+            shard = self.reader.shards[number]
             if found is None:
                 problems.append(f"{shard.name} is missing")
                 lost += shard.samples
@@ -262,7 +261,9 @@ class DomainIndex:
 
     def _beyond(self, shard: int, size: int) -> int:
         """Samples of a shard that a file of ``size`` bytes cannot hold."""
-        records = self.records[self.records["shard"] == shard]
+        numbers = self.records["shard"]  # in order, so that few are looked at
+        first, last = bisect_left(numbers, shard), bisect_right(numbers, shard)
+        records = self.records[first:last]
         ends = [records[f"{kind}_offset"] + records[f"{kind}_size"] for kind in ("image", "label")]
         return int(np.count_nonzero(np.maximum(*ends) > size))
 

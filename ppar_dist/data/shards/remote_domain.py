@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ppar_dist.data.shards.manifest import ARRAYS, NAME, REMEDY, Shard, read_domain_file
@@ -18,7 +19,8 @@ from ppar_dist.storage.remote import Facts
 from ppar_dist.storage.unit_file import Unit
 
 _LISTED = ("s3", "gs")  # storage that lists what lies below a prefix
-_ASKED = 64  # shards whose size is asked one by one, where storage lists nothing
+_THREADS = 16
+_ASKED = 256  # shards whose size is asked one by one, where storage lists nothing
 
 
 def fetch_index(domain: Remote, node: NodeStorage) -> Path:
@@ -66,18 +68,21 @@ class RemoteShards:
         self.cache = node.cache
         self._listed: dict[str, Facts] | None = None  # as each was when the domain was opened
 
-    def size_now(self, number: int) -> int | None:
-        """Bytes of a shard's object; None where there is none. Storage is asked once for all of them."""
-        name = self.shards[number].name
-        if self.domain.scheme in _LISTED:
-            if self._listed is None:
-                entries = self.node.storage.entries(self.domain)
-                self._listed = {
-                    each.name: Facts(each.bytes, each.version) for each in entries if not each.is_folder
-                }
-            return self._listed[name].bytes if name in self._listed else None
-        if number >= _ASKED:  # a request each: what is wrong with others shows when they are read
-            return self.shards[number].bytes
+    def sizes_now(self) -> Iterator[int | None]:
+        """Bytes of each shard's object; None where there is none."""
+        names = [shard.name for shard in self.shards]
+        if self.domain.scheme in _LISTED:  # a request for a thousand of them
+            entries = self.node.storage.entries(self.domain)
+            self._listed = {
+                each.name: Facts(each.bytes, each.version) for each in entries if not each.is_folder
+            }
+            yield from (self._listed[name].bytes if name in self._listed else None for name in names)
+            return
+        with ThreadPoolExecutor(_THREADS) as pool:
+            yield from pool.map(self._size_now, names[:_ASKED])
+        yield from (shard.bytes for shard in self.shards[_ASKED:])  # what is wrong shows when they are read
+
+    def _size_now(self, name: str) -> int | None:
         try:
             return self.node.storage.facts(self.domain / name).bytes
         except FileNotFoundError:
