@@ -14,6 +14,7 @@ from ppar_dist.doctor.case import ConfigCase, Domain
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, ok, warning
 
 _COMPARED = 1000  # samples of a pair of domains whose bytes are compared at most
+_MOST = 1 << 22  # samples of two domains that are compared; of more a share is
 _CHUNK = 1 << 16  # samples looked at together
 
 
@@ -42,7 +43,9 @@ def overlap(case: ConfigCase) -> Finding | None:
     if repeats:
         remedy = "prepare one of them without these, or drop it: they count twice, and held-out data may leak"
         return warning("\n".join(repeats), remedy, shared=facts)
-    return ok(f"no sample occurs in two of the {counted(len(opened), 'domain')}", shared={})
+    every = max(_every(one.index, other.index) for one, other in pairs if one.index and other.index)
+    of_them = f" (1 in {every} samples compared, chosen by their content)" if every > 1 else ""
+    return ok(f"no sample occurs in two of the {counted(len(opened), 'domain')}{of_them}", shared={})
 
 
 def _shared(one: Domain, other: Domain) -> tuple[int, str]:
@@ -63,21 +66,31 @@ def _shared(one: Domain, other: Domain) -> tuple[int, str]:
 
 def _candidates(left: DomainIndex, right: DomainIndex) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
     """Pairs of samples whose members have the same sizes in bytes and the same pixels per class."""
-    _, rows, columns = np.intersect1d(_marks(left), _marks(right), return_indices=True)
-    return rows, columns
+    every = _every(left, right)
+    (marks, rows), (others, columns) = _marks(left, every), _marks(right, every)
+    _, i, j = np.intersect1d(marks, others, return_indices=True)
+    return rows[i], columns[j]
 
 
-def _marks(index: DomainIndex) -> npt.NDArray[np.uint64]:
-    """(N,) one number per sample from all that the index says about its content: equal for equal samples."""
+def _every(left: DomainIndex, right: DomainIndex) -> int:
+    """Of how many samples one is compared: of both domains the same, as their content chooses them."""
+    return -(-(len(left) + len(right)) // _MOST)
+
+
+def _marks(index: DomainIndex, every: int) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int64]]:
+    """One number for each of some samples from all that the index says about its content, and the samples'
+    numbers: equal for equal samples."""
     factors = np.random.default_rng(0).integers(1, 2**63, 2 + len(index.classes), np.uint64)
-    parts = []
+    parts, numbers = [], []
     for start in range(0, len(index), _CHUNK):
         stop = start + _CHUNK
         marks = np.asarray(index.counts[start:stop], np.uint64) @ factors[2:]  # modulo 2^64
         for factor, name in zip(factors, ("image_size", "label_size"), strict=False):
             marks += np.asarray(index.records[name][start:stop], np.uint64) * factor
-        parts.append(marks)
-    return np.concatenate(parts)
+        chosen = np.flatnonzero((marks >> np.uint64(20)) % np.uint64(every) == 0)
+        parts.append(marks[chosen])
+        numbers.append(chosen + start)
+    return np.concatenate(parts), np.concatenate(numbers)
 
 
 def _same_bytes(left: DomainIndex, i: int, right: DomainIndex, j: int) -> bool:

@@ -9,7 +9,8 @@
     <domain>/quarantine.jsonl    samples that were left out when the index was made, if any
     <domain>/shard-000000.tar …  adjacent members <key>.jpg, <key>.png, <key>.json (optional)
 
-The arrays are memory-mapped: of the samples nothing is read when a domain is opened. So a record is checked when it is read, and what is read is held to its checksum. ``index_folder`` makes an index.
+The arrays are memory-mapped: of the samples nothing is read when a domain is opened. So a record is
+checked when it is read, and what is read is held to its checksum. ``index_folder`` makes an index.
 """
 
 from __future__ import annotations

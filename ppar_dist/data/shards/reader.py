@@ -63,9 +63,8 @@ class ShardReader:
     def size_now(self, number: int) -> int | None:
         """Bytes of a shard's file; None where there is no regular file."""
         try:
-            found = os.stat(
-                f"{self._prefix}{self.shards[number].name}"
-            )  # a Path would cost more than the call
+            # A Path would cost more than the call.
+            found = os.stat(f"{self._prefix}{self.shards[number].name}")
         except OSError:
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None

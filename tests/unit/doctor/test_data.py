@@ -36,6 +36,41 @@ def test_a_flipped_byte_needs_the_hash(own: Path, tmp_path: Path, capsys: pytest
     assert out.endswith("fix the failures first")
 
 
+def test_of_many_bytes_a_sample_is_hashed_and_told(
+    own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (DomainIndex.open(own / "left").read(number) for number in range(8))
+    samples = [(f"k{number}", raw.image, raw.label, {}) for number, raw in enumerate(rows)]
+    write_domain(own / "left", "roads6", samples, samples_per_shard=2)
+    path = str(write_config(tmp_path / "config.yaml", tiny_config(own, tmp_path / "run")))
+    monkeypatch.setattr("ppar_dist.doctor.data._READ", 2 * shard_of(own / "left").stat().st_size)
+    assert main(["doctor", path]) == 0
+    told = r"Contents of (\d) of them were hashed .* (\d+) of 12 samples, drawn with seed 0; --all reads all"
+    found = re.search(told, " ".join(capsys.readouterr().out.split()))
+    assert found
+    assert 1 <= int(found[1]) < 5
+    for shard in own.glob("*/*.tar"):
+        flip(shard, 2000)
+    assert main(["doctor", path]) == 78
+    out = " ".join(capsys.readouterr().out.split())
+    assert f"{found[1]} of 5 shards cannot be used" in out
+    assert main(["doctor", path, "--all"]) == 78
+    assert "5 of 5 shards cannot be used" in " ".join(capsys.readouterr().out.split())
+
+
+def test_common_samples_are_found_in_a_share_of_large_domains(
+    doctor: Doctor, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_domain(own / "noise", 40, seed=9)
+    copied = [DomainIndex.open(own / "noise").read(number) for number in range(40)]
+    rows = [(f"other_{number}", raw.image, raw.label, {}) for number, raw in enumerate(copied)]
+    write_domain(own / "again", "roads6", rows[::-1] + rows[:0])
+    monkeypatch.setattr("ppar_dist.doctor.overlap._MOST", 20)
+    checks = doctor(root=own, targets={"a": str(own / "again")}, sources=["left", "noise"])
+    assert checks["overlap"]["status"] == "failure"
+    assert 1 <= checks["overlap"]["facts"]["shared"]["source noise / target a"] < 40
+
+
 def test_every_missing_and_every_cut_shard_is_named(doctor: Doctor, own: Path) -> None:
     shard_of(own / "left").unlink()
     cut = shard_of(own / "right")
