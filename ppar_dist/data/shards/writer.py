@@ -12,8 +12,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import webdataset
-
 from ppar_dist.data.shards.build_index import index_folder, writing
 from ppar_dist.data.shards.findings import BadSamples
 from ppar_dist.data.shards.index import DomainIndex
@@ -113,6 +111,8 @@ def members(sample: ShardSample) -> list[tuple[str, bytes]]:
 
 
 def _write_shards(folder: Path, samples: Iterable[Any], samples_per_shard: int) -> None:
+    import webdataset  # late, with torch: who prepares or indexes needs neither
+
     opened: list[BinaryIO] = []
 
     def open_plain(name: str) -> BinaryIO:
