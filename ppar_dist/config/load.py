@@ -62,8 +62,8 @@ def parse_config(tree: dict[str, Any], origin: str = "config") -> Config:
     if keys:
         raise ConfigError(
             f"{origin}: a URL may stand in data.root, targets, init_from, text.file, checkpoint.remote and "
-            f"model.backbone.pretrained alone, got one in {printable(', '.join(keys))}; give a path (config.yaml "
-            "would keep the URL, with any credentials in it)"
+            f"model.backbone.pretrained alone, got one in {printable(', '.join(keys))}; give a path "
+            "(config.yaml would keep the URL, with any credentials in it)"
         )
     try:
         config = Config.model_validate(tree)
