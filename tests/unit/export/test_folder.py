@@ -221,6 +221,18 @@ def test_it_is_written_whole_or_not_at_all(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_one_model_has_no_best(root: Path, copied: Path) -> None:
+    for one in (copied, root / "run" / "checkpoints" / "step-00000040"):
+        with pytest.raises(UserError, match="which=best chooses among the checkpoints of a run"):
+            load_segmentor(one, which="best")
+        assert load_segmentor(one)[3] == one
+
+
+def test_the_card_asks_for_no_licence_of_weights_that_there_are_not(copied: Path) -> None:
+    card = (copied / "README.md").read_text()
+    assert "| pretrained weights | none, from random initialisation |" in card
+
+
 def test_out_is_not_overwritten_and_formats_are_told_apart(root: Path, copied: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"is a model folder already.*--overwrite"):
         export(root / "run", copied)
