@@ -225,7 +225,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, object_server(Path(folder)) as server:
         for name, value in server.environment().items():
             print(f"export {name}={value}", flush=True)
-        signal.sigwait({signal.SIGINT, signal.SIGTERM})
+        ends = {signal.SIGINT, signal.SIGTERM}
+        signal.pthread_sigmask(signal.SIG_BLOCK, ends)  # not before: the server's processes would inherit it
+        signal.sigwait(ends)
 
 
 if __name__ == "__main__":
