@@ -153,7 +153,13 @@ def main() -> None:
         print("samples       open s  rare s  1000 positions s  RSS MB  own MB")
         for samples in options.samples:
             make(place / str(samples), samples)
-            command = [sys.executable, "-m", "benchmarks.speed.large_index", "--rank", str(place / str(samples))]
+            command = [
+                sys.executable,
+                "-m",
+                "benchmarks.speed.large_index",
+                "--rank",
+                str(place / str(samples)),
+            ]
             command += ["--rare"] * options.rare
             out = subprocess.run(command, check=True, capture_output=True, text=True).stdout
             row = json.loads(out)
