@@ -19,6 +19,13 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
     "PPAR without trust": ("ppar.reweighting.trust.enabled=false",),
     "PPAR without VTP": ("ppar.vtp.enabled=false",),
+    "PPAR, random convolution": ("augment.random_convolution=0.5",),
+    "plain, refitted, random convolution": (
+        "ppar.enabled=false",
+        "refit.linear=true",
+        "refit.prototypes=false",
+        "augment.random_convolution=0.5",
+    ),
 }
 
 # As the variant on the right, with as many steps as cost no more CPU time than PLAIN's.
