@@ -18,8 +18,9 @@ from ppar_dist.data.prepare import Options, prepare, prepare_part
 from ppar_dist.data.prepare.encoding import Encoder
 from ppar_dist.data.prepare.known import SOURCES
 from ppar_dist.data.prepare.pieces import PAIRS
+from ppar_dist.data.prepare.source import Pair
 from ppar_dist.data.shards.parts import Part
-from ppar_dist.data.shards.writer import write_domain
+from ppar_dist.data.shards.writer import ShardSample, write_domain
 from ppar_dist.errors import UserError
 
 SKIP = Options(skip_bad=True)
@@ -132,9 +133,12 @@ def test_a_pair_that_changed_is_worked_on_again_and_no_other(
     other.write_bytes(one.read_bytes())  # another label of perhaps another size
     calls: list[Path] = []
     original = Encoder.__call__
-    monkeypatch.setattr(
-        Encoder, "__call__", lambda self, pair: (calls.append(pair.image), original(self, pair))[1]
-    )
+
+    def counted(self: Encoder, pair: Pair) -> ShardSample:
+        calls.append(pair.image)
+        return original(self, pair)
+
+    monkeypatch.setattr(Encoder, "__call__", counted)
     prepare("camvid", here, tmp_path / "out", "roads6", SKIP)
     assert 0 < len(calls) <= PAIRS
     prepare("camvid", here, tmp_path / "alone", "roads6", SKIP)

@@ -199,7 +199,11 @@ def test_repeated_keys_are_found_in_files_too(
     for start in range(0, 500, 7):
         repeated.add(keys[start : start + 7])
     seen: set[bytes] = set()
-    naive = [row for row, key in enumerate(keys.tolist()) if key in seen or seen.add(key)]  # type: ignore[func-returns-value]
+    naive = []
+    for row, key in enumerate(keys.tolist()):
+        if key in seen:
+            naive.append(row)
+        seen.add(key)
     assert repeated.find().tolist() == naive
     assert not list(tmp_path.iterdir())
 
