@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import itertools
 import json
@@ -71,7 +72,7 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
     tree: dict[str, Any] = {
         "run": {"dir": str(run)},
         "data": {
-            "root": str(root),
+            "root": place_of(root),
             "classes": "roads6",
             "sources": ["left", "right"],
             "size": 48,
@@ -102,6 +103,20 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
     return tree
+
+
+def place_of(root: Path) -> str:
+    """Where jobs find the domains in ``root``: there, or in the bucket ``PPAR_TEST_BUCKET``, where they are put."""
+    bucket = os.environ.get("PPAR_TEST_BUCKET")
+    if bucket is None:
+        return str(root)
+    import s3fs
+
+    place, store = f"{bucket}/{hashlib.sha256(str(root).encode()).hexdigest()[:12]}", s3fs.S3FileSystem()
+    for path in sorted(root.glob("*/*")):
+        if path.is_file() and (path.parent / "domain.json").exists():
+            store.put_file(str(path), f"{place}/{path.parent.name}/{path.name}")
+    return f"s3://{place}"
 
 
 def write_config(path: Path, tree: dict[str, Any]) -> Path:

@@ -6,6 +6,8 @@ They compute what jobs on a local folder compute, or end with the code that says
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from tests.cluster.storage_faults import EXPIRED, SLOW_DOWN, Cut, Do, Error, Fli
 from tests.ranks import read_lines, run_command, run_ranks, tiny_config, write_config
 
 BUCKET = "training-data"
+AGAIN = ("test_elastic.py", "test_preemption.py")
 SECTIONS: dict[str, dict[str, Any]] = {
     "train": {"steps": 8, "global_batch": 6, "log_every": 1, "ledger": True}
 }
@@ -200,3 +203,27 @@ def test_evaluation_doctor_and_report_read_from_the_server(
     assert here.returncode == there.returncode == 0, there.stderr
     assert here.stdout == there.stdout
     assert run_command(["report", str(tmp_path / "run")]).returncode == 0
+
+
+def test_resume_and_preemption_from_the_server(
+    object_store: ObjectServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tests of jobs that stop and go on, on other numbers of ranks too, with their data in a bucket."""
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem(skip_instance_cache=True).mkdir("resumed-data")
+    monkeypatch.setenv("PPAR_TEST_BUCKET", "resumed-data")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    tests = Path(__file__).parents[1] / "faults"
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        *(str(tests / name) for name in AGAIN),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout[-5000:]
+    assert list(tmp_path.glob("ppar-dist-cache-*/domains/*/*/domain.json")), "they read from the server"
