@@ -106,7 +106,7 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
 
 
 def place_of(root: Path) -> str:
-    """Where jobs find the domains in ``root``: there, or in the bucket PPAR_TEST_BUCKET, where they are put."""
+    """Where jobs find the domains in ``root``: there, or in the bucket PPAR_TEST_BUCKET, where they go."""
     bucket = os.environ.get("PPAR_TEST_BUCKET")
     if bucket is None:
         return str(root)

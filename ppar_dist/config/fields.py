@@ -70,7 +70,7 @@ Bytes = Annotated[int, Field(ge=0, lt=2**62), BeforeValidator(_bytes), BeforeVal
 LocationField = Annotated[
     Location,
     PlainValidator(_location),
-    PlainSerializer(str, return_type=str),
+    PlainSerializer(str, return_type=str, when_used="json"),
     WithJsonSchema({"type": "string"}),
 ]
 PlainValues = Annotated[dict[str, Any], AfterValidator(_can_be_written)]

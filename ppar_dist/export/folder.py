@@ -33,6 +33,7 @@ from ppar_dist.export.exported import ExportedFolder
 from ppar_dist.export.tensor_file import save_tensors
 from ppar_dist.files import durable
 from ppar_dist.models.segmentor import Segmentor
+from ppar_dist.storage.location import Remote
 
 _KEPT = ("config_sha256", "text_sha256", "data", "world_size", "versions")  # of a checkpoint's manifest
 _PROGRESS = ("step", "samples_seen", "total_steps")  # of its state
@@ -118,7 +119,7 @@ def portable(config: Config) -> dict[str, Any]:
 
 def _last_names(value: Any, plain: Any) -> Any:
     """The plain values, with the last name for each path among the values they were made from."""
-    if isinstance(value, Path):
+    if isinstance(value, Path | Remote):
         return value.name or "."
     if isinstance(value, dict):
         return {name: _last_names(item, plain[name]) for name, item in value.items()}

@@ -7,23 +7,23 @@ killed parent takes them with it; a killed worker is an error, not a hang.
 from __future__ import annotations
 
 import importlib
+import multiprocessing
 import os
-import pickle
 import queue
 import signal
-import struct
 import subprocess
 import sys
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, BinaryIO, Self
+from multiprocessing.connection import Connection
+from multiprocessing.reduction import ForkingPickler
+from typing import Any, Self
 
 from ppar_dist.errors import UserError
 from ppar_dist.processes.proc import die_with_parent
 
-_LENGTH = struct.Struct("<Q")
 _AHEAD = 2  # items that wait for each worker
 
 
@@ -36,7 +36,7 @@ class Pool:
     """Calls ``function`` on many items, in this process or in workers; a context manager.
 
     Args:
-        function: of a module, importable by its name; items and results can be pickled.
+        function: of a module, importable by its name; items and results can be sent to another process.
         processes: workers; with 1 the items are worked on in this process.
     """
 
@@ -87,24 +87,24 @@ class Pool:
 
 
 class _Worker:
-    """One worker process; requests and answers are pickles behind their lengths."""
+    """One worker process, and the connection to it, which no other process has."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
+        self._connection, its = multiprocessing.Pipe()
         start = (
             f"import sys; sys.path[:] = {sys.path!r}; from ppar_dist.processes.pool import _serve; "
-            f"_serve({function.__module__!r}, {function.__qualname__!r}, {os.getpid()})"
+            f"_serve({function.__module__!r}, {function.__qualname__!r}, {its.fileno()}, {os.getpid()})"
         )
         command = [sys.executable, "-c", start]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()])
+        its.close()
 
     def call(self, item: Any) -> Any:
         """The function's result; raises what it raised."""
-        assert self._process.stdin is not None, "opened as a pipe"
-        assert self._process.stdout is not None, "opened as a pipe"
         try:
-            _send(self._process.stdin, item)
-            is_result, value = _receive(self._process.stdout)
-        except (EOFError, BrokenPipeError):
+            self._connection.send(item)
+            is_result, value = self._connection.recv()
+        except (EOFError, ConnectionError):
             code = self._process.wait()
             raise UserError(
                 f"a worker process ended with {code}, -9 is a kill: usually memory was exhausted; lower "
@@ -118,54 +118,33 @@ class _Worker:
         """Kill it: what it writes appears whole or not at all."""
         self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                try:
-                    stream.close()
-                except OSError:
-                    continue  # what was to be sent is of no use now
+        self._connection.close()
 
 
-def _serve(module: str, name: str, parent: int) -> None:
-    """A worker's life: it ends when its standard input does."""
+def _serve(module: str, name: str, descriptor: int, parent: int) -> None:
+    """A worker's life: it ends with the connection."""
     die_with_parent(signal.SIGKILL, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals the whole group
-    answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no answer
-    function = getattr(importlib.import_module(module), name)
-    requests = sys.stdin.buffer
+    os.dup2(2, 1)  # what a library prints is no output of the command
+    function, connection = getattr(importlib.import_module(module), name), Connection(descriptor)
     while True:
         try:
-            item = _receive(requests)
-        except EOFError:
+            item = connection.recv()
+        except (EOFError, ConnectionError):
             return
         try:
             answer = True, function(item)
         except Exception as error:  # the caller's to handle
             answer = False, _portable(error)
-        _send(answers, answer)
+        connection.send(answer)
 
 
 def _portable(error: Exception) -> Exception:
     """The error, or one of its kind, that another process can read."""
     try:
-        pickle.loads(pickle.dumps(error))
+        ForkingPickler.loads(ForkingPickler.dumps(error))
     except Exception:  # classes with arguments of their own
         if isinstance(error, UserError):
             return UserError(str(error))
         return RuntimeError("".join(traceback.format_exception(error)))
     return error
-
-
-def _send(stream: BinaryIO | Any, value: Any) -> None:
-    raw = pickle.dumps(value)
-    stream.write(_LENGTH.pack(len(raw)) + raw)
-    stream.flush()
-
-
-def _receive(stream: BinaryIO | Any) -> Any:
-    head = stream.read(_LENGTH.size)
-    if len(head) < _LENGTH.size:
-        raise EOFError
-    raw = stream.read(_LENGTH.unpack(head)[0])
-    return pickle.loads(raw)

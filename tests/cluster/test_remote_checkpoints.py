@@ -85,8 +85,7 @@ def go_on(run: Path, place: Remote, silent_s: float = 60.0, steps: tuple[int, ..
     began = None if found is None else checkpoint.step_of(found)
     if found is not None:
         assert value_of(found) == began
-        if checkpoint.step_of(found) not in RemoteRun(place, STORAGE).steps():
-            mirror.copy(found, last_two)
+        mirror.copy(found, last_two)  # deletes what a kill during the last deletion has left
     for step in steps:
         if began is None or step > began:
             mirror.copy(write(run, step), last_two)

@@ -1,0 +1,72 @@
+"""Whole training runs whose checkpoints go to a real object server as well."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+
+from ppar_dist.checkpoint import fetched_checkpoint, step_of, verify
+from ppar_dist.checkpoint.remote import RemoteRun
+from ppar_dist.run.audit import audit
+from ppar_dist.storage.location import Remote
+from ppar_dist.storage.remote import Storage
+from tests.cluster.fault_proxy import FaultProxy
+from tests.cluster.object_server import ObjectServer
+from tests.cluster.test_remote_checkpoints import bucket
+from tests.distributed.test_equivalence import Run
+from tests.faults.jobs import job, ours, tiny_run
+from tests.faults.test_elastic import assert_equal_up_to_rounding
+
+__all__ = ["bucket"]
+
+TRAIN = {"steps": 12, "global_batch": 6, "log_every": 1, "ledger": True}
+
+
+def test_killed_and_its_folder_lost_it_resumes_from_the_remote_on_two_ranks(
+    bucket: Remote, object_store: ObjectServer, blocks: Path, tmp_path: Path
+) -> None:
+    undisturbed, config = tiny_run(blocks, tmp_path / "undisturbed", train=TRAIN)
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "undisturbed.log") as running:
+        assert running.wait() == 0, running.output
+    place, environment = bucket / "run", object_store.environment()
+    keep = {"every": 3, "remote": place.url}
+    run, config = tiny_run(blocks, tmp_path / "remote", train=TRAIN, checkpoint=keep, faults={"peer_s": 4})
+    remote = RemoteRun(place, Storage(20.0))
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "first.log", **environment) as running:
+        running.wait_for(lambda: [step for step in remote.steps() if step >= 3], "a checkpoint in the remote")
+        running.process.send_signal(signal.SIGKILL)
+        running.wait()
+    safe = remote.steps()[-1]
+    shutil.rmtree(run)
+    with job(ours("train", config, "--nproc", "2"), tmp_path / "second.log", **environment) as running:
+        assert running.wait() == 0, running.output
+    assert f"from step-{safe:08d} on 2 ranks" in running.output
+    assert_equal_up_to_rounding(Run(undisturbed), Run(run))
+    found = audit(run)
+    assert (found.problems, found.positions) == ([], 6 * 12)
+    assert remote.steps()[-1] == 12
+    last = fetched_checkpoint(place, "latest", Storage(20.0), tmp_path / "fetched")
+    assert (step_of(last), verify(last)) == (12, [])
+    assert json.loads((last / "state.json").read_text())["step"] == 12
+    command = ours("evaluate", place.url, "--target", f"left={blocks / 'left'}", "--json")
+    with job(command, tmp_path / "evaluate.log", **environment, TMPDIR=str(tmp_path)) as running:
+        assert running.wait() == 0, running.output
+
+
+def test_a_remote_that_fails_does_not_end_training(
+    bucket: Remote, object_store: ObjectServer, storage_proxy: FaultProxy, blocks: Path, tmp_path: Path
+) -> None:
+    """Refused connections from the first checkpoint on; the last checkpoint is sent when it answers again."""
+    place, environment = bucket / "run", object_store.environment(storage_proxy.endpoint)
+    keep, faults = {"every": 3, "remote": place.url}, {"storage_s": 1}
+    run, config = tiny_run(blocks, tmp_path, train=TRAIN, checkpoint=keep, faults=faults)
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log", **environment) as running:
+        running.wait_for(lambda: (run / "metrics" / "train.jsonl").exists(), "a step")
+        with storage_proxy.refusing():
+            running.wait_for(lambda: "upload failed" in running.output, "a failed upload")
+        assert running.wait() == 0, running.output
+    assert f"{place} is behind" in running.output
+    assert "training continues" in running.output
+    assert RemoteRun(place, Storage(20.0)).steps()[-1] == 12
