@@ -76,4 +76,4 @@ def _line(item: Any, known: list[str], see: str) -> str:
         rule = _RULES[kind].format(**item.get("ctx", {}))
         return f"{key or 'it'} {rule}{value}"
     message = printable(str(item["msg"]).removeprefix("Value error, "))
-    return f"{key}: {message}{value}" if key else message
+    return f"{key}: {message}{'' if ', got ' in message else value}" if key else message

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ppar_dist.config.data_section import AugmentConfig, DataConfig
 from ppar_dist.config.evaluation_section import EvaluationConfig
@@ -29,6 +29,7 @@ from ppar_dist.config.fields import (
 from ppar_dist.config.method_section import PparConfig, RefitConfig
 from ppar_dist.config.model_section import ModelConfig, TextConfig
 from ppar_dist.config.section import Section
+from ppar_dist.storage.location import WRITABLE, Location, Remote
 
 
 class RunConfig(Section):
@@ -106,6 +107,13 @@ class CheckpointConfig(Section):
     keep_best: bool = True  # the best on held-out data stays too
     remote: LocationField | None = None  # a URL under which checkpoints are kept as well; null: none is
     background: bool = True  # written by a thread from a copy in memory, while training goes on
+
+    @field_validator("remote")
+    @classmethod
+    def _remote_is_written_to(cls, value: Location | None) -> Location | None:
+        if value is not None and (not isinstance(value, Remote) or value.scheme not in WRITABLE):
+            raise ValueError("expected the URL of a prefix, s3:// or gs://")
+        return value
 
 
 class FaultsConfig(Section):

@@ -166,16 +166,11 @@ class Mirror:
 
 
 def open_mirror(config: Config) -> Mirror | None:
-    """The mirror that a configuration asks for; None if it asks for none.
-
-    Raises:
-        UserError: ``checkpoint.remote`` is no place that can be written to.
-    """
+    """The mirror that a configuration asks for; None if it asks for none."""
     place = config.checkpoint.remote
     if place is None:
         return None
-    if not isinstance(place, Remote) or place.scheme not in ("s3", "gs"):
-        raise UserError(f"checkpoint.remote is the URL of a prefix, s3:// or gs://, got {place}; correct it")
+    assert isinstance(place, Remote), "the configuration refuses others"
     faults = config.faults
     return Mirror(config.run.dir, place, Storage(faults.storage_s), faults.peer_s)
 

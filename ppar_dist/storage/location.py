@@ -10,6 +10,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.text import masked, printable
 
 SCHEMES = ("s3", "gs", "https", "http")
+WRITABLE = ("s3", "gs")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 

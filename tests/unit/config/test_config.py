@@ -127,6 +127,12 @@ def test_places_of_data_may_be_urls(tree: dict[str, Any], tmp_path: Path, key: s
     assert load_config(_write(tmp_path, yaml.safe_load(dump_config(config)))) == config
 
 
+@pytest.mark.parametrize("place", ["/data/run", "https://host/run"])
+def test_checkpoints_go_where_can_be_written(tree: dict[str, Any], tmp_path: Path, place: str) -> None:
+    with pytest.raises(UserError, match=r"checkpoint\.remote: expected the URL of a prefix, s3:// or gs://"):
+        load_config(_write(tmp_path, tree), [f"checkpoint.remote={place}"])
+
+
 @pytest.mark.parametrize(
     ("text", "size"), [("50 GB", 50 * 10**9), ("1.5kb", 1500), ("7", 7), ("2TB", 2 * 10**12)]
 )
