@@ -1,4 +1,4 @@
-"""Print ``constraints.txt``: the version of every package that the project needs, as pip resolves it now.
+"""Print ``constraints.txt``: the version of every package that the image has, as pip resolves it now.
 
 ``python3 docker/lock.py > docker/constraints.new && mv docker/constraints.new docker/constraints.txt``
 """
@@ -23,7 +23,7 @@ HEADER = """\
 def resolve(project: Path) -> dict[str, str]:
     """Name and version of all that ``project`` needs, itself left out; nothing is installed."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    found = subprocess.run([*command, "--report", "-", str(project)], check=True, stdout=subprocess.PIPE)
+    found = subprocess.run([*command, "--report", "-", f"{project}[s3]"], check=True, stdout=subprocess.PIPE)
     packages = [item for item in json.loads(found.stdout)["install"] if not item["requested"]]
     return {item["metadata"]["name"]: item["metadata"]["version"] for item in packages}
 
