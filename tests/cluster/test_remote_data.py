@@ -20,7 +20,11 @@ from tests.cluster.storage_faults import EXPIRED, SLOW_DOWN, Cut, Do, Error, Fli
 from tests.ranks import read_lines, run_command, run_ranks, tiny_config, write_config
 
 BUCKET = "training-data"
-AGAIN = ("test_elastic.py", "test_preemption.py")
+AGAIN = (
+    "test_elastic.py::test_other_numbers_of_ranks",
+    "test_preemption.py::test_a_signal_to_a_single_rank_stops_all",
+    "test_preemption.py::test_a_rank_alone_and_the_run_that_follows",
+)
 SECTIONS: dict[str, dict[str, Any]] = {
     "train": {"steps": 8, "global_batch": 6, "log_every": 1, "ledger": True}
 }
