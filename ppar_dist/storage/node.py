@@ -45,7 +45,7 @@ class NodeStorage:
     @property
     def storage(self) -> Storage:
         """Requests with this patience."""
-        return Storage(self.patience_s)
+        return Storage(self.patience_s, is_data=True)
 
     @property
     def cache(self) -> NodeCache:

@@ -65,6 +65,7 @@ class Storage:
     """
 
     patience_s: float = PATIENCE_S
+    is_data: bool = False  # a phase that waits for it makes progress while requests end (``progress``)
 
     def facts(self, place: Remote) -> Facts:
         """Size and version of an object."""
@@ -144,6 +145,10 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"remove {place}", lambda: _writing(place).rm_file(place.url))
 
+    def _note_end(self) -> None:
+        if self.is_data:  # requests for checkpoints say nothing of a loader that hangs
+            progress.attempt_ended()
+
     def _ask(self, what: str, request: Callable[[], Answer]) -> Answer:
         began, pauses, tries = time.monotonic(), waits(self.patience_s), 0
         while True:
@@ -151,7 +156,7 @@ class Storage:
             try:
                 answer = request()
             except Exception as error:
-                progress.attempt_ended()
+                self._note_end()
                 _refuse(what, error)
                 pause = next(pauses, None)
                 if pause is None:
@@ -165,7 +170,7 @@ class Storage:
                     )
                 time.sleep(pause)
             else:
-                progress.attempt_ended()
+                self._note_end()
                 if tries > 1:
                     log.warning(
                         "%s: succeeded at attempt %d, after %.1f s", what, tries, time.monotonic() - began
@@ -210,6 +215,15 @@ def _writing(place: Remote) -> Any:
 
 
 _LOCK = threading.Lock()
+
+
+def _renew_lock() -> None:
+    """A thread of the parent may have held it when this process was forked."""
+    global _LOCK
+    _LOCK = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _driver(pid: int, extra: str, tries: int) -> Any:

@@ -95,7 +95,7 @@ class RemoteShards:
     def fetch(self, number: int, span: Span) -> None:
         """Have the node hold a span; raises what reading it would."""
         unit = self.unit(number, span)
-        if not self.cache.has(unit):
+        if span.stop <= self.shards[number].bytes and not self.cache.has(unit):
             self.cache.read(unit, 0, 0, lambda: self._fetched(number, span))
 
     def read(
@@ -115,6 +115,8 @@ class RemoteShards:
             StorageDenied, StorageUnavailable: as of ``Storage``.
         """
         part = Span(offset, offset + size) if span is None else span()
+        if not part.start <= offset <= offset + size <= part.stop <= self.shards[number].bytes:
+            part = Span(offset, offset + size)  # records around this one are damaged
         unit = self.unit(number, part)
         for _ in range(2):
             try:

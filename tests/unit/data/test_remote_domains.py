@@ -19,7 +19,16 @@ from ppar_dist.errors import DataError
 from ppar_dist.storage.failures import StorageUnavailable
 from ppar_dist.storage.node import NodeStorage
 from tests.range_server import RangeServer, range_server
-from tests.unit.street_shards import all_bad, config, drain, flat, overwrite, shard_of, write_domains
+from tests.unit.street_shards import (
+    all_bad,
+    change_record,
+    config,
+    drain,
+    flat,
+    overwrite,
+    shard_of,
+    write_domains,
+)
 
 
 @pytest.fixture
@@ -125,6 +134,22 @@ def test_a_shard_that_is_not_what_was_indexed_is_a_bad_sample(
     assert {reason for sample, reason in found if sample >= 8} == {"shard_missing"}
     here = config(root, {"max_bad_ratio": 1.0, "holdout": 0})
     assert found == {(bad.sample, bad.reason) for bad in all_bad(drain(here))}
+
+
+@pytest.mark.parametrize("offset", [2**64 - 5, 10**12])
+def test_damaged_records_around_a_sample_do_not_reach_it(
+    root: Path, server: RangeServer, tmp_path: Path, offset: int
+) -> None:
+    here = DomainIndex.open(root / "day")
+    wanted = here.read(1)
+    change_record(here, 2, label_offset=offset)
+    content = json.loads((root / "day/domain.json").read_text())
+    del content["arrays"]  # as earlier versions wrote it: nothing tells that the records changed
+    (root / "day/domain.json").write_text(json.dumps(content))
+    index = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+    assert index.read(1) == wanted
+    with pytest.raises(SampleError, match="points outside its shards"):
+        index.read(2)
 
 
 def test_an_object_that_ends_early_is_told(root: Path, server: RangeServer, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from ppar_dist.storage import progress
 from ppar_dist.storage.failures import StorageDenied, StorageUnavailable
 from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
@@ -68,3 +69,12 @@ def test_what_cannot_pass_is_asked_once(server: RangeServer) -> None:
     with pytest.raises(StorageDenied, match="refuses to read"):
         Storage(20).read_range(place(server), 0, 10)
     assert len(server.requests) == 2
+
+
+def test_only_requests_for_data_are_signs_of_life(server: RangeServer) -> None:
+    before = progress.attempts()
+    Storage(5).read(place(server))
+    assert progress.attempts() == before
+    server.faults.append(503)
+    Storage(5, is_data=True).read(place(server))
+    assert progress.attempts() == before + 2
