@@ -23,6 +23,7 @@ from ppar_dist.errors import InUse, UserError
 from ppar_dist.files.durable import write_atomically
 from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
+from ppar_dist.text import some
 
 OWNER = "owner.json"
 NOTE = "remote.json"  # in run.dir: the run's identity, and the last job there that wrote to the remote
@@ -42,6 +43,7 @@ class Owner:
     beat: int = 0
     ended: bool = False
     limit: int | None = None  # the run has rolled back to this step, which is not in the remote yet
+    safe: int | None = None  # the step that was sent last
 
     def to_text(self) -> str:
         """As JSON."""
@@ -86,9 +88,16 @@ class Ownership:
             )
         if found is not None and not found.ended and (noted is None or noted.job != found.job):
             self._wait_for_end(found)
+        if found is None and mine is None and (entries := self._storage.entries(self._place)):
+            raise UserError(
+                f"a remote is an empty prefix or a run's own: {self._place} has no {OWNER}, but holds "
+                f"{some([entry.name for entry in entries])}, which would be deleted; give another "
+                "checkpoint.remote"
+            )
         run = found.run if found is not None else mine or uuid.uuid4().hex
-        self.limit = noted.limit if noted is not None else None
-        self._self = replace(self._self, run=run)
+        known = noted or found
+        self.limit = known.limit if known is not None else None
+        self._self = replace(self._self, run=run, safe=known.safe if known is not None else None)
         self.note(self.limit)  # first: a kill in between leaves a run.dir that knows its remote
         self._storage.write(self._object, self._self.to_text().encode())
         self._thread = threading.Thread(target=self._beat, name="remote-owner", daemon=True)
@@ -96,8 +105,13 @@ class Ownership:
 
     def note(self, limit: int | None) -> None:
         """Write down in run.dir that no checkpoint of a later step than ``limit`` counts; None: all do."""
-        self.limit = limit
-        write_atomically(self._note, replace(self._self, limit=limit).to_text())
+        self.limit, self._self = limit, replace(self._self, limit=limit)
+        write_atomically(self._note, self._self.to_text())
+
+    def note_safe(self, step: int) -> None:
+        """Write down in run.dir that the remote has the checkpoint of ``step``."""
+        self._self = replace(self._self, safe=step)
+        write_atomically(self._note, self._self.to_text())
 
     def check(self) -> None:
         """Look whether this job still is the one that writes.
@@ -159,3 +173,12 @@ class Ownership:
             return Owner.from_text(self._note.read_bytes())
         except FileNotFoundError:
             return None
+
+
+def sent_step(run: Path) -> int | None:
+    """The step that a run's remote was sent last, by the note in ``run``; None where nothing is noted."""
+    try:
+        noted = Owner.from_text((run / NOTE).read_bytes())
+    except OSError:
+        return None
+    return noted.safe if noted is not None else None

@@ -18,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Callable, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,6 @@ from ppar_dist.checkpoint.layout import (
     CheckpointError,
     checkpoint_name,
     is_sealed,
-    read_manifest,
     step_of,
 )
 from ppar_dist.files import durable
@@ -39,6 +39,8 @@ from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
 
 _CHECKPOINTS, _BLOBS = "checkpoints", "blobs"
+
+_SHA256 = re.compile("[0-9a-f]{64}")
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +92,8 @@ class RemoteRun:
             CheckpointError: a file there is not what was sent.
             OSError, UserError: as ``Storage``.
         """
-        manifest, sent = read_manifest(folder), 0
+        content, sent = (folder / MANIFEST).read_bytes(), 0
+        manifest = parsed_manifest(content)
         step = step_of(folder)
         assert step is not None, "a published checkpoint"
         may_write()
@@ -101,11 +104,15 @@ class RemoteRun:
             if there.get(entry["sha256"]) != entry["bytes"]:
                 self.storage.upload(folder / name, self.place / _BLOBS / entry["sha256"])
                 sent += entry["bytes"]
+        if (folder / MANIFEST).read_bytes() != content:  # a rollback has written the same step again
+            for entry in manifest["files"].values():  # may be of the other one, under a wrong name
+                if entry["sha256"] not in there:
+                    self.storage.remove(self.place / _BLOBS / entry["sha256"])
+            raise CheckpointError(f"{folder.name} was written again while it was copied")
         there = self._blobs() if sent else there
         if short := [name for name, e in manifest["files"].items() if there.get(e["sha256"]) != e["bytes"]]:
             raise CheckpointError(f"{self.place} does not hold {', '.join(short)} after it was written")
         may_write()
-        content = (folder / MANIFEST).read_bytes()
         self.storage.write(self._manifest_place(step), content)
         return sent + len(content)
 
@@ -136,8 +143,12 @@ class RemoteRun:
                 return
         may_write()
         for name in self._blobs():
-            if name not in needed:
+            if name not in needed and _SHA256.fullmatch(name):
                 self.storage.remove(self.place / _BLOBS / name)
+
+    def withdraw(self, step: int) -> None:
+        """Remove a checkpoint's manifest: it counts no more."""
+        self.storage.remove(self._manifest_place(step))
 
     def fetch(self, step: int, folder: Path) -> None:
         """Download a checkpoint into an empty folder and verify it.

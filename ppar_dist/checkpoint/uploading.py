@@ -39,9 +39,8 @@ class Uploaded:
 class Uploader:
     """Copies one checkpoint at a time; of those that wait meanwhile, the newest."""
 
-    def __init__(self, background: bool = True) -> None:
-        """Copy in a thread of its own, or (``background=False``) in the caller's."""
-        self._background = background
+    def __init__(self) -> None:
+        """Nothing runs before the first ``offer``."""
         self._lock = threading.Lock()
         self._pending: tuple[Path, Callable[[Path], int]] | None = None
         self._thread: threading.Thread | None = None
@@ -51,20 +50,21 @@ class Uploader:
         """Have a published checkpoint copied by ``copy``, which returns the bytes sent; any thread may."""
         with self._lock:
             self._pending = folder, copy
-            if self._background and (self._thread is None or not self._thread.is_alive()):
+            if self._thread is None or not self._thread.is_alive():
                 # A daemon: storage that hangs must not keep the process from ending.
                 self._thread = threading.Thread(target=self._work, name="checkpoint-upload", daemon=True)
                 self._thread.start()
-        if not self._background:
-            self._work()
 
     def poll(self) -> Uploaded | None:
         """The oldest outcome not yet given out, without waiting; None if there is none."""
         return self._outcomes.popleft() if self._outcomes else None
 
-    def wait(self, alive: Callable[[], object] = lambda: None) -> None:
-        """Return when nothing is copied or waits for it; ``alive`` is called meanwhile."""
+    def wait(self, alive: Callable[[], object] = lambda: None, longest_s: float | None = None) -> None:
+        """Return when nothing is copied or waits, or after ``longest_s``; ``alive`` is called meanwhile."""
+        began = time.monotonic()
         while (thread := self._thread) is not None and thread.is_alive():
+            if longest_s is not None and time.monotonic() - began > longest_s:
+                return
             alive()
             thread.join(_LOOK_S)
 

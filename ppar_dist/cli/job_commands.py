@@ -103,7 +103,8 @@ def _start(
     from ppar_dist.trackers.all_trackers import refuse_missing
     from ppar_dist.training.plan import make_plan
 
-    if last := finished(settings, lambda: make_plan(settings, 1).facts()):  # torch is not loaded
+    last = finished(settings, lambda: make_plan(settings, 1).facts())  # torch is not loaded
+    if last and _is_sent(settings, last):
         all_steps = last == checkpoint_name(settings.train.steps)
         how = f"has all {settings.train.steps} steps" if all_steps else "has stopped early"
         print(f"already finished: {settings.run.dir} {how} ({last})")
@@ -288,6 +289,14 @@ def _is_packaged(folder: Path) -> bool:
     from ppar_dist.run import paths
 
     return not paths.config_file(folder).is_file() and find_config(folder) != folder
+
+
+def _is_sent(settings: Config, last: str) -> bool:
+    """Whether a finished run's remote, if it has one, was sent the last checkpoint; else ranks send it."""
+    from ppar_dist.checkpoint.owner import sent_step
+
+    step = None if settings.checkpoint.remote is None else sent_step(settings.run.dir)
+    return settings.checkpoint.remote is None or last == f"step-{step or 0:08d}"
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Config:

@@ -4,9 +4,12 @@ are decoded. Which samples these are is known, because the order is a function o
 from __future__ import annotations
 
 import bisect
+import contextlib
+import functools
+import queue
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 from ppar_dist.data.order import Order
@@ -32,9 +35,8 @@ def ahead(groups: Iterable[Group], needs: Needs[Group], threads: int) -> Iterato
     if not threads:
         yield from groups
         return
-    pool = ThreadPoolExecutor(threads, "prefetch")
+    fetches, coming = _Fetches(threads), deque[Group]()
     try:
-        fetches, coming = _Fetches(pool), deque[Group]()
         for group in groups:
             coming.append(group)
             for index, sample in needs(group):
@@ -43,7 +45,7 @@ def ahead(groups: Iterable[Group], needs: Needs[Group], threads: int) -> Iterato
                 yield coming.popleft()
         yield from coming
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        fetches.end()
 
 
 def threads_for(indexes: Sequence[DomainIndex]) -> int:
@@ -52,17 +54,19 @@ def threads_for(indexes: Sequence[DomainIndex]) -> int:
 
 
 class _Fetches:
-    """What is being fetched by this process."""
+    """What is being fetched by this process, by threads that do not keep it from ending."""
 
-    def __init__(self, pool: ThreadPoolExecutor) -> None:
-        self._pool = pool
+    def __init__(self, threads: int) -> None:
         self._asked: OrderedDict[Unit, None] = OrderedDict()
-        self._pending: set[Future[None]] = set()
+        self._waiting: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._count, self._lock, self._has_ended = 0, threading.Lock(), False
+        self._threads = threads
+        for _ in range(threads):
+            threading.Thread(target=self._work, name="prefetch", daemon=True).start()
 
     def under_way(self) -> int:
-        """Fetches that have not ended. What one of them raises comes up where the sample is read."""
-        self._pending = {each for each in self._pending if not each.done()}
-        return len(self._pending)
+        """Fetches that have not ended."""
+        return self._count
 
     def begin(self, index: DomainIndex, sample: int) -> None:
         """Begin to fetch what a sample needs and the node does not hold."""
@@ -77,7 +81,23 @@ class _Fetches:
         if len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
         if not shards.cache.has(unit):
-            self._pending.add(self._pool.submit(shards.fetch, number, span))
+            with self._lock:
+                self._count += 1
+            self._waiting.put(functools.partial(shards.fetch, number, span))
+
+    def end(self) -> None:
+        """Begin no more; what is under way is not waited for."""
+        self._has_ended = True
+        for _ in range(self._threads):
+            self._waiting.put(None)
+
+    def _work(self) -> None:
+        while (fetch := self._waiting.get()) is not None:
+            if not self._has_ended:
+                with contextlib.suppress(Exception):  # it comes up where the sample is read
+                    fetch()
+            with self._lock:
+                self._count -= 1
 
 
 class OrderToCome:

@@ -27,7 +27,7 @@ def open_sources(cfg: Config, classes: ClassSet | None = None) -> list[DomainInd
     wanted = recorded_class_set(cfg.data.classes, cfg.run.dir) if classes is None else classes
     node = node_storage(cfg)
     if isinstance(cfg.data.root, Remote):
-        node.cache.prepare()
+        node.prepare()
     indexes = [
         DomainIndex.open(cfg.data.root / source.name, cfg.data.max_bad_ratio, node)
         for source in cfg.data.sources

@@ -106,9 +106,15 @@ class Mirror:
         """
         self._owner.check()
         sent = self._send_files()
+        step = step_of(folder) or 0
         sent += self._checkpoints.publish(folder, self._owner.check)
-        if self._owner.limit is not None:
+        limit = self._owner.limit
+        if limit is not None and step > limit:
+            self._checkpoints.withdraw(step)
+            raise CheckpointError("the run has rolled back behind it")
+        if limit is not None:
             self._owner.note(None)  # publishing has deleted those of later steps
+        self._owner.note_safe(step)
         try:
             self._checkpoints.retain(keep, self._owner.check)
         except (OSError, UserError, CheckpointError) as error:
@@ -176,7 +182,7 @@ def open_mirror(config: Config) -> Mirror | None:
 
 
 def _single_files(run: Path) -> list[Path]:
-    return [paths.config_file(run), paths.classes_file(run), run / paths.RESULTS]
+    return [paths.config_file(run), paths.classes_file(run)]
 
 
 def _patiently(work: Callable[[], object], alive: Callable[[], object]) -> None:

@@ -93,7 +93,9 @@ class NodeCache:
         """
         self._next_use, self._horizon = next_use, None
 
-    def read(self, unit: Unit, start: int, size: int, fetch: _Fetch) -> bytes:
+    def read(
+        self, unit: Unit, start: int, size: int, fetch: _Fetch, part_alone: _Fetch | None = None
+    ) -> bytes:
         """Bytes [start, start + size) of a unit's content, counted from the unit's beginning.
 
         Args:
@@ -102,6 +104,7 @@ class NodeCache:
             size: at most what is left of the unit.
             fetch: gets the unit's whole content from storage; called at most once, and not where the node has
                 it. What it raises is raised. Content of another length is not kept.
+            part_alone: gets only the bytes that are read; called instead where the unit would not be kept.
 
         Returns:
             The bytes; fewer where ``fetch`` gives less.
@@ -113,7 +116,9 @@ class NodeCache:
         part = self._begin(unit)
         if part is None:  # another has fetched it meanwhile, or it is not kept
             found = self._find(unit, start, size)
-            return fetch()[start : start + size] if found is None else found
+            if found is None:
+                return fetch()[start : start + size] if part_alone is None else part_alone()
+            return found
         is_kept = False
         try:
             content = fetch()

@@ -19,6 +19,11 @@ _FOR_GOOD = (
     errno.EMSGSIZE,
     errno.EEXIST,
     errno.ENOENT,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
 )
 # Credentials that ran out are renewed by whoever gave them, and drivers read them again.
 _RENEWED = (
@@ -58,7 +63,7 @@ def waits(patience_s: float) -> Iterator[float]:
 def is_denied(error: BaseException) -> bool:
     """Whether the credentials, or their absence, are the reason."""
     if isinstance(error, PermissionError):
-        return not is_expired(error)
+        return not is_expired(error) and error.filename is None  # a file of this machine has a name
     return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound") or (
         _status(error) in _DENIED
     )
@@ -66,7 +71,7 @@ def is_denied(error: BaseException) -> bool:
 
 def is_expired(error: BaseException) -> bool:
     """Whether credentials have run out, which are renewed while a job runs."""
-    return _code(error) in _RENEWED or "expired" in str(error).lower()
+    return _code(error) in _RENEWED
 
 
 def is_missing(error: BaseException) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ppar_dist.files.durable import sync
 from ppar_dist.storage.cache import NodeCache
 from ppar_dist.storage.cache_folder import make_own
 from ppar_dist.storage.location import Location, Remote
@@ -52,6 +53,16 @@ class NodeStorage:
         """The parts of shards that this node has."""
         return NodeCache(self.folder / "shards", self.size)
 
+    def prepare(self) -> None:
+        """Make the folder, clear what dead processes left, and make it no larger than it may be.
+
+        Raises:
+            UserError: it is another user's, or others may write into it.
+        """
+        with contextlib.suppress(OSError):  # reading goes on without
+            make_own(self.folder)  # before its own folders, which would be made with it
+        self.cache.prepare()
+
     def fetched(self, place: Location) -> Path:
         """A file, fetched once per node and version if it is an object.
 
@@ -75,6 +86,7 @@ class NodeStorage:
         temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
             self.storage.download(place, temporary)
+            sync(temporary)
             temporary.replace(path)
         finally:
             with contextlib.suppress(OSError):

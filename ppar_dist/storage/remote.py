@@ -22,6 +22,7 @@ from ppar_dist.storage.failures import (
     described,
     is_beyond_the_end,
     is_denied,
+    is_expired,
     is_missing,
     may_pass,
     waits,
@@ -114,11 +115,21 @@ class Storage:
 
     def upload(self, path: Path, place: Remote) -> None:
         """Copy a file into an object, which appears whole: a large one in parts, joined at the end."""
-        self._ask(f"write {place}", lambda: _writing(place).put_file(str(path), place.url))
+        self._send(place, lambda: _writing(place).put_file(str(path), place.url))
 
     def write(self, place: Remote, content: bytes) -> None:
         """Write an object, which appears, or is replaced, whole."""
-        self._ask(f"write {place}", lambda: _writing(place).pipe_file(place.url, content))
+        self._send(place, lambda: _writing(place).pipe_file(place.url, content))
+
+    def _send(self, place: Remote, request: Callable[[], object]) -> None:
+        try:
+            self._ask(f"write {place}", request)
+        except FileNotFoundError as error:
+            if error.filename is not None:
+                raise
+            raise UserError(
+                f"cannot write {place}: there is no such bucket; create it, or correct the URL"
+            ) from None
 
     def entries(self, folder: Remote) -> list[Entry]:
         """What lies directly below a prefix, by name; empty where nothing does."""
@@ -158,6 +169,8 @@ class Storage:
             except Exception as error:
                 self._note_end()
                 _refuse(what, error)
+                if is_expired(error):  # a driver keeps the credentials that it began with
+                    _forget_drivers()
                 pause = next(pauses, None)
                 if pause is None:
                     raise StorageUnavailable(
@@ -190,8 +203,8 @@ class _BeyondTheEnd(OSError):
 
 def _refuse(what: str, error: Exception) -> None:
     """Raise what no further attempt can cure."""
-    if isinstance(error, UserError):
-        raise error
+    if isinstance(error, UserError) or (isinstance(error, OSError) and error.filename is not None):
+        raise error  # of a file of this machine
     if is_missing(error):
         raise FileNotFoundError(f"cannot {what}: there is no such object or bucket") from None
     if is_beyond_the_end(error):
@@ -201,7 +214,7 @@ def _refuse(what: str, error: Exception) -> None:
         remedy = _REMEDIES.get(scheme, "check the server's permissions")
         raise StorageDenied(f"storage refuses to {what} ({described(error)}); {remedy}") from None
     if not may_pass(error):
-        raise OSError(getattr(error, "errno", None) or 0, f"cannot {what}: {described(error)}") from error
+        raise UserError(f"cannot {what}: {described(error)}; check the URL, its region and bucket") from None
 
 
 def _reading(place: Remote) -> Any:
@@ -224,6 +237,12 @@ def _renew_lock() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _forget_drivers() -> None:
+    """Have the next request read the credentials again."""
+    with _LOCK:
+        _new_driver.cache_clear()
 
 
 def _driver(pid: int, extra: str, tries: int) -> Any:

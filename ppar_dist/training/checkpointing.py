@@ -16,6 +16,7 @@ from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
+from ppar_dist.storage.failures import StorageUnavailable
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.recorder import Recorder
@@ -45,7 +46,7 @@ class Checkpointing:
         self._board = open_board(world) if world.world_size > 1 else None
         if self._board is not None:
             self._board.read(())  # connects: once the store is gone, that would be tried for long
-        self._uploader = Uploader(plan.config.checkpoint.background)
+        self._uploader = Uploader()
         self._uploaded: int | None = None  # the newest step that the remote has, as far as this job knows
         self._saves = 0  # since the start of the job
         self._resumed_from = resumed_from
@@ -93,10 +94,32 @@ class Checkpointing:
             self.wait()
             error = self._world.broadcast(self._error)
             if error is None:
-                self._world.on_main(self._finish_upload)
                 return
             self._step = None
         raise CheckpointError(error)
+
+    def end(self, learner: Learner) -> None:
+        """As ``finish``, and return when the remote has it, too. Collective.
+
+        Raises:
+            CheckpointError: as ``finish``.
+            StorageUnavailable: on every rank alike, when the remote did not take it in two attempts.
+        """
+        self.finish(learner)
+        if behind := self._world.on_main(self._finish_upload):
+            raise StorageUnavailable(behind)
+
+    def leave(self, learner: Learner, published: Callable[[], object]) -> None:
+        """As ``finish``, call ``published``, and wait a bounded time for the remote. Collective.
+
+        Raises:
+            CheckpointError: as ``finish``.
+        """
+        self.finish(learner)
+        published()  # from here on nothing is lost when this process is ended
+        longest_s = self._plan.config.faults.grace_s / 2
+        if behind := self._world.on_main(lambda: self._finish_upload(longest_s)):
+            self._log.warn(behind)
 
     def log_finished(self) -> None:
         """Log the end of a write in the background, if it has ended."""
@@ -148,7 +171,7 @@ class Checkpointing:
         Raises:
             CheckpointError: on every rank alike, when that failed twice.
         """
-        self._step = None
+        self._step = self._uploaded = None
         self.finish(learner)
 
     def close(self) -> None:
@@ -189,17 +212,28 @@ class Checkpointing:
 
         return retain
 
-    def _finish_upload(self) -> None:
-        """Wait for the copy of the last checkpoint; one that failed is tried once more. On rank 0."""
+    def _finish_upload(self, longest_s: float | None = None) -> str | None:
+        """Wait for the copy of the last checkpoint; one that failed is tried once more. On rank 0.
+
+        Returns:
+            What the remote lacks; None where it has all.
+        """
         mirror = self._claim.mirror
         if mirror is None or self._newest is None:
-            return
-        self._uploader.wait(self._watch.alive)
+            return None
+        step = checkpoint.step_of(self._newest)
+        self._uploader.wait(self._watch.alive, longest_s)
         self._note_uploads()
-        if self._uploaded != checkpoint.step_of(self._newest):
+        if self._uploaded != step and longest_s is None:
             self._uploader.offer(self._newest, lambda published: mirror.copy(published, set))
             self._uploader.wait(self._watch.alive)
             self._note_uploads()
+        if self._uploaded == step:
+            return None
+        return (
+            f"{mirror.place} does not have the last checkpoint, {self._newest.name}; run the same command "
+            "again: it sends it"
+        )
 
     def _note_uploads(self) -> None:
         while (outcome := self._uploader.poll()) is not None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ppar_dist import checkpoint
+from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.identity import config_hash, content_hash, determining
 from ppar_dist.config.schema import Config
@@ -92,6 +93,9 @@ def _refuse_without_weights(config: Config) -> None:
     """Refuse a new run whose ``init_from`` holds no checkpoint, before anything is built."""
     if config.init_from is None or checkpoint.list_checkpoints(config.run.dir):
         return
+    remote = config.checkpoint.remote
+    if isinstance(remote, Remote) and RemoteRun(remote, Storage(config.faults.storage_s)).steps():
+        return  # the run goes on from there
     path = config.init_from
     if isinstance(path, Remote):
         # Refuses what is not whole.

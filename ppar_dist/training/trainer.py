@@ -156,7 +156,7 @@ class Trainer:
             if self._is_due(self.config.checkpoint.every) or (is_best and self.config.checkpoint.keep_best):
                 self.checkpoints.save(self.learner)
             self.checkpoints.log_finished()
-        self.checkpoints.finish(self.learner)
+        self.checkpoints.end(self.learner)
         return self.state
 
     def train_step(self, batches: list[Batch]) -> Figures:
@@ -305,7 +305,7 @@ class Trainer:
         signals = self.world.gather(self.preemption.signal)
         asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
         try:
-            self.checkpoints.finish(self.learner)
+            self.checkpoints.leave(self.learner, self.preemption.done)
         except CheckpointError as error:
             self.log.warn(f"{error}; the run ends with the checkpoint before")
         self.preemption.done()

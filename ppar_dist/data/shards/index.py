@@ -214,7 +214,8 @@ class DomainIndex:
         record = self.records[sample]
         shard = int(record["shard"])
         ends = (int(record[f"{kind}_offset"]) + int(record[f"{kind}_size"]) for kind in _KINDS)
-        return shard < len(self.shards) and max(ends) <= self.reader.shards[shard].bytes
+        there = record["image_size"] > 0 and record["label_size"] > 0
+        return bool(there) and shard < len(self.shards) and max(ends) <= self.reader.shards[shard].bytes
 
     def span(self, sample: int) -> Span:
         """The bytes of a sample's shard fetched together: of it and of those around it."""

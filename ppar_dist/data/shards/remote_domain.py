@@ -96,7 +96,7 @@ class RemoteShards:
         """Have the node hold a span; raises what reading it would."""
         unit = self.unit(number, span)
         if span.stop <= self.shards[number].bytes and not self.cache.has(unit):
-            self.cache.read(unit, 0, 0, lambda: self._fetched(number, span))
+            self.cache.read(unit, 0, 0, lambda: self._fetched(number, span), bytes)
 
     def read(
         self,
@@ -120,7 +120,13 @@ class RemoteShards:
         unit = self.unit(number, part)
         for _ in range(2):
             try:
-                raw = self.cache.read(unit, offset - part.start, size, lambda: self._fetched(number, part))
+                raw = self.cache.read(
+                    unit,
+                    offset - part.start,
+                    size,
+                    lambda: self._fetched(number, part),
+                    lambda: self._fetched(number, Span(offset, offset + size)),
+                )
             except FileNotFoundError:
                 raise SampleError(where, "shard_missing", "no such object; bring it back") from None
             if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
