@@ -34,6 +34,7 @@ EVERY_RANK = {
 }
 RANK_0 = {
     "ppar_run_info": {"version", "run", "backbone", "method", "classes", "ranks"},
+    "ppar_remote_checkpoint_step": set(),
     "ppar_alignment_stage": set(),
     "ppar_alignment_stage_start_ratio": {"stage"},
     "ppar_alignment_admitted_ratio": set(),

@@ -143,7 +143,7 @@ def test_a_file_that_has_no_room_leaves_the_one_before(run: Path, tmp_path: Path
     out, options = run / "report.html", []
     if command == "export":
         out = tmp_path / "model.pt2"
-        options = ["--out", str(out)]
+        options = ["--out", str(out), "--overwrite"]
     elif command == "evaluate":  # its pictures do not fit
         out, options = run / "results.json", ["--target", f"a={tmp_path / 'large'}"]
         pixels = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
