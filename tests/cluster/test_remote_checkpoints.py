@@ -242,3 +242,10 @@ def test_a_rollback_holds_though_the_remote_cannot_be_reached(
     assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == 20
     again.copy(checkpoint.list_checkpoints(run)[-1], last_two)
     assert RemoteRun(place, STORAGE).steps() == [20]
+
+
+def test_a_prefix_that_holds_anything_else_is_refused(bucket: Remote, tmp_path: Path) -> None:
+    STORAGE.write(bucket / "blobs" / "mine", b"kept")
+    with pytest.raises(UserError, match="a remote is an empty prefix or a run's own"):
+        mirror_of(tmp_path / "run", bucket, 0.3).open(lambda: None)
+    assert STORAGE.read(bucket / "blobs" / "mine") == b"kept"

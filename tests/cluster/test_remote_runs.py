@@ -70,3 +70,23 @@ def test_a_remote_that_fails_does_not_end_training(
     assert f"{place} is behind" in running.output
     assert "training continues" in running.output
     assert RemoteRun(place, Storage(20.0)).steps()[-1] == 12
+
+
+def test_a_last_checkpoint_that_did_not_arrive_is_sent_by_the_next_start(
+    bucket: Remote, object_store: ObjectServer, storage_proxy: FaultProxy, blocks: Path, tmp_path: Path
+) -> None:
+    place, environment = bucket / "run", object_store.environment(storage_proxy.endpoint)
+    keep, faults = {"every": 3, "remote": place.url}, {"storage_s": 1, "peer_s": 4}
+    run, config = tiny_run(blocks, tmp_path, train=TRAIN, checkpoint=keep, faults=faults)
+    command = ours("train", config, "--nproc", "1")
+    with job(command, tmp_path / "log", **environment) as running:
+        running.wait_for(lambda: (run / "metrics" / "train.jsonl").exists(), "a step")
+        with storage_proxy.refusing():
+            assert running.wait() == 75, running.output
+    assert "does not have the last checkpoint" in running.output
+    with job(command, tmp_path / "again.log", **environment) as running:
+        assert running.wait() == 0, running.output
+    assert RemoteRun(place, Storage(20.0)).steps()[-1] == 12
+    with job(command, tmp_path / "finished.log", **environment) as running:
+        assert running.wait() == 0, running.output
+    assert "already finished" in running.output
