@@ -110,14 +110,16 @@ def source_cells(
     for source in indexes:
         index = copy.copy(source)  # its own open files: what training reads later does not depend on this
         parts = []
-        for at in evenly(holdout_range(index, config.data.holdout).start, images):
+        chosen = evenly(holdout_range(index, config.data.holdout).start, images)
+        share = max(1, _SPARE * most // max(1, len(chosen)))  # of a source that has fewer images, more each
+        for at in chosen:
             for sample in eval_samples(index, at, at + 1, config.data.size, lambda *_: None):
                 seen = look(sample.image.to(device)).float().cpu()
                 grid, width = (seen.shape[1], seen.shape[2]), seen.shape[0]
                 truth = labels_of_cells(sample, grid, num_classes, config.ppar.min_purity).flatten()
                 labelled = truth < num_classes
                 cells = Cells(seen.flatten(1).t()[labelled], truth[labelled])
-                parts.append(cells.thinned(num_classes, max(1, _SPARE * most // images)))
+                parts.append(cells.thinned(num_classes, share))
             alive()
         found.append(parts)
     return [Cells.joined(parts, width).thinned(num_classes, most) for parts in found]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.gain import ceiling
 from benchmarks.gain.distance import distances, domain_centroids
 from benchmarks.harmful.pictures import PICTURES
 from benchmarks.harmful.separation import auroc, chart, course, mean_known, read_draws, weight_ratio
@@ -20,6 +21,7 @@ from benchmarks.harmful.spoil import derangement, irrelevant_domain, permute_lab
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import decode_label
 from ppar_dist.evaluation.load import load_segmentor
+from tests.ranks import write_blocks_domain
 from tests.unit.tiny_run import make_domain, make_run
 
 
@@ -196,3 +198,12 @@ def test_centroids_of_a_run_are_unit_vectors_of_the_classes_there_are(tmp_path: 
     assert not seen[5]  # no car in these labels
     norms = centroids.norm(dim=1)
     assert torch.allclose(norms, seen.float(), atol=1e-5)
+
+
+def test_a_classifier_that_knows_the_target_is_better_on_the_half_it_did_not_see(tmp_path: Path) -> None:
+    make_run(tmp_path, tmp_path / "run", classifier="linear")
+    write_blocks_domain(tmp_path / "blocks", samples=8, seed=0, rare_in=None)
+    own, fitted = ceiling.measure(tmp_path / "run", {"blocks": DomainIndex.open(tmp_path / "blocks")})[
+        "blocks"
+    ]
+    assert fitted > own + 5, (own, fitted)

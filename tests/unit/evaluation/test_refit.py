@@ -103,6 +103,20 @@ def test_the_same_cells_give_the_same_classifiers(tiny: tuple[Config, list[Domai
         assert torch.equal(value, second[name])
 
 
+def test_more_images_than_a_source_has_are_all_of_them(
+    tiny: tuple[Config, list[DomainIndex]],
+) -> None:
+    config, indexes = tiny
+    torch.manual_seed(0)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    fitted = []
+    for images in (8, 1_000_000):
+        asked = config.refit.model_copy(update={"images": images})
+        fitted.append(refit(model, config.model_copy(update={"refit": asked}), indexes, None))
+    for name, value in fitted[0].items():
+        assert torch.equal(value, fitted[1][name])
+
+
 def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
     """A text classifier keeps its text: only prototypes are fitted."""
     write_blocks_domain(tmp_path / "left", samples=4, seed=0, rare_in=None)
