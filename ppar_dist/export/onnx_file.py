@@ -40,7 +40,7 @@ from ppar_dist.export.program import (
 )
 from ppar_dist.files.durable import write_atomically
 from ppar_dist.models.segmentor import Segmentor
-from ppar_dist.synthetic import DEFAULT_DOMAINS, render
+from ppar_dist.synthetic import DOMAINS, render
 from ppar_dist.text import one_line
 
 OPSET = 20
@@ -249,7 +249,7 @@ def _images(multiple: int, size: tuple[int, int] | None) -> Iterator[Tensor]:
     """Images (B, 3, H, W) that the export did not see: a street, then three of noise."""
     first, *others = other_sizes(multiple, size)
     if min(first) >= _LEAST_RENDERED and max(first) <= 1024:
-        street, _ = render(0, DEFAULT_DOMAINS[0], 0, first)
+        street, _ = render(0, DOMAINS[0], 0, first)
         yield torch.from_numpy(np.array(street)).permute(2, 0, 1)[None].contiguous()
     yield noise(1, *first, seed=1)
     for each in others or [first]:

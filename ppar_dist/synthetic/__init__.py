@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,25 +18,13 @@ from PIL import Image
 from ppar_dist.data.shards.writer import ShardSample, write_domain
 from ppar_dist.errors import UserError
 from ppar_dist.synthetic import atmosphere
-from ppar_dist.synthetic.canvas import CLASSES, SUPERSAMPLE, Canvas
+from ppar_dist.synthetic.canvas import SUPERSAMPLE, Canvas
 from ppar_dist.synthetic.street import draw_street, plan
-from ppar_dist.synthetic.styles import DEFAULT_DOMAINS, STYLES, Style
+from ppar_dist.synthetic.styles import DOMAINS, STYLES, TARGET_DOMAIN
 
-__all__ = [
-    "CLASSES",
-    "CLASS_SET",
-    "DEFAULT_DOMAINS",
-    "SOURCE_DOMAINS",
-    "STYLES",
-    "TARGET_DOMAIN",
-    "Style",
-    "render",
-    "synth",
-]
+__all__ = ["CLASS_SET", "DOMAINS", "TARGET_DOMAIN", "render", "synth"]
 
 CLASS_SET = "roads6"
-SOURCE_DOMAINS = DEFAULT_DOMAINS[:-1]
-TARGET_DOMAIN = DEFAULT_DOMAINS[-1]
 _LONGEST_SIDE = 4096  # of a scene: some 4 GB of memory while it is drawn
 
 Progress = Callable[[str, int, int], None]  # domain, samples done, samples in all
@@ -47,26 +35,20 @@ def synth(
     seed: int = 0,
     samples_per_domain: int = 200,
     size: tuple[int, int] = (180, 240),
-    domains: Sequence[str] | None = None,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Render domains and write each as a folder of shards; about 30 ms a scene of 180 × 240.
+    """Render the domains and write each as a folder of shards; about 30 ms a scene of 180 × 240.
 
     Args:
         out: parent folder of the domain folders; a domain that is there already is replaced.
         seed: at least 0; together with domain and number it determines every pixel.
         samples_per_domain: scenes per domain, at least 1.
         size: height and width in pixels, 32 to 4096 each.
-        domains: names out of ``STYLES``; None: ``DEFAULT_DOMAINS``, three sources and a target.
         progress: called after each scene.
 
     Raises:
-        UserError: unknown domain, or a size, count or seed out of range.
+        UserError: a size, count or seed is out of range.
     """
-    names = tuple(domains) if domains is not None else DEFAULT_DOMAINS
-    unknown = sorted(set(names) - set(STYLES))
-    if unknown or not names:
-        raise UserError(f"unknown synthetic domains {unknown}; choose from {', '.join(STYLES)}")
     if seed < 0:
         raise UserError(f"a seed is at least 0, got {seed}; choose another")
     if max(size) > _LONGEST_SIDE:
@@ -78,7 +60,7 @@ def synth(
             f"{size[1]}x{size[0]} (width x height); raise them"
         )
     folders = []
-    for name in names:
+    for name in DOMAINS:
         folder = Path(out) / name
         write_domain(folder, CLASS_SET, _samples(seed, name, samples_per_domain, size, progress))
         folders.append(folder)

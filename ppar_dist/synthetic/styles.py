@@ -25,7 +25,6 @@ AUTUMN: tuple[Colour, ...] = ((122, 112, 52), (146, 104, 44), (92, 104, 54), (13
 class Style:
     """Appearance of one domain; colours are sRGB 0..255, distances metres, ratios 0..1."""
 
-    name: str
     sky_top: Colour
     sky_low: Colour  # at the horizon
     light: tuple[float, float, float]  # factor on every surface colour
@@ -47,85 +46,65 @@ class Style:
 
 
 STYLES: dict[str, Style] = {
-    style.name: style
-    for style in (
-        Style(
-            "synth_day",
-            sky_top=(88, 142, 214),
-            sky_low=(196, 218, 238),
-            light=(1.08, 1.04, 0.96),
-            sun=0.5,
-            saturation=1.15,
-            contrast=1.08,
-        ),
-        Style(
-            "synth_overcast",
-            sky_top=(164, 170, 178),
-            sky_low=(206, 208, 208),
-            light=(0.80, 0.83, 0.87),
-            clouds=0.8,
-            cloud_colour=(190, 194, 200),
-            fog=(120.0, 260.0),
-            fog_colour=(190, 194, 198),
-            rain=0.5,
-            lit_windows=0.06,
-            walls=CONCRETE + PLASTER,
-            leaves=SUMMER + AUTUMN[:1],
-            asphalt=(78, 80, 84),
-            pavement=(136, 134, 132),
-            saturation=0.75,
-            noise=0.018,
-        ),
-        Style(
-            "synth_fog",
-            sky_top=(186, 186, 184),
-            sky_low=(206, 202, 194),
-            light=(0.92, 0.88, 0.80),
-            clouds=0.0,
-            fog=(22.0, 55.0),
-            fog_colour=(206, 202, 194),
-            lit_windows=0.12,
-            lamps=True,
-            walls=BRICK + CONCRETE,
-            leaves=AUTUMN,
-            asphalt=(92, 90, 86),
-            pavement=(150, 142, 130),
-            saturation=0.7,
-            contrast=0.95,
-            noise=0.015,
-        ),
-        Style(
-            "synth_dusk",
-            sky_top=(70, 84, 132),
-            sky_low=(236, 166, 118),
-            light=(0.52, 0.46, 0.50),
-            clouds=0.45,
-            cloud_colour=(216, 140, 124),
-            lit_windows=0.3,
-            lamps=True,
-            walls=PLASTER + BRICK,
-            contrast=1.05,
-            noise=0.022,
-        ),
-        Style(
-            "synth_night",
-            sky_top=(16, 20, 38),
-            sky_low=(54, 48, 56),
-            light=(0.21, 0.22, 0.29),
-            clouds=0.4,
-            cloud_colour=(40, 40, 52),
-            rain=0.2,
-            lit_windows=0.35,
-            lamps=True,
-            walls=BRICK + PLASTER + CONCRETE,
-            asphalt=(86, 86, 92),
-            saturation=0.95,
-            contrast=1.05,
-            noise=0.03,
-        ),
-    )
+    "synth_day": Style(
+        sky_top=(88, 142, 214),
+        sky_low=(196, 218, 238),
+        light=(1.08, 1.04, 0.96),
+        sun=0.5,
+        saturation=1.15,
+        contrast=1.08,
+    ),
+    "synth_overcast": Style(
+        sky_top=(164, 170, 178),
+        sky_low=(206, 208, 208),
+        light=(0.80, 0.83, 0.87),
+        clouds=0.8,
+        cloud_colour=(190, 194, 200),
+        fog=(120.0, 260.0),
+        fog_colour=(190, 194, 198),
+        rain=0.5,
+        lit_windows=0.06,
+        walls=CONCRETE + PLASTER,
+        leaves=SUMMER + AUTUMN[:1],
+        asphalt=(78, 80, 84),
+        pavement=(136, 134, 132),
+        saturation=0.75,
+        noise=0.018,
+    ),
+    "synth_fog": Style(
+        sky_top=(186, 186, 184),
+        sky_low=(206, 202, 194),
+        light=(0.92, 0.88, 0.80),
+        clouds=0.0,
+        fog=(22.0, 55.0),
+        fog_colour=(206, 202, 194),
+        lit_windows=0.12,
+        lamps=True,
+        walls=BRICK + CONCRETE,
+        leaves=AUTUMN,
+        asphalt=(92, 90, 86),
+        pavement=(150, 142, 130),
+        saturation=0.7,
+        contrast=0.95,
+        noise=0.015,
+    ),
+    "synth_night": Style(
+        sky_top=(16, 20, 38),
+        sky_low=(54, 48, 56),
+        light=(0.21, 0.22, 0.29),
+        clouds=0.4,
+        cloud_colour=(40, 40, 52),
+        rain=0.2,
+        lit_windows=0.35,
+        lamps=True,
+        walls=BRICK + PLASTER + CONCRETE,
+        asphalt=(86, 86, 92),
+        saturation=0.95,
+        contrast=1.05,
+        noise=0.03,
+    ),
 }
-"""Every style by the name of its domain."""
+"""By the name of its domain: three sources, and the target that is left for evaluation, last."""
 
-DEFAULT_DOMAINS: tuple[str, ...] = ("synth_day", "synth_overcast", "synth_fog", "synth_night")
-"""Three sources, and the target that is left for evaluation."""
+DOMAINS = tuple(STYLES)
+TARGET_DOMAIN = DOMAINS[-1]

@@ -19,7 +19,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.export import export, onnx_file, program
 from ppar_dist.export.exported import ExportedProgram
-from ppar_dist.synthetic import DEFAULT_DOMAINS, render
+from ppar_dist.synthetic import DOMAINS, render
 from tests.unit.export.models import ATTO, CLASSES, make_run
 from tests.unit.models import tiny_clip
 
@@ -128,7 +128,7 @@ def test_a_size_may_be_fixed_and_nothing_of_its_nodes_is_told(
     made = export(root / "fixed", root / "fixed.onnx", size=(50, 70))
     assert {record.name.partition(".")[0] for record in caplog.records} <= {"ppar_dist"}
     graph, (segmentor, *_) = session(made.file), load_segmentor(root / "fixed")
-    street = torch.from_numpy(render(0, DEFAULT_DOMAINS[1], 3, (50, 70))[0]).permute(2, 0, 1)
+    street = torch.from_numpy(render(0, DOMAINS[1], 3, (50, 70))[0]).permute(2, 0, 1)
     images = torch.stack([street, street.flip(2)])
     found = graph.run(None, {"images": images.numpy()})[0]
     assert np.abs(found - segmentor(images).logits.numpy()).max() < 1e-3
