@@ -28,6 +28,7 @@ from ppar_dist.config.load import load_config
 from ppar_dist.distributed import rendezvous
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
+from ppar_dist.training.recorder import bad_by_reason
 from ppar_dist.training.trainer import Trainer
 
 PIXEL_STAGE = 0.9  # progress: the stage in which all figures are there
@@ -57,9 +58,8 @@ class Side:
         monitor.rank.publish_step(0.001)
         if figures.detail is not None:
             monitor.rank.publish_checksum(figures.detail.prototype_checksum)
-        monitor.run.publish_step(
-            self.trainer.state, figures, engine.learning_rates(), engine.grad_norm(), 0.2
-        )
+        state, bad = self.trainer.state, bad_by_reason(figures, self.trainer.domains)
+        monitor.run.publish_step(state, figures, bad, engine.learning_rates(), engine.grad_norm(), 0.2)
         self.publish_speed()
 
     def publish_speed(self) -> None:

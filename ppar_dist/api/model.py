@@ -20,7 +20,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.confidence import confidence_of
 from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.evaluation.labelling import labels_of, logits_of
-from ppar_dist.evaluation.load import load_segmentor
+from ppar_dist.evaluation.load import default_device, load_segmentor
 from ppar_dist.evaluation.photos import MAX_RATIO, model_input, read
 from ppar_dist.evaluation.results import Results
 from ppar_dist.models.segmentor import Segmentor
@@ -69,11 +69,6 @@ def _device(wanted: torch.device | str) -> torch.device:
             f"torch sees {torch.cuda.device_count()} GPUs, so there is no {device}; give another device"
         )
     return device
-
-
-def default_device() -> str:
-    """Where a model runs outside of training: the GPU, where torch sees one."""
-    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Model:

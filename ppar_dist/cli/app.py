@@ -88,6 +88,6 @@ def on_this_machine(place: str, which: str) -> Path:
 
 def device() -> str:
     """Where a model runs outside of training: the GPU, where torch sees one."""
-    from ppar_dist.api.model import default_device
+    from ppar_dist.evaluation.load import default_device
 
     return default_device()

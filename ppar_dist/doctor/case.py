@@ -17,12 +17,12 @@ from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
+from ppar_dist.data.class_subset import subset_of
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import check_classes, holdout_range, node_storage
 from ppar_dist.doctor.cluster import Cluster
 from ppar_dist.doctor.probes import resident_bytes
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.class_subset import subset_of
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.models.weight_file import LoadReport

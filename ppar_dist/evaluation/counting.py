@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ppar_dist.config.schema import Config
+from ppar_dist.data.class_subset import ClassSubset
 from ppar_dist.data.eval_batches import EvalBatch, EvalLoading
 from ppar_dist.data.quarantine import FEW_SAMPLES
 from ppar_dist.data.reading import EvalSample
@@ -21,7 +22,6 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import holdout_range
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.class_subset import ClassSubset
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.labelling import predict_labels
 from ppar_dist.evaluation.protocol import Protocol, held_out_protocol

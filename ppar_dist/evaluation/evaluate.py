@@ -22,12 +22,12 @@ from ppar_dist.checkpoint import opened, read_manifest, read_state, reading, res
 from ppar_dist.class_sets import ClassSet
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
+from ppar_dist.data.class_subset import ClassSubset, subset_of
 from ppar_dist.data.eval_batches import EvalBatch
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import node_storage
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.class_subset import ClassSubset, subset_of
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.counting import LeftOut, count_pairs, loading_of, refuse_too_many
 from ppar_dist.evaluation.load import classes_of, config_of, read_segmentor

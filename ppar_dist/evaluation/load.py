@@ -28,6 +28,11 @@ def run_of(checkpoint: Path) -> Path:
     return checkpoint.resolve().parent.parent
 
 
+def default_device() -> str:
+    """Where a model runs outside of training: the GPU, where torch sees one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def load_segmentor(
     path: Path, device: torch.device | str = "cpu", which: str = "latest", weights: str = "raw"
 ) -> tuple[Segmentor, Config, ClassSet, Path]:

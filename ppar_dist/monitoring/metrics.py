@@ -17,12 +17,11 @@ from prometheus_client import Gauge
 
 from ppar_dist import __version__
 from ppar_dist.config.schema import Config
-from ppar_dist.data.shards.sample import REASONS
 from ppar_dist.monitoring.method import MethodMetrics
 from ppar_dist.monitoring.registry import Registry, set_known
 from ppar_dist.ppar.alignment import stage_at
 from ppar_dist.ppar.diagnostics import Detail, Figures
-from ppar_dist.run.state import TrainState, bad_counts
+from ppar_dist.run.state import TrainState
 
 _STEP_SECONDS = (0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2, 3, 5, 10, 20, 60)
 _CHECKPOINT_SECONDS = (0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)
@@ -74,6 +73,7 @@ class RunMetrics:
         self,
         state: TrainState,
         figures: Figures,
+        bad: Mapping[tuple[str, str], int],
         learning_rates: Mapping[str, float],
         grad_norm: float,
         seconds: float,
@@ -83,6 +83,7 @@ class RunMetrics:
         Args:
             state: the step led to it. A step that is done again, after a rollback, is counted again.
             figures: reduced figures of the global batch.
+            bad: its bad samples by (domain, reason).
             learning_rates: by parameter group.
             grad_norm: before clipping; nan leaves the last value.
             seconds: wall time of the step, waiting for data included.
@@ -97,7 +98,6 @@ class RunMetrics:
             self.loss.labels(term).set(value)  # a nan stays: it says that training broke
         for domain, count in zip(self.domains, figures.samples, strict=True):
             self.samples.labels(domain).inc(count)
-        bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, REASONS)
         for (domain, reason), count in bad.items():
             self.bad_samples.labels(domain, reason).inc(count)
         if not figures.finite:

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from ppar_dist.evaluation.prototypes import final_cosines
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart
 from ppar_dist.report.cleaning import is_figure
-from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.timeline import STAGES, planned_stages
 
@@ -126,7 +126,7 @@ def prototype_charts(records: RunRecords, classes: Sequence[str]) -> dict[str, A
         _curve_over(records, keys, statistics.fmean, "mean of classes", "main"),
         _curve_over(records, keys, max, "largest", "second"),
     ]
-    cosines = final_cosines(records)
+    cosines = final_cosines(records.run, records.config)
     return {
         "matrix_chart": matrix_chart(cosines, classes, title="Cosines between visual text prototypes")
         if cosines

@@ -134,6 +134,15 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
     return last if read_checkpoint(found.path).whole else None  # a damaged one is trained again
 
 
+def last_step(config: Config) -> int | None:
+    """The step with which a run is over; None where it is not."""
+    name = read_latest(config.run.dir)
+    if not name:
+        return None
+    last = read_manifest_only(checkpoints_dir(config.run.dir) / name)
+    return last.step() if has_ended(last, config) else None
+
+
 def has_ended(found: CheckpointFacts, config: Config) -> bool:
     """Whether a run is over with a checkpoint: it has all steps, or stops early there."""
     noted, step = found.state or _json_object(found.path / STATE), found.step() or 0

@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ppar_dist.checkpoint import checkpoints_dir
 from ppar_dist.config.schema import Config
 from ppar_dist.evaluation.results import columns
 from ppar_dist.files.jsonl import parse_json, records
 from ppar_dist.run import paths
-from ppar_dist.run.facts import has_ended, read_latest, read_manifest_only
+from ppar_dist.run.facts import last_step
 from ppar_dist.sweep.grid import Planned
 from ppar_dist.sweep.statistics import LEVEL, Difference, paired_difference, spread
 
@@ -121,7 +120,7 @@ def scores_of(config: Config) -> dict[str, float] | None:
     The mean is over the targets that the configuration names, where there are several and all have a score.
     """
     run = config.run.dir
-    step = _last_step(config)
+    step = last_step(config)
     if step is None or not (run / paths.REPORT).is_file():
         return None
     found: dict[str, float] = {}
@@ -139,15 +138,6 @@ def scores_of(config: Config) -> dict[str, float] | None:
         if record is not None and record["step"] == step and isinstance(record.get("miou"), float):
             found[HELD_OUT] = record["miou"]
     return found
-
-
-def _last_step(config: Config) -> int | None:
-    """The step with which a run is over; None where it is not."""
-    name = read_latest(config.run.dir)
-    if not name:
-        return None
-    last = read_manifest_only(checkpoints_dir(config.run.dir) / name)
-    return last.step() if has_ended(last, config) else None
 
 
 def _spread(by_seed: Mapping[int, float] | None) -> str:

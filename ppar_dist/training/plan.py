@@ -11,10 +11,10 @@ from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.identity import config_hash, content_hash, determining
 from ppar_dist.config.schema import Config
 from ppar_dist.data.batches import Batching, batching
+from ppar_dist.data.class_subset import subset_of
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import node_storage, open_sources, training_shares
 from ppar_dist.errors import DataError, UserError
-from ppar_dist.evaluation.class_subset import subset_of
 from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
 

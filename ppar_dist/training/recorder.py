@@ -62,10 +62,14 @@ def _broken(figures: Figures) -> str:
     return f"loss {', '.join(names)}" if names else "gradient"
 
 
+def bad_by_reason(figures: Figures, domains: Sequence[str]) -> dict[tuple[str, str], int]:
+    """How many samples of a step were bad, by domain and reason, without zeros."""
+    return bad_counts(figures.shared_counts["bad"].tolist(), domains, REASONS)
+
+
 def named_counts(figures: Figures, domains: Sequence[str]) -> dict[str, float]:
     """What ranks counted besides a step's figures, ``stop`` and ``bad/<domain>/<reason>``, without zeros."""
-    bad = bad_counts(figures.shared_counts["bad"].tolist(), domains, REASONS)
-    stop = float(figures.shared_counts["stop"])
+    bad, stop = bad_by_reason(figures, domains), float(figures.shared_counts["stop"])
     named = {f"bad/{domain}/{reason}": float(count) for (domain, reason), count in bad.items()}
     return ({"stop": stop} if stop else {}) | named
 
@@ -158,7 +162,8 @@ class Recorder:
         step = state.step
         rates, norm = engine.learning_rates(), engine.grad_norm()
         speed = self._throughput.images_per_second(seconds + waited)
-        self._metrics.publish_step(state, figures, rates, norm, seconds + waited)
+        bad = bad_by_reason(figures, self._domains)
+        self._metrics.publish_step(state, figures, bad, rates, norm, seconds + waited)
         self._metrics.publish_speed(speed, self._throughput.mfu(speed))
         self._time.add(step, seconds)
         if not figures.finite:

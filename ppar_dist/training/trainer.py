@@ -33,13 +33,13 @@ from ppar_dist.run.early_stop import ends_early, note_score, reason
 from ppar_dist.run.ledger import Ledger, next_attempt
 from ppar_dist.run.lock import RunLock
 from ppar_dist.run.origin import refuse_another_start
-from ppar_dist.run.state import TrainState, bad_counts
+from ppar_dist.run.state import TrainState
 from ppar_dist.training.checkpointing import Checkpointing
 from ppar_dist.training.learner import build_learner
 from ppar_dist.training.plan import RunPlan, make_plan
 from ppar_dist.training.precision import check_precision
 from ppar_dist.training.profile import StepProfile
-from ppar_dist.training.recorder import Recorder
+from ppar_dist.training.recorder import Recorder, bad_by_reason
 from ppar_dist.training.resume import resume
 from ppar_dist.training.source_passes import measure_styles, refit_classifiers, score_held_out, survey
 from ppar_dist.training.step_batches import StepBatches
@@ -192,7 +192,7 @@ class Trainer:
         if self.learner.average is not None and applied:
             self.learner.average.follow(engine.module)
         consumed = dict(zip(self.domains, figures.samples, strict=True))
-        bad = bad_counts(figures.shared_counts["bad"].tolist(), self.domains, sample.REASONS)
+        bad = bad_by_reason(figures, self.domains)
         met = quarantine.bad_samples(self.order, self.state.samples_seen, figures.sample_attempts)
         named = [(self.domains[where.domain], where.sample) for where in met]
         self.state.advance(self.config.train.global_batch, applied, consumed, bad, named)

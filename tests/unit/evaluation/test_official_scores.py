@@ -12,10 +12,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppar_dist.class_sets import class_set
+from ppar_dist.data.class_subset import subset_of
 from ppar_dist.data.prepare import SOURCES, prepare
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.evaluation.class_subset import subset_of
 from ppar_dist.evaluation.counting import confusion
 from ppar_dist.evaluation.evaluate import target_result
 

@@ -19,7 +19,7 @@ from ppar_dist.monitoring.rank import RankMetrics
 from ppar_dist.monitoring.registry import Registry
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.reweighting import WEIGHT_EDGES
-from ppar_dist.run.state import TrainState
+from ppar_dist.run.state import TrainState, bad_counts
 from tests.unit.tiny_run import make_config
 
 DOMAINS, CLASSES = ("day", "fog"), ("road", "sky")
@@ -84,7 +84,9 @@ class Metrics:
 
 def publish(metrics: Metrics, step: int, non_finite: int = 0, **changes: Any) -> None:
     state, rates = TrainState(step=step, non_finite=non_finite), {"backbone": 1e-4, "head": 1e-3}
-    metrics.run.publish_step(state, figures(**changes), rates, 2.5, 0.4)
+    found = figures(**changes)
+    bad = bad_counts(found.shared_counts["bad"].tolist(), DOMAINS, REASONS)
+    metrics.run.publish_step(state, found, bad, rates, 2.5, 0.4)
 
 
 @pytest.fixture

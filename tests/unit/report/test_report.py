@@ -24,9 +24,9 @@ from ppar_dist.checkpoint import list_checkpoints
 from ppar_dist.config.load import dump_config
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import evaluate
+from ppar_dist.evaluation.prototypes import final_cosines
 from ppar_dist.report import TEMPLATE, write_report
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
-from ppar_dist.report.prototypes import final_cosines
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.thinning import Thinned
 from ppar_dist.report.timeline import planned_stages, stage_list, timeline
@@ -253,7 +253,7 @@ def test_stage_bands_follow_the_log(run: Path) -> None:
 
 
 def test_prototypes_of_the_checkpoint(run: Path) -> None:
-    cosines = final_cosines(RunRecords.read(run))
+    cosines = final_cosines(run, RunRecords.read(run).config)
     checkpoint = list_checkpoints(run)[-1]
     state, text = (
         load_file(checkpoint / "ppar.safetensors"),

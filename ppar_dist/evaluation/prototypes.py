@@ -1,4 +1,4 @@
-"""The visual text prototypes of a run's last checkpoint, for its report."""
+"""The visual text prototypes of a run's last checkpoint."""
 
 from __future__ import annotations
 
@@ -15,13 +15,11 @@ from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import classes_of
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.ppar.state import MethodState
-from ppar_dist.report.records import RunRecords
 
 
-def final_cosines(records: RunRecords) -> list[list[float]] | None:
+def final_cosines(run: Path, config: Config) -> list[list[float]] | None:
     """Cosines (K, K) between the final visual text prototypes; None where they cannot be rebuilt."""
-    config = records.config
-    found = list_checkpoints(records.run)
+    found = list_checkpoints(run)
     if not found or not config.ppar.enabled:
         return None
     try:
@@ -30,7 +28,7 @@ def final_cosines(records: RunRecords) -> list[list[float]] | None:
         method = MethodState(config.ppar, text, domains, torch.device("cpu"))
         method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
     except (OSError, SafetensorError, UserError):
-        return None  # a damaged checkpoint, or a text file that was moved: the report does without
+        return None  # a damaged checkpoint, or a text file that was moved
     prototypes = method.prototypes
     cosines: list[list[float]] = (prototypes @ prototypes.T).tolist()
     return cosines

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 
 from ppar_dist.class_sets import class_set
+from ppar_dist.data.class_subset import ClassSubset, subset_of
 from ppar_dist.data.reading import eval_samples, read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.errors import DataError, UserError
-from ppar_dist.evaluation.class_subset import ClassSubset, subset_of
 from ppar_dist.evaluation.compare import compare
 from ppar_dist.evaluation.confusion import ConfusionMatrix
 from ppar_dist.evaluation.evaluate import evaluate, score, target_result
