@@ -90,10 +90,7 @@ def evaluate(
         "batch": batch,
         "workers": workers,
     }
-    options = {key: value for key, value in asked.items() if value is not None}
-    from ppar_dist.evaluation.options import check_options
-
-    check_options(options)
+    options = _given(asked)
     if nproc > 1:
         words = ["evaluate", checkpoint, "--which", which, "--weights", weights]
         return _on_ranks(nproc, words, target or [], options, as_json, as_csv)
@@ -101,6 +98,15 @@ def evaluate(
     if results is not None:
         print(results.to_json() if as_json else results.to_csv() if as_csv else results.table())
     return exit_codes.DONE
+
+
+def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """Those options that were given; refuses what contradicts itself."""
+    from ppar_dist.evaluation.options import check_options
+
+    options = {key: value for key, value in asked.items() if value is not None}
+    check_options(options)
+    return options
 
 
 def _scored(

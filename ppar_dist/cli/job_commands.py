@@ -9,8 +9,9 @@ import os
 import shutil
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -24,6 +25,9 @@ from ppar_dist.launch.nodes import Nodes
 from ppar_dist.monitoring import health as health_check
 from ppar_dist.processes import rank_log
 from ppar_dist.storage.location import Remote
+
+if TYPE_CHECKING:  # loads torch
+    from ppar_dist.doctor.findings import Diagnosis
 
 
 @app.command
@@ -245,32 +249,30 @@ def doctor(
             f"{gpus_per_node}; give one of them"
         )
     if path.is_dir() and not _is_packaged(path):
-        from ppar_dist.doctor.runs import examine_run
-
         options = {"--device": device is not None, "--nproc": nproc is not None}
         options |= {"--quick": quick, "--all": read_all}
         given = [name for name, is_given in options.items() if is_given]
-        if extra := [*overrides, *given, *cluster.given]:
-            raise UserError(f"{path} is a run; {extra[0]} has no effect on it, leave it out")
-        report = examine_run(path)
+        report = _health(path, [*overrides, *given, *cluster.given])
     else:
         from ppar_dist.doctor.job import examine_config
 
         subject, ranks = " ".join([str(path), *overrides]), nproc or _usual_ranks(path, overrides)
+        load, machines = partial(_load, path, overrides), None if nodes is None else cluster
         report = examine_config(
-            subject,
-            lambda: _load(path, overrides),
-            ranks,
-            nodes or 1,
-            quick,
-            show_progress,
-            device,
-            None if nodes is None else cluster,
-            read_all,
+            subject, load, ranks, nodes or 1, quick, show_progress, device, machines, read_all
         )
     width = shutil.get_terminal_size((110, 24)).columns if sys.stdout.isatty() else 110
     print(json.dumps(report.to_dict(), indent=1) if as_json else "\n".join(report.lines(width)))
     return exit_codes.CONFIG if report.status == Status.FAILURE else exit_codes.DONE
+
+
+def _health(run: Path, given: Sequence[str]) -> Diagnosis:
+    """Examine a run; what was given besides it is of configurations, and refused."""
+    from ppar_dist.doctor.runs import examine_run
+
+    if given:
+        raise UserError(f"{run} is a run; {given[0]} has no effect on it, leave it out")
+    return examine_run(run)
 
 
 def _usual_ranks(path: Path, overrides: Sequence[str]) -> int:

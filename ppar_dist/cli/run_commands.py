@@ -64,38 +64,37 @@ def predict(
     """
     refuse_below_1("--batch", batch)
     from ppar_dist.evaluation.palette_images import OverlayStyle
-    from ppar_dist.evaluation.picture_files import Failure
     from ppar_dist.evaluation.predict import Outputs, predict
 
-    outputs = Outputs(OverlayStyle(opacity, outlines, legend), confidence, coding)
-
-    def tell(result: object, done: int, total: int) -> None:
-        show_progress("predict", total, total)  # clears the line
-        if isinstance(result, Failure):
-            print(result, file=sys.stderr, flush=True)
-        elif not as_json:
-            print(result, flush=True)
-        show_progress("predict", done, total)
-
     found = predict(
-        *(
-            on_this_machine(checkpoint, which),
-            images,
-            out,
-            device(),
-            which,
-            overwrite,
-            batch,
-            value_range,
-            tell,
-            weights,
-            outputs,
-        ),
-        watch_frames=partial(show_progress, "frames"),
+        on_this_machine(checkpoint, which),
+        images,
+        out,
+        device(),
+        which,
+        overwrite,
+        batch,
+        value_range,
+        partial(_show_result, as_json),
+        weights,
+        Outputs(OverlayStyle(opacity, outlines, legend), confidence, coding),
+        partial(show_progress, "frames"),
     )
     print(json.dumps(found.to_dict(), indent=1) if as_json else f"legend: {found.legend}")
     print(found, file=sys.stderr)
     return exit_codes.CONFIG if found.failed else exit_codes.DONE
+
+
+def _show_result(as_json: bool, result: object, done: int, total: int) -> None:
+    """A picture or video that is done or failed, and how far the others are; with --json, failures alone."""
+    from ppar_dist.evaluation.picture_files import Failure
+
+    show_progress("predict", total, total)  # clears the line
+    if isinstance(result, Failure):
+        print(result, file=sys.stderr, flush=True)
+    elif not as_json:
+        print(result, flush=True)
+    show_progress("predict", done, total)
 
 
 @app.command

@@ -201,18 +201,9 @@ def predict(work: Work, machines: Machines) -> Step:
     gradients, parameters = _gradients_s(work, machines), _parameters_s(work, machines)
     busy = passes + stragglers + gradients + parameters
     loading, reading = _loading_s(work, machines), _reading_s(work, machines)
-    if not work.workers:  # one after the other, in the rank
-        return Step(
-            work.local_batch * machines.ranks,
-            compute,
-            passes - compute,
-            stragglers,
-            gradients,
-            parameters,
-            loader=loading,
-            storage=reading,
-        )
-    wait = max(0.0, max(loading, reading) - busy)
+    if work.workers:  # else one after the other, in the rank
+        wait = max(0.0, max(loading, reading) - busy)
+        loading, reading = (wait, 0.0) if loading >= reading else (0.0, wait)
     return Step(
         work.local_batch * machines.ranks,
         compute,
@@ -220,8 +211,8 @@ def predict(work: Work, machines: Machines) -> Step:
         stragglers,
         gradients,
         parameters,
-        loader=wait if loading >= reading else 0.0,
-        storage=wait if loading < reading else 0.0,
+        loader=loading,
+        storage=reading,
     )
 
 

@@ -175,12 +175,7 @@ def predict(
     """
     if span is not None:
         check_span(span)
-    videos, others = _videos(images, outputs)
-    files, lost = picture_files(others, out, outputs.endings) if others or not videos else ([], [])
-    if outputs.coding == "cityscapes":
-        check_frame_names([file.name for file in files])
-    targets = [*_results(out, files, outputs), *(out / video.name for video in videos)]
-    _check_out(out, targets, {file.path for file in (*files, *videos)}, overwrite)
+    files, lost, videos = _inputs(images, out, outputs, overwrite)
     segmentor, config, classes, _ = load_segmentor(path, device, which, weights)
     check_coding(outputs.coding, classes)
     _start(out, classes)
@@ -197,6 +192,19 @@ def predict(
         films.append(film)
         watch(film, next(done), total)
     return _in_order(lost, [*(results[file.name] for file in files), *films], out)
+
+
+def _inputs(
+    images: Sequence[Path], out: Path, outputs: Outputs, overwrite: bool
+) -> tuple[list[PictureFile], list[Failure], list[PictureFile]]:
+    """The pictures, what is not one, and the videos; refuses an ``out`` that cannot take their results."""
+    videos, others = _videos(images, outputs)
+    files, lost = picture_files(others, out, outputs.endings) if others or not videos else ([], [])
+    if outputs.coding == "cityscapes":
+        check_frame_names([file.name for file in files])
+    results = [*_results(out, files, outputs), *(out / video.name for video in videos)]
+    _check_out(out, results, {file.path for file in (*files, *videos)}, overwrite)
+    return files, lost, videos
 
 
 def _in_order(
