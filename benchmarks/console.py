@@ -8,7 +8,6 @@ else is the configuration of jobs/prometheus. On 2 CPU cores the run takes some 
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 import yaml
 
+from benchmarks.arguments import described
 from ppar_dist.cli.demo import demo
 from tests.cluster.browser_page import screenshot
 from tests.cluster.prometheus_server import Prometheus, prometheus
@@ -26,9 +26,7 @@ _CONFIG = Path(__file__).parents[1] / "configs" / "demo.yaml"
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Train, wait until Prometheus has dropped the run, take the pictures."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/console.png"))
     parser.add_argument("--dark", type=Path, help="a second picture, of the dark page")
     parser.add_argument("--steps", type=int, default=400)

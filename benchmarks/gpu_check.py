@@ -20,7 +20,6 @@ The report, one Markdown file named by the device, says what was run, what came 
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import re
@@ -37,6 +36,8 @@ from typing import Any
 
 import psutil
 import torch
+
+from benchmarks.arguments import described
 
 ROOT = Path(__file__).parents[1]
 _LIMIT_S = 420.0  # of one job; nine of them end within the 20 minutes that the whole may take
@@ -326,9 +327,7 @@ def report(outcomes: Sequence[Outcome], device: str, command: str) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run all checks, write the report; 1 where one failed."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/gpu"), help="folder of the report")
     parser.add_argument("--device", choices=("cuda", "cpu"), help="default: cuda where torch sees one")
     parser.add_argument("--quick", action="store_true", help="a few steps each, to try the check itself")

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from benchmarks.arguments import described
 from benchmarks.pages import block
 from benchmarks.streets import ROOT
 
@@ -15,11 +16,7 @@ def parser(
     program: str, description: str | None, seeds: int, variants: Iterable[str]
 ) -> argparse.ArgumentParser:
     """Options of a benchmark of runs; what it writes goes below results/PROGRAM by default."""
-    options = argparse.ArgumentParser(
-        prog=f"python -m benchmarks.{program}",
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    options = described(description, prog=f"python -m benchmarks.{program}")
     add, names, cores = options.add_argument, list(variants), len(os.sched_getaffinity(0))
     add("--shards", type=Path, default=Path("shards"), help="domains that are not there are made")
     add("--out", type=Path, default=Path("results") / program)

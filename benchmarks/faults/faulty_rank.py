@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from benchmarks.arguments import described
 from ppar_dist import exit_codes
 from ppar_dist.distributed import rendezvous
 from ppar_dist.distributed.board import open_board
@@ -189,9 +190,7 @@ def run(options: argparse.Namespace) -> int:
 
 def main() -> None:
     """Read the arguments and run this rank."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("fault", choices=tuple(FAULTS))
     parser.add_argument("--rank", type=int, default=1, help="the one that goes wrong")
     parser.add_argument("--stall", type=float, required=True, help="faults.stall_s")

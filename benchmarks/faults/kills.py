@@ -11,7 +11,6 @@ table says what the ledger of the first holds, and how far the parameters of the
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -26,6 +25,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
+from benchmarks.arguments import described
 from benchmarks.faults.siege import Job, Siege, besiege
 from benchmarks.streets import prepare_streets, real_data
 from ppar_dist import checkpoint
@@ -163,9 +163,7 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def main() -> None:
     """Kill a run repeatedly, compare it with an undisturbed one, and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--kills", type=int, default=40)
     parser.add_argument("--out", type=Path, default=Path("results/kills"))
     parser.add_argument("--seed", type=int, default=0)

@@ -10,7 +10,6 @@ Then the cost of the watchdog.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import re
@@ -24,6 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.arguments import described
 from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
 from ppar_dist.launch import nodes
@@ -195,9 +195,7 @@ def costs(calls: int = 1_000_000, seconds: float = 10.0) -> str:
 
 def main() -> None:
     """Run the cases and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("case", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all by default")
     parser.add_argument("--stall", type=float, default=3.0, help="faults.stall_s")
     parser.add_argument("--peer", type=float, default=2.0, help="faults.peer_s")

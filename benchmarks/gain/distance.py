@@ -16,7 +16,6 @@ shrink towards a point do not count as aligned.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 import statistics
@@ -28,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.arguments import described
 from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.evaluation.load import load_segmentor
@@ -155,9 +155,7 @@ def distance_table(found: dict[str, list[Distances]]) -> str:
 
 def main() -> None:
     """Collect the features of the given runs and print the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument(
         "--run", nargs="+", action="append", required=True, metavar=("NAME", "FOLDER"), help="one row"

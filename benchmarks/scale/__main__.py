@@ -8,11 +8,11 @@ between checkpoints and the goodput are compared with runs simulated event by ev
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 
+from benchmarks.arguments import described
 from benchmarks.pages import insert, markdown
 from benchmarks.scale.failing_run import Run
 from benchmarks.scale.jobs import MOST_AT_ONCE, RECIPES, STORAGE, Job, job, machines
@@ -217,9 +217,7 @@ def published() -> Rows:
 
 def main() -> None:
     """Print all tables, or put them into the page."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--docs", type=Path, help="page that gets the tables")
     options = parser.parse_args()
     jobs = [job(name) for name in RECIPES]

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 
+from benchmarks.arguments import described
 from benchmarks.pages import markdown
 from ppar_dist.doctor.scale import Link, Machines, ring_s
 
@@ -79,9 +80,7 @@ def fitted(two: dict[int, float]) -> Link:
 
 def main() -> None:
     """Print measured and predicted seconds, and their ratio."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=[2, 3])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)

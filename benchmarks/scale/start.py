@@ -19,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.arguments import described
 from benchmarks.pages import markdown
 
 PARTS = ("imports", "build", "copy", "write", "read")
@@ -68,9 +69,7 @@ def parts(name: str, folder: Path) -> dict[str, float]:
 
 def main() -> None:
     """Print the medians."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--config", nargs="+", default=["gta5_vitb16", "gta5_dinov2l_lora"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--part-of", type=Path, help=argparse.SUPPRESS)

@@ -17,7 +17,6 @@ its window is a hit; the rest is what stayed from the epoch before.
 
 from __future__ import annotations
 
-import argparse
 import os
 import random
 import statistics
@@ -27,6 +26,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.arguments import described
 from ppar_dist.data.order import DomainShare, Order
 from ppar_dist.storage.cache import NodeCache
 from ppar_dist.storage.unit_file import Unit, disk_bytes
@@ -121,9 +121,7 @@ def hit_rate(folder: Path, units: int, part: float, expects: bool) -> float:
 
 def main() -> None:
     """Print both tables."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--out", type=Path, help="a folder on the disk to measure; default: temporary")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--units", type=int, default=100)

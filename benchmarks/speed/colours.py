@@ -8,7 +8,6 @@ the augmentation itself changes on the same scale, and the CPU time of both on o
 
 from __future__ import annotations
 
-import argparse
 import math
 import statistics
 import time
@@ -19,6 +18,7 @@ import torch
 from PIL import Image, ImageFilter
 from torchvision.transforms.v2 import functional as F
 
+from benchmarks.arguments import described
 from benchmarks.speed.loader import configuration
 from ppar_dist.config.data_section import AugmentConfig
 from ppar_dist.data.colours import recoloured
@@ -81,9 +81,7 @@ def compare(index: DomainIndex, crop: tuple[int, int], samples: int, changes: di
 
 def main() -> None:
     """Compare under the default augmentation, and with parts of it off."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("domain", type=Path)
     parser.add_argument("--crop", type=int, nargs=2, default=(180, 240), metavar=("H", "W"))
     parser.add_argument("--samples", type=int, default=200)

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.arguments import described
 from ppar_dist.data.shards.index import RECORD, DomainIndex
 
 PER_SHARD = 256
@@ -133,9 +134,7 @@ def merge(folder: Path, samples: int) -> None:
 
 def main() -> None:
     """Print a row for each size."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--samples", type=int, nargs="+", default=(1000, 10_000_000, 100_000_000))
     parser.add_argument("--folder", type=Path, help="where the files are made, and deleted")
     parser.add_argument("--rare", action="store_true")

@@ -10,7 +10,6 @@ rounds' ratios to the rate with nothing on. The files are in the page cache: ran
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks.arguments import described
 from benchmarks.speed.loader import BATCH
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import Config
@@ -40,9 +40,7 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # of `data` and 
 
 def main() -> None:
     """Run the rounds and print medians and ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("domains", type=Path, nargs="+", help="domain folders, side by side")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--samples", type=int, default=160)

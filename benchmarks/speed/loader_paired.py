@@ -21,6 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from benchmarks.arguments import described
 from benchmarks.streets import real_data
 
 HERE = Path(__file__).parents[2]
@@ -77,9 +78,7 @@ def milliseconds(code: Path, domain: Path, options: argparse.Namespace, contesta
 
 def main() -> None:
     """Make the data, run the rounds, print medians and the median of the rounds' ratios."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("checkout", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--domain", type=Path, help="instead of large frames")

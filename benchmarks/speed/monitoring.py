@@ -11,21 +11,16 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import tempfile
 import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
-from benchmarks.speed.trainers import batches_in_memory, build_trainer
-from benchmarks.streets import prepare_streets, real_data
-from ppar_dist.config.load import load_config
-from ppar_dist.distributed import rendezvous
+from benchmarks.speed.trainers import batches_in_memory, monitored_trainer, street_options
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.ppar.diagnostics import Figures
 from ppar_dist.training.recorder import bad_by_reason
@@ -181,26 +176,11 @@ def report(side: Side, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train a few steps, publish, and print the cost."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=Path("configs/roads.yaml"))
-    parser.add_argument("--shards", type=Path, default=Path("shards"))
-    parser.add_argument("--steps", type=int, default=20, help="per side and round")
-    parser.add_argument("--rounds", type=int, default=9)
+    parser = street_options(__doc__, steps=20, rounds=9)
     parser.add_argument("--scrape-s", type=float, default=5.0, help="seconds between scrapes")
-    parser.add_argument("override", nargs="*", metavar="key=value")
     options = parser.parse_args()
-    torch.set_num_threads(1)
-    prepare_streets(options.shards)
-    text = real_data() / "weights" / "clip-vit-b-16-openai-text-multi.npz"
-    with tempfile.TemporaryDirectory(prefix="ppar-monitoring-") as run:
-        common = [f"run.dir={run}", f"data.root={options.shards}", f"text.file={text}", "monitoring.port=0"]
-        config = load_config(options.config, [*common, *options.override])
-        world = rendezvous.join()
-        with Monitor(config, world) as monitor:
-            report(Side(build_trainer(config, world, monitor), monitor, 8), options)
-        rendezvous.leave()
+    with monitored_trainer(options) as (trainer, monitor):
+        report(Side(trainer, monitor, 8), options)
 
 
 if __name__ == "__main__":

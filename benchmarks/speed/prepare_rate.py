@@ -9,7 +9,6 @@ both of the whole command, start of Python included; medians over rounds, and th
 
 from __future__ import annotations
 
-import argparse
 import resource
 import shutil
 import statistics
@@ -19,6 +18,7 @@ import tempfile
 import time
 from pathlib import Path
 
+from benchmarks.arguments import described
 from benchmarks.streets import real_data
 
 
@@ -32,9 +32,7 @@ def seconds(*arguments: str) -> tuple[float, float]:
 
 def main() -> None:
     """Print a row for each command and number of processes."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--processes", type=int, nargs="+", default=(1, 2))
     options = parser.parse_args()

@@ -18,7 +18,6 @@ Figures are medians over rounds; the first round only warms up.
 
 from __future__ import annotations
 
-import argparse
 import shutil
 import statistics
 import tempfile
@@ -30,6 +29,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import described
 from ppar_dist.checkpoint import Snapshot, Writer
 
 _PIECE = 1_000_000  # values in a tensor
@@ -143,9 +143,7 @@ def report(saves: dict[tuple[str, bool], list[Save]]) -> None:
 
 def main() -> None:
     """Take turns between the contestants, round by round."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--parameters", type=float, default=100e6)
     parser.add_argument("--out", type=Path, help="a folder on the storage to measure; default: temporary")
     parser.add_argument("--rounds", type=int, default=5)

@@ -19,13 +19,11 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from benchmarks.speed.trainers import batches_in_memory, build_trainer
-from benchmarks.streets import prepare_streets, real_data
-from ppar_dist.config.load import load_config
+from benchmarks.speed.trainers import batches_in_memory, build_trainer, street_config, street_options
+from benchmarks.streets import prepare_streets
 from ppar_dist.distributed import rendezvous
 from ppar_dist.distributed.world import World
 
@@ -37,10 +35,7 @@ class Side:
 
     def __init__(self, overrides: Sequence[str], options: argparse.Namespace, world: World) -> None:
         run = tempfile.mkdtemp(prefix="ppar-step-")
-        text = real_data() / "weights" / "clip-vit-b-16-openai-text-multi.npz"
-        common = [f"run.dir={run}", f"data.root={options.shards}", f"text.file={text}", "data.workers=0"]
-        common += ["monitoring.enabled=false", *options.override]
-        config = load_config(options.config, [*common, *overrides])
+        config = street_config(options, run, ["data.workers=0", "monitoring.enabled=false"], overrides)
         self.trainer = build_trainer(config, world)
         self.trainer.log.wants = lambda step: step % 10 == 0  # type: ignore[method-assign]
         self.batches = batches_in_memory(self.trainer, 8)
@@ -106,16 +101,9 @@ def in_processes(arguments: Sequence[str], ranks: int = 1) -> None:
 
 def main() -> None:
     """Compare the steps, then measure memory and the all-reduce in processes of their own."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=Path("configs/roads.yaml"))
-    parser.add_argument("--shards", type=Path, default=Path("shards"))
-    parser.add_argument("--steps", type=int, default=8, help="per side and round")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser = street_options(__doc__, steps=8, rounds=5)
     parser.add_argument("--only", choices=tuple(SIDES), help=argparse.SUPPRESS)
     parser.add_argument("--all-reduce", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("override", nargs="*", metavar="key=value")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.all_reduce:

@@ -20,16 +20,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from benchmarks.speed.monitoring import Side
-from benchmarks.speed.trainers import build_trainer
-from benchmarks.streets import prepare_streets, real_data
-from ppar_dist.config.load import load_config
+from benchmarks.speed.trainers import monitored_trainer, street_options
 from ppar_dist.config.schema import Config
-from ppar_dist.distributed import rendezvous
 from ppar_dist.files.jsonl import JsonLines, read
-from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.run import paths
 from ppar_dist.trackers.all_trackers import _make
 from ppar_dist.trackers.follower import Follower
@@ -117,25 +111,9 @@ def report(side: Side, config: Config, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Train a few steps with and without each tracker."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--config", type=Path, default=Path("configs/roads.yaml"))
-    parser.add_argument("--shards", type=Path, default=Path("shards"))
-    parser.add_argument("--steps", type=int, default=20, help="per side and round")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("override", nargs="*", metavar="key=value")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    prepare_streets(options.shards)
-    text = real_data() / "weights" / "clip-vit-b-16-openai-text-multi.npz"
-    with tempfile.TemporaryDirectory(prefix="ppar-trackers-") as run:
-        common = [f"run.dir={run}", f"data.root={options.shards}", f"text.file={text}", "monitoring.port=0"]
-        config = load_config(options.config, [*common, *options.override])
-        world = rendezvous.join()
-        with Monitor(config, world) as monitor:
-            report(Side(build_trainer(config, world, monitor), monitor, 8), config, options)
-        rendezvous.leave()
+    options = street_options(__doc__, steps=20, rounds=7).parse_args()
+    with monitored_trainer(options) as (trainer, monitor):
+        report(Side(trainer, monitor, 8), trainer.config, options)
 
 
 if __name__ == "__main__":
