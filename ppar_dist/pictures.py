@@ -186,12 +186,6 @@ def photo_rgb(image: Image.Image, span: Span | None = None) -> Image.Image:
         raise PictureError("unreadable", detail) from None
 
 
-def read_photo(source: Path | bytes, span: Span | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Open and decode a photo: ``photo_rgb`` of ``open_picture``."""
-    with open_picture(source, max_pixels=max_pixels) as image:
-        return photo_rgb(image, span)
-
-
 def check_span(span: Span) -> Span:
     """Raises UserError unless LOW and HIGH are numbers and LOW is below HIGH."""
     low, high = span

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from ppar_dist import pictures
 from ppar_dist.data.shards.sample import encode_label
-from ppar_dist.pictures import PictureError, is_clutter, label_ids, open_label, open_picture, read_photo
+from ppar_dist.pictures import PictureError, Span, is_clutter, label_ids, open_label, open_picture, photo_rgb
 
 ORIENTATION = 0x112
 PIXELS = (np.arange(6 * 4 * 3).reshape(6, 4, 3) * 3).astype(np.uint8)
@@ -24,6 +24,11 @@ def encode(pixels: np.ndarray, form: str, **options: object) -> bytes:
     packed = io.BytesIO()
     Image.fromarray(pixels).save(packed, form, **options)
     return packed.getvalue()
+
+
+def read_photo(source: Path | bytes, span: Span | None = None) -> Image.Image:
+    with open_picture(source) as image:
+        return photo_rgb(image, span)
 
 
 def png(width: int, height: int, depth: int, colour: int, rows: list[bytes]) -> bytes:
