@@ -1,4 +1,4 @@
-"""The command line of a benchmark. It imports nothing: some benchmarks measure another checkout."""
+"""The command line of a benchmark."""
 
 from __future__ import annotations
 

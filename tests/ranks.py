@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,21 @@ def run_command(arguments: Sequence[str]) -> subprocess.CompletedProcess[str]:
             stream.seek(0)
             texts.append(stream.read())
     return subprocess.CompletedProcess(arguments, process.returncode or 0, *texts)
+
+
+def succeed(*arguments: object) -> str:
+    """What ``ppar-dist ARGUMENTS`` prints; it must end with 0."""
+    done = run_command([str(argument) for argument in arguments])
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def wait_for_file(path: Path) -> None:
+    """Wait until a file is there."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
 
 
 def rank_environment() -> dict[str, str]:

@@ -34,7 +34,9 @@ from tests.ranks import (
     run_command,
     run_ranks,
     start_ranks,
+    succeed,
     tiny_config,
+    wait_for_file,
     write_blocks_domain,
     write_config,
 )
@@ -63,10 +65,35 @@ def finished(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("finished")
     tree = tiny_config(blocks, folder / "run", data={**tiny_config(blocks, folder)["data"], "holdout": 0.25})
     tree["targets"] = {"unseen": str(blocks / "right")}
-    done = run_command(["train", str(write_config(folder / "config.yaml", tree)), "--nproc", "2"])
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 ranks x 1 micro-batches x 3" in done.stdout
+    printed = succeed("train", write_config(folder / "config.yaml", tree), "--nproc", "2")
+    assert "2 ranks x 1 micro-batches x 3" in printed
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def scores(finished: Path, blocks: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of its target: what the run wrote itself, and then what ``evaluate`` says."""
+    written = json.loads((finished / "results.json").read_text())["targets"]["unseen"]
+    printed = succeed("evaluate", finished, "--target", f"unseen={blocks / 'right'}", "--json")
+    return written, json.loads(printed)["targets"]["unseen"]
+
+
+ONE_STEP = {"steps": 1, "global_batch": 6}
+
+
+@pytest.fixture(scope="module")
+def one_step(blocks: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of one step on one rank, which tests copy."""
+    folder = tmp_path_factory.mktemp("one_step")
+    run_ranks(["train", config_file(blocks, folder, train=ONE_STEP)], 1)
+    return folder / "run"
+
+
+@pytest.fixture
+def copied(one_step: Path, blocks: Path, tmp_path: Path) -> str:
+    """The configuration of a copy of that run, in ``tmp_path / "run"``."""
+    shutil.copytree(one_step, tmp_path / "run")
+    return config_file(blocks, tmp_path, train=ONE_STEP)
 
 
 def test_training_leaves_checkpoint_table_and_report(finished: Path) -> None:
@@ -78,21 +105,18 @@ def test_training_leaves_checkpoint_table_and_report(finished: Path) -> None:
     assert "http://" not in page.replace("http://www.w3.org", "")  # nothing is loaded from outside
 
 
-def test_evaluate_agrees_with_the_table_of_the_run(finished: Path, blocks: Path) -> None:
-    written = json.loads((finished / "results.json").read_text())["targets"]["unseen"]["miou"]
-    done = run_command(["evaluate", str(finished), "--target", f"unseen={blocks / 'right'}", "--json"])
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["targets"]["unseen"]["miou"] == pytest.approx(written, abs=1e-6)
+def test_evaluate_agrees_with_the_table_of_the_run(scores: tuple[dict[str, Any], dict[str, Any]]) -> None:
+    written, evaluated = scores
+    assert evaluated["miou"] == pytest.approx(written["miou"], abs=1e-6)
 
 
 def test_a_domain_that_was_trained_on_is_told(finished: Path, blocks: Path, tmp_path: Path) -> None:
     make_domain(tmp_path / "foreign", 2)
     shutil.copytree(blocks / "right", tmp_path / "copy")  # by its content, wherever it lies
     names = ["copy", "foreign"]
-    run = str(shutil.copytree(finished, tmp_path / "run"))
-    done = run_command(["evaluate", run, *(f"--target={name}={tmp_path / name}" for name in names)])
-    assert done.returncode == 0, done.stderr
-    told = [line for line in done.stdout.splitlines() if "trained on" in line]
+    run = shutil.copytree(finished, tmp_path / "run")
+    printed = succeed("evaluate", run, *(f"--target={name}={tmp_path / name}" for name in names))
+    told = [line for line in printed.splitlines() if "trained on" in line]
     assert told == ["copy: trained on this domain: no score of domains it never saw"]
     kept = json.loads((tmp_path / "run" / "results.json").read_text())["targets"]
     assert {name: kept[name]["trained_on"] for name in names} == {"copy": True, "foreign": False}
@@ -102,28 +126,23 @@ def test_predict_writes_palette_overlay_and_legend(finished: Path, tmp_path: Pat
     pixels = np.random.default_rng(0).integers(0, 255, (50, 70, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "photo.jpg")
     out = tmp_path / "out"
-    done = run_command(["predict", str(finished), str(tmp_path / "photo.jpg"), "--out", str(out)])
-    assert done.returncode == 0, done.stderr
+    succeed("predict", finished, tmp_path / "photo.jpg", "--out", out)
     assert {path.name for path in out.iterdir()} == {"photo.png", "photo_overlay.jpg", "legend.png"}
     labels = Image.open(out / "photo.png")
     assert (labels.mode, labels.size) == ("P", (70, 50))
     assert np.asarray(labels).max() < 6
 
 
-def test_a_checkpoint_alone_is_enough(finished: Path, blocks: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_alone_is_enough(
+    finished: Path, scores: tuple[dict[str, Any], dict[str, Any]], blocks: Path, tmp_path: Path
+) -> None:
     """Copied away from its run it is scored, labels and is exported as in it."""
     alone = shutil.copytree(finished / "checkpoints" / "step-00000008", tmp_path / "mine")
-    target = ["--target", f"unseen={blocks / 'right'}", "--json"]
-    tables = [run_command(["evaluate", str(path), *target]) for path in (alone, finished)]
-    assert [done.returncode for done in tables] == [0, 0], tables[0].stderr
-    mine, theirs = (json.loads(done.stdout)["targets"]["unseen"] for done in tables)
-    assert mine == theirs
+    printed = succeed("evaluate", alone, "--target", f"unseen={blocks / 'right'}", "--json")
+    assert json.loads(printed)["targets"]["unseen"] == scores[1]
     Image.new("RGB", (70, 50), "grey").save(tmp_path / "photo.png")
-    done = run_command(["predict", str(alone), str(tmp_path / "photo.png"), "--out", str(tmp_path / "out")])
-    assert done.returncode == 0, done.stderr
-    done = run_command(["export", str(alone), "--out", str(tmp_path / "mine.pt2"), "--json"])
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
+    succeed("predict", alone, tmp_path / "photo.png", "--out", tmp_path / "out")
+    facts = json.loads(succeed("export", alone, "--out", tmp_path / "mine.pt2", "--json"))
     assert facts["file"] == str(tmp_path / "mine.pt2")
     assert (facts["checkpoint"], facts["input_shape"]) == ("mine", ["batch", 3, "height", "width"])
     assert len(facts["classes"]) == facts["output_shape"][1] == 6
@@ -136,9 +155,7 @@ def test_inspect_tells_what_lies_there(finished: Path, blocks: Path, what: str) 
         "checkpoint": finished / "checkpoints" / "step-00000008",
         "shards": blocks / "left",
     }[what]
-    done = run_command(["inspect", str(path), "--json"])
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)
+    assert json.loads(succeed("inspect", path, "--json"))
 
 
 WRONG_CONFIGURATIONS = [
@@ -229,9 +246,8 @@ def test_shards_of_others_are_checked_when_indexed(tmp_path: Path, label: np.nda
     assert "sample a" in text
 
 
+@pytest.mark.usefixtures("copied")
 def test_a_damaged_checkpoint_is_refused_by_name(blocks: Path, tmp_path: Path) -> None:
-    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
-    run_ranks(["train", config], 1)
     (weights,) = (tmp_path / "run").glob("checkpoints/*/model.safetensors")
     weights.write_bytes(weights.read_bytes()[:100])
     text = refused(["evaluate", str(weights.parent), "--target", f"a={blocks / 'left'}"])
@@ -250,9 +266,9 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
     run_ranks(["train", configs["whole"]], 2)
     hold = Pace(tmp_path / "hold", step=6)
     processes = start_ranks(["train", configs["killed"]], 2, ["tests.sabotage", hold.hold])
-    wait_for(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
+    wait_for_file(tmp_path / "killed" / "checkpoints" / "step-00000004" / "manifest.json")
     note = tmp_path / "killed" / "trackers" / "tensorboard.json"
-    wait_for(note)
+    wait_for_file(note)
     while json.loads(note.read_text())["train"] < 5:  # the event file is ahead of the checkpoint
         time.sleep(0.05)
     for process in processes:
@@ -275,34 +291,28 @@ def test_a_killed_run_goes_on_and_ends_bit_identical(blocks: Path, tmp_path: Pat
 
 def test_the_configuration_is_shown_as_it_would_be_used(tmp_path: Path) -> None:
     file = config_file(tmp_path, tmp_path)
-    whole = run_command(["config", file, "train.steps=11"])
-    assert whole.returncode == 0, whole.stderr
-    assert load_config(write_config(tmp_path / "again.yaml", yaml.safe_load(whole.stdout))) == load_config(
-        Path(file), ["train.steps=11"]
-    )
-    some = run_command(["config", file, "train.steps=11", "--get", "run.dir", "--get", "train.steps"])
-    assert some.stdout == f"run.dir={tmp_path / 'run'}\ntrain.steps=11\n"
+    again = write_config(tmp_path / "again.yaml", yaml.safe_load(succeed("config", file, "train.steps=11")))
+    assert load_config(again) == load_config(Path(file), ["train.steps=11"])
+    some = succeed("config", file, "train.steps=11", "--get", "run.dir", "--get", "train.steps")
+    assert some == f"run.dir={tmp_path / 'run'}\ntrain.steps=11\n"
     assert "train.stepz: there is no such key" in refused(["config", file, "--get", "train.stepz"])
 
 
-def test_the_text_may_move_but_not_change(blocks: Path, tmp_path: Path) -> None:
-    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
-    run_ranks(["train", config], 1)
+def test_the_text_may_move_but_not_change(copied: str, blocks: Path, tmp_path: Path) -> None:
     moved = tmp_path / "moved.npz"
     shutil.copy(blocks / "text.npz", moved)
-    assert run_command(["train", config, f"text.file={moved}"]).returncode == 0
+    succeed("train", copied, f"text.file={moved}")
     names = np.load(moved)["names"]
     np.savez(moved, names=names, embeddings=np.random.default_rng(6).normal(size=(6, 16)))
-    assert "moved.npz does not hold what" in refused(["train", config, f"text.file={moved}"])
+    assert "moved.npz does not hold what" in refused(["train", copied, f"text.file={moved}"])
 
 
 def test_a_finished_run_is_not_started_again(finished: Path) -> None:
     config = finished.parent / "config.yaml"
     before = (finished / "report.html").stat().st_mtime_ns
     before_s = os.times().children_user
-    done = run_command(["train", str(config), "--nproc", "2"])
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == f"already finished: {finished} has all 8 steps (step-00000008)\n"
+    printed = succeed("train", config, "--nproc", "2")
+    assert printed == f"already finished: {finished} has all 8 steps (step-00000008)\n"
     assert (finished / "report.html").stat().st_mtime_ns == before
     assert os.times().children_user - before_s < 3, "it loads no torch, and starts no ranks"
 
@@ -367,20 +377,11 @@ def untimed(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key not in times}
 
 
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
-
-
-def test_a_changed_configuration_does_not_go_on_unasked(blocks: Path, tmp_path: Path) -> None:
-    config = config_file(blocks, tmp_path, train={"steps": 1, "global_batch": 6})
-    run_ranks(["train", config], 1)
-    text = refused(["train", config, "optim.lr=0.5", "train.log_every=3"])
+def test_a_changed_configuration_does_not_go_on_unasked(copied: str) -> None:
+    text = refused(["train", copied, "optim.lr=0.5", "train.log_every=3"])
     assert "optim.lr: 0.001 -> 0.5" in text
     assert "log_every" not in text
-    assert run_command(["train", config, "train.log_every=3"]).returncode == 0
+    succeed("train", copied, "train.log_every=3")
 
 
 def test_the_best_checkpoint_is_kept_and_a_refused_change_leaves_the_run_alone(

@@ -12,7 +12,16 @@ from typing import Any
 import pytest
 
 from ppar_dist.cli.parser import main
-from tests.ranks import TIMEOUT_S, free_port, run_command, run_ranks, start_ranks, tiny_config, write_config
+from tests.ranks import (
+    TIMEOUT_S,
+    free_port,
+    run_command,
+    run_ranks,
+    start_ranks,
+    tiny_config,
+    wait_for_file,
+    write_config,
+)
 
 ROADS = Path(__file__).parents[2] / "configs" / "roads.yaml"
 
@@ -48,7 +57,7 @@ def test_a_running_job_is_noticed_and_not_disturbed(blocks: Path, tmp_path: Path
     config = write_config(tmp_path / "config.yaml", tiny_config(blocks, tmp_path / "run", **sections))
     (job,) = start_ranks(["train", str(config)], 1)
     try:
-        wait_for(tmp_path / "run" / "checkpoints" / "latest")
+        wait_for_file(tmp_path / "run" / "checkpoints" / "latest")
         checks = doctor(config, "--nproc", 1, "--quick")
         assert checks["other job"]["status"] == "warning"
         assert f"is in use by process {job.pid} on" in checks["other job"]["found"]
@@ -90,13 +99,6 @@ def test_real_streets_are_ready_to_submit(real_data: Path, tmp_path: Path) -> No
     assert not (tmp_path / "run").exists()
     checks = doctor(ROADS, *common, f"targets.day={out / 'camvid_0006R0'}", "--nproc", 2, code=78)
     assert "source camvid_0006R0 and target day share 20 samples" in checks["overlap"]["found"]
-
-
-def wait_for(path: Path) -> None:
-    deadline = time.monotonic() + TIMEOUT_S
-    while not path.exists():
-        assert time.monotonic() < deadline, f"{path} did not appear"
-        time.sleep(0.05)
 
 
 def last_step(run: Path) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.ranks import read_lines, run_command, tiny_config, write_config
+from tests.ranks import read_lines, run_command, succeed, tiny_config, write_config
 
 MINE = """\
 classes:
@@ -24,12 +24,6 @@ classes:
   - {name: way, colour: [2, 2, 2], labels: [road]}
 """
 MORE = SOME + "  - {name: car, colour: [3, 3, 3]}\n"
-
-
-def succeed(*arguments: object) -> str:
-    done = run_command([str(argument) for argument in arguments])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")

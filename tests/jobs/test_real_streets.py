@@ -9,15 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.ranks import read_lines, run_command
+from tests.ranks import read_lines, run_command, succeed
 
 ROADS = Path(__file__).parents[2] / "configs" / "roads.yaml"
-
-
-def succeed(*arguments: object) -> str:
-    done = run_command([str(argument) for argument in arguments])
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
