@@ -140,7 +140,7 @@ def read_record(file: Path) -> ClassSet:
     """The class set that ``to_record`` wrote.
 
     Raises:
-        UserError: the file cannot be read, or is no class set.
+        UserError: the file cannot be read, or is not a class set.
     """
     try:
         if file.stat().st_size > _LARGEST:
@@ -155,7 +155,7 @@ def read_record(file: Path) -> ClassSet:
             native=tuple(frozenset(map(_native_name, names)) for names in tree.get("native", ())),
         )
     except (OSError, AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{file} is no class set: {one_line(error)}; restore it from a copy") from None
+        raise UserError(f"{file} is not a class set: {one_line(error)}; restore it from a copy") from None
 
 
 def recorded_class_set(reference: str, folder: Path) -> ClassSet:

@@ -91,7 +91,7 @@ class PictureError(UserError):
 
 
 def is_clutter(path: PurePath | str) -> bool:
-    """Whether a relative path is, or lies in, what file managers and notebooks leave behind.
+    """Whether a relative path is, or is in, what file managers and notebooks leave behind.
 
     That is every dot name (``._a.jpg``, ``.DS_Store``, ``.ipynb_checkpoints``), ``Thumbs.db`` and the like.
     """

@@ -12,7 +12,7 @@ from ppar_dist.sweep.statistics import spread
 
 
 def scores_table(found: Mapping[str, Runs], targets: Sequence[str], plain: str) -> str:
-    """Mean mIoU ± standard deviation over seeds, per cent; HELD_OUT is no part of the mean."""
+    """Mean mIoU ± standard deviation over seeds, per cent; HELD_OUT is not part of the mean."""
     rows = [["run", "seeds", "steps", "CPU per step", *targets, "mean", "held-out sources"]]
     for name, runs in found.items():
         folders = [run.folder for run in runs.values()]

@@ -52,7 +52,7 @@ def targets(given: Any) -> dict[str, Location]:
     """Folders or URLs of domains by the names that they have in a table.
 
     Raises:
-        UserError: it is no such mapping, or empty.
+        UserError: it is not such a mapping, or empty.
     """
     if not isinstance(given, Mapping) or not given:
         raise UserError(f"targets are {{name: folder}}, got {given!r}; give each folder a name")

@@ -134,7 +134,7 @@ class Model:
             probabilities (H, W) float32.
 
         Raises:
-            UserError: it is no such image.
+            UserError: it is not such an image.
         """
         photo = _photo(image, arguments.value_range(value_range))
         found: Labels | tuple[Labels, Floats] = self._predicted([photo], confidence)[0]
@@ -162,7 +162,7 @@ class Model:
         The memory is that of all of them: of many, give a few at a time.
 
         Raises:
-            UserError: one of them is no image, or this is one image alone.
+            UserError: one of them is not an image, or this is one image alone.
         """
         if isinstance(images, (str, os.PathLike, Image.Image)) or not isinstance(images, Iterable):
             raise UserError(f"predict_batch takes several images, got {images!r}; put it into a list")
@@ -177,7 +177,7 @@ class Model:
             its shorter side.
 
         Raises:
-            UserError: it is no such image.
+            UserError: it is not such an image.
         """
         seen = model_input(_photo(image, arguments.value_range(value_range)), self.size)[None].to(
             self.device

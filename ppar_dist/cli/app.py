@@ -33,7 +33,7 @@ def whole_number(hint: type, tokens: Sequence[Token]) -> int:
     """A number without a fraction; the parser's own rounds one away.
 
     Raises:
-        ValueError: it has a fraction, or is no number.
+        ValueError: it has a fraction, or is not a number.
     """
     try:
         return int(tokens[0].value)

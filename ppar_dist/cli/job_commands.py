@@ -286,7 +286,7 @@ def _usual_ranks(path: Path, overrides: Sequence[str]) -> int:
 
 
 def _is_packaged(folder: Path) -> bool:
-    """Whether a folder that is no run has the name of a packaged configuration, as the demo's has."""
+    """Whether a folder that is not a run has the name of a packaged configuration, as the demo's has."""
     from ppar_dist.config.load import find_config
     from ppar_dist.run import paths
 

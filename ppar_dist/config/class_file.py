@@ -34,7 +34,7 @@ from ppar_dist.config.yaml import MAX_CHARACTERS, read_yaml
 from ppar_dist.errors import ConfigError
 from ppar_dist.text import one_line, printable
 
-MAX_CLASSES = 255  # train ids are bytes, and 255 is no class
+MAX_CLASSES = 255  # train ids are bytes, and 255 is not a class
 _REFERENCE = re.compile(r"(?P<path>.+\.ya?ml)(?:@(?P<hash>[0-9a-f]{16}))?", re.DOTALL)
 _KEYS = ["classes", "name", "colour", "labels", "texts", "native"]
 _FORM = "the file has the list classes, and each class name, colour, labels, texts and native"

@@ -21,7 +21,7 @@ _BLOCK = 512  # bytes; memory of a device is given out in multiples of it
 
 
 class DeviceProbe(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts while it is entered; ``reset`` begins anew but for the bytes held.
+    """Counts while it is entered; ``reset`` begins again but for the bytes held.
 
     Attributes:
         operations: calls by name, without those that only look at a tensor in another way.

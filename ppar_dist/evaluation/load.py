@@ -75,7 +75,7 @@ def read_segmentor(
 
 
 def config_of(checkpoint: Path) -> Config:
-    """The configuration of the run that a checkpoint lies in; of one that was copied away, its own.
+    """The configuration of the run that a checkpoint is in; of one that was copied away, its own.
 
     A model folder always has its own.
 

@@ -48,7 +48,7 @@ def palette_image(labels: NDArray[np.uint8], classes: ClassSet) -> Image.Image:
     flat = [0] * 768
     for k, colour in enumerate(classes.palette):
         flat[3 * k : 3 * k + 3] = colour
-    stored = np.ascontiguousarray(labels, np.uint8)  # the picture looks at it, and is no copy
+    stored = np.ascontiguousarray(labels, np.uint8)  # the picture looks at it, and is not a copy
     picture = Image.frombuffer("P", labels.shape[::-1], stored, "raw", "P", 0, 1)
     picture.putpalette(flat)
     return picture

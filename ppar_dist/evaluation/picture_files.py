@@ -93,7 +93,7 @@ def _searched(folder: Path, out: Path) -> list[Path | Failure]:
         )
     if others:
         names = some([visible(str(path.relative_to(folder))) for path in others])
-        what = "a file that is no image by its ending"
+        what = "a file that is not an image by its ending"
         if len(others) > 1:
             what = f"{len(others)} files that are no images by their endings"
         log.warning("%s: passed over %s: %s%s", folder, what, names, hint)

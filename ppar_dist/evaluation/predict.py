@@ -152,7 +152,7 @@ def predict(
     """Segment images and videos with a run or checkpoint.
 
     ``out`` gets ``<name>.png`` (indexed, pixel values are class ids, the image's own size) and
-    ``<name>_overlay.jpg`` (``.png`` above JPEG's longest side) for each image, in the folders that it lies in
+    ``<name>_overlay.jpg`` (``.png`` above JPEG's longest side) for each image, in the folders that it is in
     below a given one, ``<name>.mp4`` for each video, and ``legend.png``.
 
     Args:

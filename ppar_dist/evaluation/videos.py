@@ -72,7 +72,7 @@ def convert(
         tell: called with (frames done, frames that the video announces, or 0).
 
     Raises:
-        UserError: it is no video, holds no whole frame, or the target cannot be written.
+        UserError: it is not a video, holds no whole frame, or the target cannot be written.
     """
     if source.exists() and not source.is_file():
         raise UserError("not a regular file; store the video in one")  # reading a pipe may never end
@@ -156,7 +156,7 @@ class _Reader:
         for found in self._decoded():
             time = found.dts if found.pts is None else found.pts
             if time is None or time <= last:
-                self.fault = f"frame {count + 1} has no time after that of the one before; write it anew"
+                self.fault = f"frame {count + 1} has no time after that of the one before; write it again"
                 return
             picture = self._upright(found)
             if picture is None:

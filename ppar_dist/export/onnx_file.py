@@ -158,7 +158,7 @@ def _name_shapes(proto: Any, input_shape: tuple[int | str, ...], output_shape: t
 
 
 def _stop_other_sizes(proto: Any, multiple: int) -> None:
-    """Let the graph fail where height or width is no multiple, or is less than two of them.
+    """Let the graph fail where height or width is not a multiple, or is less than two of them.
 
     A table of one zero is asked for its entry 0, or for one that it lacks; the name of that node is what
     onnxruntime tells. What it gives is added to the logits, so that no optimiser leaves it out.
@@ -216,7 +216,7 @@ def _checked(proto: Any) -> bytes:
     try:
         onnx.checker.check_model(proto, full_check=True)
     except onnx.checker.ValidationError as error:
-        raise RuntimeError(f"the exported graph is no valid ONNX: {one_line(error)}") from error
+        raise RuntimeError(f"the exported graph is not valid ONNX: {one_line(error)}") from error
     content: bytes = proto.SerializeToString()
     return content
 

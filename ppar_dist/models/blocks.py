@@ -98,7 +98,7 @@ class _Cut:
                 yield Part(self._depth_beside(name, child), path, child)
 
     def _depth_beside(self, name: str, module: nn.Module) -> int:
-        """Of a module that is no block and holds none, by the blocks before it."""
+        """Of a module that is not a block and holds none, by the blocks before it."""
         if self._seen == 0:
             return 0
         if self._seen == self._count and is_norm(module) and not name.startswith("fc_"):  # of pooled features

@@ -84,7 +84,7 @@ class _Misfit:
     left_over: tuple[str, ...]
     shapes: tuple[str, ...]  # with both shapes
     whole: tuple[str, ...]  # weights of whole numbers, as quantised ones are, with their type
-    tower_alone: bool  # the file has nothing of a text tower, which is no fault
+    tower_alone: bool  # the file has nothing of a text tower, which is not a fault
 
     @property
     def lacking(self) -> list[str]:
@@ -217,7 +217,7 @@ def _load_big_vision(model: Any, cfg: BackboneConfig, path: Path) -> LoadReport:
         load_checkpoint(model, str(path))
     except UNREADABLE as error:
         raise UserError(
-            f"model.backbone.pretrained={path} is no big_vision archive of {cfg.name}: {one_line(error)}; "
+            f"model.backbone.pretrained={path} is not a big_vision archive of {cfg.name}: {one_line(error)}; "
             f"accepted are, besides that, {FORMS}"
         ) from None
     return LoadReport(path, "big_vision archive", count, has_text=True)

@@ -19,36 +19,32 @@ from ppar_dist.models.decoder import Decoder, resize_like, without_batch_statist
 _PIXELS = 4  # of an image per cell of the finest level, as the library counts
 
 
-class UperNetDecoder(Decoder):
+class _LibraryDecoder(Decoder):
+    """A decoder of the library as it is, but for its BatchNorm; ``width`` is W, by the library's name."""
+
+    def __init__(self, kind: Any, channels: tuple[int, ...], **width: int) -> None:
+        super().__init__(range(len(channels)))
+        made = kind([3, 0, *channels], encoder_depth=len(channels) + 1, **width)
+        self.head = without_batch_statistics(made)
+
+    def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
+        """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
+        found: Tensor = self.head(_with_finer(pyramid))
+        return found
+
+
+class UperNetDecoder(_LibraryDecoder):
     """UPerNet: pyramid pooling of the coarsest level, then an FPN; a convolution joins its levels."""
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
-        super().__init__(range(len(channels)))
-        kind = _library().upernet.decoder.UPerNetDecoder
-        self.head = without_batch_statistics(
-            kind([3, 0, *channels], encoder_depth=len(channels) + 1, decoder_channels=width)
-        )
-
-    def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
-        """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
-        found: Tensor = self.head(_with_finer(pyramid))
-        return found
+        super().__init__(_library().upernet.decoder.UPerNetDecoder, channels, decoder_channels=width)
 
 
-class SegformerDecoder(Decoder):
+class SegformerDecoder(_LibraryDecoder):
     """SegFormer's head: every level projected to W channels and resized, then joined by a 1×1 convolution."""
 
     def __init__(self, channels: tuple[int, ...], width: int) -> None:
-        super().__init__(range(len(channels)))
-        kind = _library().segformer.decoder.SegformerDecoder
-        self.head = without_batch_statistics(
-            kind([3, 0, *channels], encoder_depth=len(channels) + 1, segmentation_channels=width)
-        )
-
-    def forward(self, pyramid: list[Float[Tensor, "B _ _ _"]]) -> Float[Tensor, "B W h_0 w_0"]:
-        """(B, C_l, h_l, w_l) fine to coarse → (B, W, h_0, w_0)."""
-        found: Tensor = self.head(_with_finer(pyramid))
-        return found
+        super().__init__(_library().segformer.decoder.SegformerDecoder, channels, segmentation_channels=width)
 
 
 class DptDecoder(Decoder):

@@ -189,7 +189,7 @@ class RunMetrics:
         self.bad_samples = registry.counter(
             "bad_samples", "Samples that another one replaced.", "domain", "reason"
         )
-        self.resumes = registry.counter("resumes", "Times that this process took up a checkpoint.")
+        self.resumes = registry.counter("resumes", "Times that this process resumed from a checkpoint.")
 
     def _register_checkpoints(self, registry: Registry) -> None:
         self.checkpoint_duration = registry.histogram(

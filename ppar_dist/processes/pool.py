@@ -125,7 +125,7 @@ def _serve(module: str, name: str, descriptor: int, parent: int) -> None:
     """A worker's life: it ends with the connection."""
     die_with_parent(signal.SIGKILL, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals the whole group
-    os.dup2(2, 1)  # what a library prints is no output of the command
+    os.dup2(2, 1)  # what a library prints is not output of the command
     function, connection = getattr(importlib.import_module(module), name), Connection(descriptor)
     while True:
         try:

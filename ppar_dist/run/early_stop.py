@@ -10,7 +10,7 @@ from ppar_dist.run.state import TrainState
 
 
 def note_score(state: TrainState, miou: float, train: TrainConfig) -> None:
-    """Count an evaluation in a row without a rise, or begin to count anew; an undefined score is no rise."""
+    """Count an evaluation in a row without a rise, or count again from 0; an undefined score is not one."""
     before = state.risen_to
     if miou == miou and (before is None or miou > before + train.stop_early.min_delta):
         state.risen_to, state.evaluations_since = miou, 0

@@ -109,7 +109,7 @@ class TimeLog:
     """Writes the records of a run, and adds them up; on rank 0."""
 
     def __init__(self, path: Path, began: float, step: int, now: Callable[[], float] = time.time) -> None:
-        """This process started at ``began`` and takes up the run at ``step``.
+        """This process started at ``began`` and resumes the run at ``step``.
 
         Raises:
             OSError: the file cannot be read or written.

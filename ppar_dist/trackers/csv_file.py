@@ -1,4 +1,4 @@
-"""``RUN/metrics.csv``: a row for each record, a column for each figure, made anew at each start."""
+"""``RUN/metrics.csv``: a row for each record, a column for each figure, made again at each start."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ class Point(NamedTuple):
 class TakesBack(Enum):
     """Which points a tracker can take back, when a resumed run does their steps again."""
 
-    ALL = "all"  # a file that is made anew
+    ALL = "all"  # a file that is made again
     LATER = "later"  # those from a step on
     NONE = "none"  # a service keeps what it was sent
 

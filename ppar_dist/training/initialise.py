@@ -105,7 +105,7 @@ def _take(
     }
     parameters = dict(segmentor.named_parameters())
     taken = tuple(name for name in fits if name in parameters)
-    if not any(fits[name].ndim > 1 for name in taken):  # a bias of the same length is no sign of kinship
+    if not any(fits[name].ndim > 1 for name in taken):  # a bias of the same length is not a sign of kinship
         raise UserError(
             f"init_from={origin}: none of its weights fits this model by name and shape; give a run of the "
             "same model.backbone or decoder, or remove init_from"

@@ -103,7 +103,7 @@ class Source:
         """The error for a file or folder that the layout asks for and the root does not hold."""
         return DataError(
             f"{self.name}: there is no {path}; --root holds {self.layout}. Check --root, or get the data set "
-            f"from {self.page}; one that lies in another way is described to `prepare folder` with a mapping "
+            f"from {self.page}; one with another layout is described to `prepare folder` with a mapping "
             "file (--mapping)"
         )
 

@@ -144,7 +144,7 @@ def test_every_word_names_a_fault_that_these_tests_make() -> None:
     assert made | {"json", "exhausted"} == set(REASONS)
 
 
-def test_a_file_that_was_deleted_is_made_anew(tmp_path: Path) -> None:
+def test_a_file_that_was_deleted_is_made_again(tmp_path: Path) -> None:
     path = tmp_path / "quarantine" / "rank-00000.jsonl"
     log = QuarantineLog(path, ["day", "rain"])
     log.write(BAD)

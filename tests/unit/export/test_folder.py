@@ -165,7 +165,7 @@ def test_a_configuration_that_fetches_or_is_wrong_is_refused(
 )
 def test_a_class_set_that_is_wrong_is_refused(copied: Path, key: str, value: Any) -> None:
     change(copied, "classes.json", key, value)
-    with pytest.raises(UserError, match=r"classes\.json is no class set"):
+    with pytest.raises(UserError, match=r"classes\.json is not a class set"):
         load_segmentor(copied)
 
 

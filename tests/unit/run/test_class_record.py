@@ -130,5 +130,5 @@ def test_what_is_no_class_set_is_refused(
 ) -> None:
     tree = json.loads(to_record(class_set(str(mine))))
     (tmp_path / "classes.json").write_text("[1" if change is None else json.dumps(tree | change))
-    with pytest.raises(UserError, match=r"classes\.json is no class set: .*restore it"):
+    with pytest.raises(UserError, match=r"classes\.json is not a class set: .*restore it"):
         read_record(tmp_path / "classes.json")
