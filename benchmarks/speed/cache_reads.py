@@ -1,6 +1,6 @@
 """What a read through the node's cache costs, against a plain read of a file, and how often the node has it.
 
-    python -m benchmarks.speed.cache_reads [--out /local/disk] [--rounds 7]
+    python -m benchmarks.speed.cache_reads [--out /local/disk] [--rounds 7] [--held 20000 200000]
 
 Units of 1.6 MB (16 samples of 100 kB) lie in a cache and, one after another, in a plain file; both are in the
 page cache of the machine. A round reads the same 100 kB pieces in the same random order in turn:
@@ -13,6 +13,9 @@ page cache of the machine. A round reads the same 100 kB pieces in the same rand
 Then epochs of the training order are read through caches that hold a part of the units, and for each the rate
 of reads that needed no fetch is printed: with ``Order.next_use`` and without. A unit that comes again within
 its window is a hit; the rest is what stayed from the epoch before.
+
+Last, small units are stored into a cache that is full of them, as many as ``--held`` says: seconds for each,
+with what goes for it.
 """
 
 from __future__ import annotations
@@ -29,12 +32,13 @@ from pathlib import Path
 from benchmarks.arguments import described
 from ppar_dist.data.order import DomainShare, Order
 from ppar_dist.storage.cache import NodeCache
-from ppar_dist.storage.unit_file import Unit, disk_bytes
+from ppar_dist.storage.unit_file import Unit, disk_bytes, file_bytes, unit_name
 
 SAMPLE, BLOCK, WINDOW = 100_000, 16, 8
 UNIT = SAMPLE * BLOCK
 PIECES = 500  # reads in a round
 EPOCHS = 4
+STORED = 600  # units, into a full cache
 
 
 def unit(number: int, size: int = UNIT) -> Unit:
@@ -119,12 +123,54 @@ def hit_rate(folder: Path, units: int, part: float, expects: bool) -> float:
     return 1 - fetched / (EPOCHS * units * BLOCK)
 
 
+def store_times(folder: Path, held: int, expects: bool) -> list[float]:
+    """Seconds for each unit that is stored, in the training order, where four fifths of a domain are held."""
+    small, position, units = 1000, 0, held * 5 // 4
+    order = Order([DomainShare("a", units * BLOCK, 1.0)], 0, BLOCK, WINDOW)
+    cache = NodeCache(folder, held * disk_bytes(unit(0, small)))
+    folder.mkdir(mode=0o700)
+    for number in random.Random(0).sample(range(units), held):
+        path = folder / unit_name(unit(number, small))
+        path.touch()
+        os.truncate(path, file_bytes(unit(number, small)))
+    cache.prepare()
+
+    def next_use(of: Unit) -> int | None:
+        first = of.start // small * BLOCK
+        return order.next_use(0, range(first, first + BLOCK), position + 1)
+
+    if expects:
+        cache.expect(next_use)
+    taken: list[float] = []
+    while len(taken) < STORED:
+        wanted = unit(order.locate(position).sample // BLOCK, small)
+        if not cache.has(wanted):
+            began = time.perf_counter()
+            cache.read(wanted, 0, 1, lambda: bytes(small))
+            taken.append(time.perf_counter() - began)
+        position += 1
+    return taken
+
+
+def print_store_times(folder: Path, held: list[int]) -> None:
+    """What storing costs, with the order to come and without."""
+    print(f"\nmilliseconds per unit of 1 kB that is stored into a full cache, of {STORED}: mean, longest")
+    print("held       next use           longest unread")
+    for count in held:
+        row = []
+        for expects in (True, False):
+            taken = store_times(folder / f"held-{count}-{expects}", count, expects)
+            row.append(f"{1e3 * statistics.mean(taken):8.2f} {1e3 * max(taken):9.1f}")
+        print(f"{count:8d} {row[0]} {row[1]}", flush=True)
+
+
 def main() -> None:
-    """Print both tables."""
+    """Print the tables."""
     parser = described(__doc__)
     parser.add_argument("--out", type=Path, help="a folder on the disk to measure; default: temporary")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--units", type=int, default=100)
+    parser.add_argument("--held", type=int, nargs="*", default=[20_000, 200_000])
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.out, prefix="cache-") as name:
         folder = Path(name)
@@ -142,6 +188,7 @@ def main() -> None:
                 for expects in (True, False)
             ]
             print(f"{part:8.0%} {rates[0]:10.2%} {rates[1]:16.2%}")
+        print_store_times(folder, options.held)
 
 
 if __name__ == "__main__":

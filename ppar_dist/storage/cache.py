@@ -8,7 +8,8 @@ result: where the folder cannot be used, everything is read from storage, and a 
   caches of several sizes on one folder each keeps to its own when it stores.
 * *What goes.* With ``expect`` what is needed last; what nobody expects goes first, the longest unread before
   the others. A unit needed later than all that is held is not kept. Without ``expect`` the longest unread
-  goes. About 3 % go at a time, because the folder is listed for it.
+  goes. "Last" is among what a process found when it listed the folder, of a sample where that is large:
+  the folder is listed again when an eighth of the sample has gone (``victims``).
 * *Kills.* A unit is written under another name, locked by its writer; the lock of a dead process is free, so
   its file is continued by the next who needs the unit, or removed when the folder is listed. Nothing is
   synced: what a power cut has torn does not have its checksums, and is fetched again.
@@ -35,16 +36,17 @@ from ppar_dist.storage.unit_file import (
     unit_name,
     write_unit,
 )
+from ppar_dist.storage.victims import Rank, Victims
 
 FETCH_S = 30.0  # that others wait for one who fetches; then they fetch themselves
 _COUNT_S = 10.0  # to wait for one who counts or removes files
 _PAUSE_S = 30.0  # without storing, after the folder failed
 _TOUCH_S = 10.0  # a file's time is that of its last read, to this precision
-_AT_ONCE = 0.03  # of the size, removed at a time
-_MANY = 256  # files; more are not removed at a time, for others wait meanwhile
+_NOT_KEPT = (
+    0.03  # of the size: so many bytes are not kept before it is looked again whether they are worth it
+)
 
 NextUse = Callable[[Unit], float | None]
-Rank = tuple[int, float]  # what has the highest goes first: (0, next use) or (1, -time of the last read)
 _Fetch = Callable[[], bytes]
 
 log = logging.getLogger(__name__)
@@ -64,6 +66,7 @@ class NodeCache:
         self._opened_by = 0  # the process that has counted the folder's files
         self._paused_until = -math.inf
         self._has_warned = False
+        self._victims = Victims(self._rank)  # used by who counts
         # Of the last unit that was not worth its room: what is needed as late is not either. And for how many
         # bytes of units that holds, before the folder is looked at again.
         self._horizon: tuple[Rank, int] | None = None
@@ -80,7 +83,7 @@ class NodeCache:
             make_own(self.folder)
             with counting(self.folder, _COUNT_S) as count:
                 if count is not None:
-                    count.write(self._make_room(None))
+                    count.write(self._make_room(None, None))
         except OSError as error:
             self._go_without(error)
 
@@ -89,9 +92,10 @@ class NodeCache:
 
         Args:
             next_use: the position at which a unit is needed next, after what is being read now; None where
-                that is unknown, as of another run's. Asked for every unit held when some must go.
+                that is unknown, as of another run's. Asked for up to thousands of units when some must go.
         """
         self._next_use, self._horizon = next_use, None
+        self._victims.forget()
 
     def read(
         self, unit: Unit, start: int, size: int, fetch: _Fetch, part_alone: _Fetch | None = None
@@ -243,50 +247,49 @@ class NodeCache:
             # What a process before has counted may be from before a power cut.
             used = count.read() if self._opened_by == os.getpid() else None
             if used is None or (used + need > self.size and not self._is_beyond_horizon(unit)):
-                used = self._make_room(unit)
+                used = self._make_room(unit, used)
                 self._opened_by = os.getpid()
             fits = used + need <= self.size
             count.write(used + need if fits else used)
         return fits
 
-    def _make_room(self, unit: Unit | None) -> int:
-        """Look at the folder, and remove what is needed later than a unit: nothing where that is too little.
+    def _make_room(self, unit: Unit | None, used: int | None) -> int:
+        """Remove what is needed later than a unit: nothing where that is too little.
+
+        Args:
+            unit: that needs room; None: only what is too much goes.
+            used: bytes used without it; None: look at the folder.
 
         Returns:
             Bytes used afterwards, without the unit.
         """
+        need = 0 if unit is None else disk_bytes(unit)
+        limit = (1, -math.inf) if unit is None else self._limit(unit)
+        while True:
+            has_looked = used is None
+            used = self._look(unit, need) if used is None else used
+            # A folder that had more room before: all that is too much goes, whatever it is.
+            used -= sum(map(self._evict, self._victims.choose(used - self.size).units))
+            choice = self._victims.choose(used + need - self.size, limit)
+            if choice.is_enough or choice.refused is not None or has_looked:
+                break
+            used = None  # the list is used up
+        self._horizon = None if choice.refused is None else (choice.refused, int(_NOT_KEPT * self.size))
+        return used - sum(map(self._evict, choice.units))
+
+    def _look(self, unit: Unit | None, need: int) -> int:
+        """List the folder, and who may go; returns bytes used, without those of ``unit``."""
         whole, parts = units_in(self.folder)
         used = sum(map(disk_bytes, whole)) + sum(disk_bytes(part) for part in parts if part != unit)
-        excess = used - self.size if unit is None else used + disk_bytes(unit) - self.size
-        if excess <= 0:
-            return used
-        ranked = sorted((self._rank(each), each) for each in whole)
-        while used > self.size and ranked:  # a folder that had more room before
-            used -= self._evict(ranked.pop()[1])
-        if unit is not None:
-            used -= sum(map(self._evict, self._victims(unit, used + disk_bytes(unit) - self.size, ranked)))
+        self._victims.fill(whole, used + need - self.size)
         return used
-
-    def _victims(self, unit: Unit, excess: int, ranked: list[tuple[Rank, Unit]]) -> list[Unit]:
-        """What goes for a unit, of which ``excess`` bytes have no room; empty where it is not worth it."""
-        limit = (1, -math.inf) if self._next_use_of(unit) is None else self._rank(unit)
-        freed = 0
-        victims: list[Unit] = []
-        for rank, each in reversed(ranked):
-            if freed >= excess and (freed >= _AT_ONCE * self.size or len(victims) >= _MANY):
-                break
-            if freed < excess and rank <= limit:
-                self._horizon = rank, int(_AT_ONCE * self.size)
-                return []
-            victims.append(each)
-            freed += disk_bytes(each)
-        self._horizon = None
-        return victims if freed >= excess else []  # others are writing, and need the rest
 
     def _evict(self, unit: Unit) -> int:
         """Remove a unit that is held; returns the bytes that are free by it."""
-        with contextlib.suppress(FileNotFoundError):
+        try:
             os.unlink(self.folder / unit_name(unit))
+        except FileNotFoundError:
+            return 0
         return disk_bytes(unit)
 
     def _is_beyond_horizon(self, unit: Unit) -> bool:
@@ -295,20 +298,29 @@ class NodeCache:
             return False
         rank, left = self._horizon
         left -= disk_bytes(unit)
-        self._horizon = (rank, left) if left > 0 else None
-        return left > 0 and self._rank(unit) >= rank
+        if left <= 0:
+            self._horizon = None
+            self._victims.forget()  # what was read since is needed later than before
+            return False
+        self._horizon = rank, left
+        return self._limit(unit) >= rank
 
     def _next_use_of(self, unit: Unit) -> float | None:
         return None if self._next_use is None else self._next_use(unit)
 
-    def _rank(self, unit: Unit) -> Rank:
+    def _limit(self, unit: Unit) -> Rank:
+        """The rank of a unit that is not held: what has a higher one makes room for it."""
         position = self._next_use_of(unit)
-        if position is not None:
-            return 0, position
+        return (1, -math.inf) if position is None else (0, position)
+
+    def _rank(self, unit: Unit) -> Rank | None:
+        """The rank of a unit; None where it is not held."""
         try:
-            return 1, -os.stat(self.folder / unit_name(unit)).st_mtime
+            read = os.stat(self.folder / unit_name(unit)).st_mtime
         except OSError:
-            return 1, math.inf  # there is no such file any more
+            return None
+        position = self._next_use_of(unit)
+        return (1, -read) if position is None else (0, position)
 
     def _go_without(self, error: OSError | UserError) -> None:
         self._paused_until = time.monotonic() + _PAUSE_S

@@ -154,6 +154,37 @@ def test_many_units_in_the_order_of_epochs_come_near_the_optimum(tmp_path: Path)
     assert len(storage.fetched) <= 1.05 * fetches
 
 
+def test_the_folder_is_listed_once_for_many_evictions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listings = []
+
+    def listed(folder: Path) -> tuple[list[Unit], list[Unit]]:
+        listings.append(folder)
+        return cache_folder.units_in(folder)
+
+    monkeypatch.setattr("ppar_dist.storage.cache.units_in", listed)
+    cache, storage = NodeCache(tmp_path, 80 * 4096), Storage()
+    for number in range(80 + 100):
+        storage.read(cache, unit(number, 1000))
+    assert cache.bytes_used() == counted(tmp_path) == 80 * 4096
+    assert len(listings) <= 2 + 100 // 10
+
+
+def test_what_others_have_removed_is_not_counted_twice(tmp_path: Path) -> None:
+    """Caches with lists of their own on one folder, as in several processes, take the same victims."""
+    storage, caches = Storage(), [NodeCache(tmp_path, 40 * 4096) for _ in range(3)]
+    for cache in caches:
+        cache.expect(lambda each: float((each.start * 7919) % 1009))
+    for number in range(40):
+        storage.read(caches[0], unit(number, 1000))
+    for number in range(40, 200):
+        storage.read(caches[number % 3], unit(number, 1000))
+        assert counted(tmp_path) == caches[0].bytes_used() <= 40 * 4096
+    best = sorted(range(200), key=lambda number: (number * SIZE * 7919) % 1009)[:20]
+    assert all(caches[0].has(unit(number, 1000)) for number in best)
+
+
 def test_without_expectation_the_longest_unread_goes(tmp_path: Path) -> None:
     storage, cache = Storage(), NodeCache(tmp_path, 3 * ROOM)
     for number in range(3):
