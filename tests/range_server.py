@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 
 @dataclass
 class RangeServer:
-    """``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), or None."""
+    """A folder and what is asked of it.
+
+    ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``slow`` (the
+    body in 20 pieces, 0.1 s apart), or None.
+    """
 
     folder: Path
     faults: deque[int | str | None] = field(default_factory=deque)
@@ -69,7 +75,8 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
             self.end_headers()
             if with_body:
-                self.wfile.write(content[: len(content) // 2] if fault == "cut" else content)
+                size = len(content) // 2 if fault == "cut" else len(content)
+                _send(content[:size], fault == "slow", self.wfile)
             if fault == "cut":
                 self.close_connection = True
 
@@ -79,6 +86,14 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
     return Handler
+
+
+def _send(content: bytes, is_slow: bool, to: BinaryIO) -> None:
+    size = len(content) // 20 + 1 if is_slow else max(len(content), 1)
+    for start in range(0, len(content), size):
+        time.sleep(0.1 * is_slow)
+        to.write(content[start : start + size])
+        to.flush()
 
 
 def _chosen(content: bytes, wanted: str) -> tuple[bytes, int]:

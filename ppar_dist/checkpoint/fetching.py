@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import hashlib
 import logging
@@ -22,9 +23,11 @@ from ppar_dist.checkpoint.layout import (
 )
 from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.errors import UserError
+from ppar_dist.storage.entries import hold, remove_unused, unused
 from ppar_dist.storage.location import Location, Remote
 from ppar_dist.storage.remote import Storage
 
+UNUSED_DAYS = 7.0  # after which a download is removed
 _SEAL = "manifest_sha256"
 
 log = logging.getLogger(__name__)
@@ -39,6 +42,8 @@ def fetched_checkpoint(
     place: Remote, which: str = "latest", storage: Storage | None = None, folder: Path | None = None
 ) -> Path:
     """Download a checkpoint, unless this machine has it already, and verify it by content.
+
+    It stays while this process lives. Those that nobody has used for ``UNUSED_DAYS``, nor uses now, go.
 
     Args:
         place: a run's ``checkpoint.remote``, or one of its checkpoints.
@@ -56,20 +61,31 @@ def fetched_checkpoint(
     storage = storage or Storage()
     single = step_of(Path(place.name))
     run = place.parent.parent if single is not None else place
-    below = _own_folder(folder) / hashlib.sha256(run.url.encode()).hexdigest()[:16]
+    own = _own_folder(folder)
+    below = own / hashlib.sha256(run.url.encode()).hexdigest()[:16]
     target = checkpoints_dir(below)
     target.mkdir(parents=True, exist_ok=True)
     with (below / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one downloads
         source = RemoteRun(run, storage)
         steps = [single] if single is not None else _wanted(source, which)
-        for step in reversed(steps):
-            try:
-                return _fetched(source, step, target)
-            except CheckpointError as error:
-                log.warning("checkpoint %s of %s is passed over: %s", checkpoint_name(step), run, error)
+        found = _newest_whole(source, steps, target)
+        if found is not None:
+            hold(found)
+    _clear(own)
+    if found is not None:
+        return found
     what = "is not whole" if single is not None else f"holds no whole checkpoint ({which})"
     raise UserError(f"{place} {what}; give the checkpoint.remote of a run, or one of its checkpoints")
+
+
+def _newest_whole(source: RemoteRun, steps: list[int], target: Path) -> Path | None:
+    for step in reversed(steps):
+        try:
+            return _fetched(source, step, target)
+        except CheckpointError as error:
+            log.warning("checkpoint %s of %s is passed over: %s", checkpoint_name(step), source.place, error)
+    return None
 
 
 def _wanted(source: RemoteRun, which: str) -> list[int]:
@@ -103,6 +119,15 @@ def _fetched(source: RemoteRun, step: int, target: Path) -> Path:
     temporary.rename(final)
     log.info("checkpoint %s of %s is in %s", final.name, source.place, final)
     return final
+
+
+def _clear(own: Path) -> None:
+    """Remove checkpoints of any run that are used no more."""
+    for run in own.iterdir():
+        for entry in unused(checkpoints_dir(run), UNUSED_DAYS):
+            with contextlib.suppress(OSError), (run / "lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who begins to use one holds that
+                remove_unused(entry, UNUSED_DAYS)
 
 
 def _own_folder(given: Path | None) -> Path:

@@ -117,6 +117,8 @@ class OrderToCome:
 
     def next_use(self, unit: Unit) -> float | None:
         """The position at which a unit of a shard is needed next; None where that is unknown."""
+        if self.order.rare is not None:
+            return None
         known = self._known.get(unit, -1)
         if known > self.position:
             return known

@@ -107,7 +107,7 @@ class Storage:
 
         def attempt() -> None:
             expected = _reading(place).info(place.url).get("size")
-            _reading(place).get_file(place.url, str(path))
+            _reading(place).get_file(place.url, str(path), **self._signs())
             if expected is not None and path.stat().st_size != expected:
                 raise Incomplete(f"{path.stat().st_size} of {expected} bytes came")
 
@@ -155,6 +155,18 @@ class Storage:
         """Remove an object; that it is gone already is no failure."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"remove {place}", lambda: _writing(place).rm_file(place.url))
+
+    def _signs(self) -> dict[str, Any]:
+        """Arguments with which a driver gives a sign of life whenever a part of a file has come."""
+        if not self.is_data:
+            return {}
+        from fsspec.callbacks import Callback
+
+        class PartCame(Callback):  # type: ignore[misc]
+            def relative_update(self, inc: int = 1) -> None:
+                progress.attempt_ended()
+
+        return {"callback": PartCame()}
 
     def _note_end(self) -> None:
         if self.is_data:  # requests for checkpoints say nothing of a loader that hangs

@@ -12,7 +12,8 @@ from ppar_dist.data.shards.manifest import ARRAYS, NAME, REMEDY, Shard, read_dom
 from ppar_dist.data.shards.reader import Span
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.errors import DataError
-from ppar_dist.files.durable import fingerprint
+from ppar_dist.files.durable import fingerprint, sync_folder, write
+from ppar_dist.storage.entries import hold
 from ppar_dist.storage.location import Remote
 from ppar_dist.storage.node import NodeStorage
 from ppar_dist.storage.remote import Facts
@@ -37,17 +38,30 @@ def fetch_index(domain: Remote, node: NodeStorage) -> Path:
             f"{domain} has no {NAME}, so it is not indexed; {REMEDY}, and copy it whole"
         ) from None
     digest = hashlib.sha256(content).hexdigest()
-    folder = node.folder / "domains" / digest[:24] / domain.name
-    with node.alone(digest):
-        if not (folder / NAME).is_file():
+    entry = node.folder / "domains" / digest[:24]
+    folder = entry / domain.name
+    with node.alone(entry.name):
+        folder.mkdir(parents=True, exist_ok=True)
+        hold(entry)
+        is_there = _is_whole(folder, content)
+        if not is_there:
             _fetch_files(domain, content, folder, node)
+    if not is_there:
+        node.clear()
     return folder
 
 
+def _is_whole(folder: Path, content: bytes) -> bool:
+    """Whether an index was fetched: its ``domain.json`` came last, when all else had been synced."""
+    try:
+        return (folder / NAME).read_bytes() == content
+    except FileNotFoundError:
+        return False
+
+
 def _fetch_files(domain: Remote, content: bytes, folder: Path, node: NodeStorage) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{NAME}"
-    draft.write_bytes(content)
+    write(draft, content)
     hashes = read_domain_file(folder, draft.name).arrays
     for name in ARRAYS:
         try:
@@ -56,7 +70,10 @@ def _fetch_files(domain: Remote, content: bytes, folder: Path, node: NodeStorage
             raise DataError(f"{domain / name} is missing; {REMEDY}, and copy it whole") from None
         if name in hashes and fingerprint(folder / name)[1] != hashes[name]:
             raise DataError(f"{domain / name} is not the one of its {NAME} (sha256); copy the domain again")
-    draft.rename(folder / NAME)  # last: with it the folder counts
+    # Last: with it the folder counts. A power cut must not keep this name and lose those of the arrays, which
+    # are synced as they are downloaded. That it loses this one does no harm.
+    sync_folder(folder)
+    draft.rename(folder / NAME)
 
 
 class RemoteShards:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -167,6 +171,63 @@ def test_an_index_that_changed_is_fetched_anew(root: Path, server: RangeServer, 
     again = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
     assert (len(index), len(again)) == (20, 11)
     assert index.fingerprint != again.fingerprint
+
+
+def test_a_copy_of_an_index_that_a_power_cut_has_torn_is_fetched_again(
+    root: Path, server: RangeServer, tmp_path: Path
+) -> None:
+    index = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+    here = index.folder / "domain.json"
+    for torn in (b"", here.read_bytes()[:100]):
+        here.write_bytes(torn)
+        again = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+        assert again.read(3) == DomainIndex.open(root / "day").read(3)
+
+
+def test_a_copy_counts_when_all_of_it_has_been_synced(
+    server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: set[int] = set()
+    seen: list[str] = []
+    fsync, rename = os.fsync, os.rename
+
+    def noted_fsync(file: int) -> None:
+        fsync(file)
+        synced.add(os.fstat(file).st_ino)
+
+    def noted_rename(old: Path, new: Path) -> None:
+        folder = Path(new).parent
+        assert {path.stat().st_ino for path in [folder, *folder.iterdir()]} <= synced
+        seen.extend(path.name for path in folder.iterdir())
+        rename(old, new)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "rename", noted_rename)
+    DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+    assert sorted(seen) == [".domain.json", "counts.npy", "index.npy", "keys.npy"]
+
+
+@pytest.mark.process
+def test_an_index_that_nobody_uses_goes_when_another_is_fetched(
+    root: Path, server: RangeServer, tmp_path: Path
+) -> None:
+    """An older version of a domain, after 30 days, once the process that opened it has ended."""
+    open_day = (
+        "import sys; from pathlib import Path; from ppar_dist.data.shards.index import DomainIndex; "
+        "from ppar_dist.storage.node import NodeStorage; "
+        "print(DomainIndex.open(sys.argv[1], node=NodeStorage(Path(sys.argv[2]))).folder)"
+    )
+    command = [sys.executable, "-c", open_day, f"{server.url}/day", str(tmp_path / "cache")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    old = Path(done.stdout.strip())
+    month = time.time() - 31 * 86_400
+    for path in (*old.iterdir(), old.parent):
+        os.utime(path, (month, month))
+    shutil.rmtree(root / "day")
+    shutil.copytree(root / "rain", root / "day")
+    index = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+    assert index.folder != old
+    assert [entry.name for entry in (tmp_path / "cache/domains").iterdir()] == [index.folder.parent.name]
 
 
 def test_arrays_are_held_to_the_hash_of_domain_json(root: Path, server: RangeServer, tmp_path: Path) -> None:

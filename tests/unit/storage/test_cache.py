@@ -181,8 +181,8 @@ def test_what_others_have_removed_is_not_counted_twice(tmp_path: Path) -> None:
     for number in range(40, 200):
         storage.read(caches[number % 3], unit(number, 1000))
         assert counted(tmp_path) == caches[0].bytes_used() <= 40 * 4096
-    best = sorted(range(200), key=lambda number: (number * SIZE * 7919) % 1009)[:20]
-    assert all(caches[0].has(unit(number, 1000)) for number in best)
+    soon = sorted(range(200), key=lambda number: (number * SIZE * 7919) % 1009)[:20]
+    assert all(caches[0].has(unit(number, 1000)) for number in soon)
 
 
 def test_without_expectation_the_longest_unread_goes(tmp_path: Path) -> None:
