@@ -19,6 +19,7 @@ from ppar_dist.storage.unit_file import Unit
 
 _GROUPS = 64  # looked ahead at most: positions cost time to locate
 _REMEMBERED = 4096  # units that this process has asked for
+_KNOWN = 1 << 16  # units whose next use is remembered: some MB
 
 Group = TypeVar("Group")
 Needs = Callable[[Group], Iterable[tuple[DomainIndex, int]]]
@@ -130,6 +131,8 @@ class OrderToCome:
         samples = range(first, min(first + index.node.together, len(index)))
         found = self.order.next_use(domain, samples, self.position + 1)
         if found is not None:
+            if len(self._known) >= _KNOWN:
+                self._known.clear()
             self._known[unit] = found
         return found
 
