@@ -16,6 +16,7 @@ from ppar_dist.config.data_section import RareClassConfig
 from ppar_dist.errors import DataError
 
 _UNIT = 1 << 64
+_STRETCH = 1 << 14  # samples looked at together: they stay in the processor's cache
 
 
 class RareClasses:
@@ -35,11 +36,7 @@ class RareClasses:
         Raises:
             DataError: no sample has as many pixels of any class.
         """
-        pixels = counts.sum(axis=0, dtype=np.float64)
-        self.samples = [
-            np.flatnonzero(counts[:, number] >= config.min_pixels).astype(np.uint32)
-            for number in range(counts.shape[1])
-        ]
+        pixels, self.samples = _look_through(counts, config.min_pixels)
         there = np.array([len(samples) > 0 for samples in self.samples])
         if not there.any():
             raise DataError(
@@ -58,3 +55,18 @@ class RareClasses:
         number = min(number, self._last)
         samples = self.samples[number]
         return int(samples[len(samples) * second // _UNIT]), number
+
+
+def _look_through(
+    counts: npt.NDArray[np.uint32], min_pixels: int
+) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.uint32]]]:
+    """Pixels of each class, and the samples that have enough of it. The file is read once, in order."""
+    classes = counts.shape[1]
+    pixels = np.zeros(classes, np.uint64)
+    found: list[list[npt.NDArray[np.uint32]]] = [[] for _ in range(classes)]
+    for start in range(0, max(len(counts), 1), _STRETCH):
+        by_class = np.ascontiguousarray(counts[start : start + _STRETCH].T)
+        pixels += by_class.sum(axis=1, dtype=np.uint64)
+        for number, samples in enumerate(found):
+            samples.append((np.flatnonzero(by_class[number] >= min_pixels) + start).astype(np.uint32))
+    return pixels.astype(np.float64), [np.concatenate(found.pop(0)) for _ in range(classes)]

@@ -93,3 +93,15 @@ def test_the_crop_is_where_the_class_is() -> None:
         plain = transform(Image.fromarray(image), label, position)
         rare = transform(Image.fromarray(image), label, position, 1)
         assert bool((plain.label == rare.label).all()), "a crop that has the class stays where it is"
+
+
+def test_a_domain_of_several_stretches_is_looked_through_whole() -> None:
+    rng = np.random.default_rng(0)
+    counts = rng.integers(0, 6000, (40_000, 3)).astype(np.uint32)
+    found = RareClasses("a", counts, RareClassConfig(enabled=True, temperature=0.5))
+    for number in range(3):
+        assert found.samples[number].dtype == np.uint32
+        assert (found.samples[number] == np.flatnonzero(counts[:, number] >= 3000)).all()
+    shares = counts.sum(0) / counts.sum()
+    expected = np.exp((1 - shares) / 0.5)
+    assert np.allclose(found.probabilities, expected / expected.sum(), rtol=1e-12)
