@@ -56,7 +56,7 @@ from ppar_dist.checkpoint.locking import CheckpointGone, reading
 from ppar_dist.checkpoint.publishing import Snapshot, publish, publish_fetched
 from ppar_dist.checkpoint.retention import discard, retain, withdraw
 from ppar_dist.checkpoint.tensors import MOMENTS, read_model, read_moments
-from ppar_dist.checkpoint.uploading import Uploaded, Uploader
+from ppar_dist.checkpoint.uploading import Destination, Uploaded, Uploader
 from ppar_dist.checkpoint.writer import Outcome, Writer
 from ppar_dist.files.durable import write_atomically
 
@@ -75,6 +75,7 @@ __all__ = [
     "CheckpointError",
     "CheckpointGone",
     "CollectiveSave",
+    "Destination",
     "JointSave",
     "Outcome",
     "Snapshot",

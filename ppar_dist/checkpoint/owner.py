@@ -27,6 +27,7 @@ from ppar_dist.text import some
 
 OWNER = "owner.json"
 NOTE = "remote.json"  # in run.dir: the run's identity, and the last job there that wrote to the remote
+CLOSE_S = 5.0  # at most, to leave word of the end
 _LOOK_S = 0.2
 
 log = logging.getLogger(__name__)
@@ -119,23 +120,32 @@ class Ownership:
         Raises:
             CheckpointError: another one is.
         """
-        found = self._found()
+        self._refuse_another(self._found())
+
+    def _refuse_another(self, found: Owner | None) -> None:
         if found is not None and found.job != self._self.job:
             raise CheckpointError(
                 f"{self._place} was taken over by a job on {found.host}, since {found.since}; end one of them"
             )
 
     def close(self) -> None:
-        """End the beat, and leave word that this job has ended."""
+        """End the beat, and leave word that this job has ended, for ``CLOSE_S`` at most."""
         if self._thread is None:
             return
         self._end.set()
-        self._thread.join()
+        closing = threading.Thread(
+            target=self._leave_word, args=(self._thread,), name="remote-end", daemon=True
+        )
         self._thread = None
-        with suppress(OSError, UserError, CheckpointError):  # then the next job waits for its silence
-            storage = Storage(min(self._storage.patience_s, 5.0))
-            self.check()
-            storage.write(self._object, replace(self._self, ended=True).to_text().encode())
+        closing.start()
+        closing.join(CLOSE_S)  # a request may hang for longer; then the next job waits for this one's silence
+
+    def _leave_word(self, beat: threading.Thread) -> None:
+        beat.join()
+        with suppress(OSError, UserError, CheckpointError):
+            brief = Storage(min(self._storage.patience_s, CLOSE_S))
+            self._refuse_another(Owner.from_text(brief.read(self._object)))
+            brief.write(self._object, replace(self._self, ended=True).to_text().encode())
 
     def _beat(self) -> None:
         number, brief = 0, Storage(self._silent_s / 6)

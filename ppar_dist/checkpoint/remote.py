@@ -78,12 +78,16 @@ class RemoteRun:
             if there.get(entry["sha256"]) != entry["bytes"]
         ]
 
-    def publish(self, folder: Path, may_write: Callable[[], object] = lambda: None) -> int:
-        """Copy a checkpoint there; one of the same step is replaced at once, those of later steps go first.
+    def publish(
+        self, folder: Path, may_write: Callable[[], object] = lambda: None, last: int | None = None
+    ) -> int:
+        """Copy a checkpoint there; one of the same step is replaced at once.
 
         Args:
             folder: a whole checkpoint, which must not be deleted meanwhile.
             may_write: called before what others can see changes; raises where another job has the place.
+            last: checkpoints of later steps than this go first: the run has rolled back behind them. None:
+                all stay.
 
         Returns:
             Bytes that were sent.
@@ -97,7 +101,7 @@ class RemoteRun:
         step = step_of(folder)
         assert step is not None, "a published checkpoint"
         may_write()
-        for later in (each for each in self.steps() if each > step):  # the run has rolled back behind them
+        for later in (each for each in self.steps() if last is not None and each > last):
             self.storage.remove(self._manifest_place(later))
         there = self._blobs()
         for name, entry in manifest["files"].items():
@@ -145,6 +149,10 @@ class RemoteRun:
         for name in self._blobs():
             if name not in needed and _SHA256.fullmatch(name):
                 self.storage.remove(self.place / _BLOBS / name)
+
+    def abort_uploads(self) -> int:
+        """Give up the uploads of large files that killed jobs have begun; returns how many there were."""
+        return self.storage.abort_uploads(self.place / _BLOBS)
 
     def withdraw(self, step: int) -> None:
         """Remove a checkpoint's manifest: it counts no more."""

@@ -108,6 +108,10 @@ class Preemption:
         if self._timer is not None:
             self._timer.cancel()
 
+    def left_s(self, grace_s: float) -> float:
+        """Seconds that are left of ``grace_s`` after the first signal; all where only another rank had it."""
+        return grace_s - self._age() if self.requested else grace_s
+
     def _listen(self, pipe: int, numbers: Sequence[signal.Signals]) -> None:
         while True:
             for number in os.read(pipe, 64):

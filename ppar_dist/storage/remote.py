@@ -156,6 +156,28 @@ class Storage:
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"remove {place}", lambda: _writing(place).rm_file(place.url))
 
+    def abort_uploads(self, folder: Remote) -> int:
+        """Abort the unfinished uploads in parts below a prefix: what was sent is stored, and unseen.
+
+        Returns:
+            How many were aborted; of more than 1000 a part. On ``gs://`` 0: there they expire by themselves.
+        """
+        if folder.scheme != "s3":
+            return 0
+        bucket, _, prefix = folder.url.removeprefix("s3://").partition("/")
+
+        def attempt() -> int:
+            driver = _writing(folder)
+            found = driver.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=f"{prefix}/")
+            uploads = [each for each in found.get("Uploads", []) if each["Key"].startswith(f"{prefix}/")]
+            for each in uploads:
+                with contextlib.suppress(FileNotFoundError):  # it has ended meanwhile
+                    names = {"Key": each["Key"], "UploadId": each["UploadId"]}
+                    driver.call_s3("abort_multipart_upload", Bucket=bucket, **names)
+            return len(uploads)
+
+        return self._ask(f"list and abort uploads below {folder}", attempt)
+
     def _signs(self) -> dict[str, Any]:
         """Arguments with which a driver gives a sign of life whenever a part of a file has come."""
         if not self.is_data:

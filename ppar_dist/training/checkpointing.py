@@ -11,15 +11,18 @@ from collections.abc import Callable, Set
 from pathlib import Path
 
 from ppar_dist import checkpoint
-from ppar_dist.checkpoint import CheckpointError, CollectiveSave, JointSave, Outcome, Uploader, Writer
+from ppar_dist.checkpoint import CheckpointError, CollectiveSave, JointSave, Outcome, Writer
+from ppar_dist.checkpoint.owner import CLOSE_S
 from ppar_dist.distributed.board import open_board
 from ppar_dist.distributed.world import World
+from ppar_dist.processes.signals import Preemption
 from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.state import TrainState
 from ppar_dist.storage.failures import StorageUnavailable
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.recorder import Recorder
+from ppar_dist.training.remote_copies import RemoteCopies
 from ppar_dist.training.resume import complete_steps, resume
 from ppar_dist.training.snapshot import snapshot
 from ppar_dist.watchdog import Watchdog
@@ -46,8 +49,7 @@ class Checkpointing:
         self._board = open_board(world) if world.world_size > 1 else None
         if self._board is not None:
             self._board.read(())  # connects: once the store is gone, that would be tried for long
-        self._uploader = Uploader()
-        self._uploaded: int | None = None  # the newest step that the remote has, as far as this job knows
+        self._copies = RemoteCopies(claim.mirror, log)
         self._saves = 0  # since the start of the job
         self._resumed_from = resumed_from
         self._newest = resumed_from  # holds what stays the same all through the run
@@ -106,25 +108,28 @@ class Checkpointing:
             StorageUnavailable: on every rank alike, when the remote did not take it in two attempts.
         """
         self.finish(learner)
-        if behind := self._world.on_main(self._finish_upload):
+        if behind := self._world.on_main(lambda: self._finish_copies(learner)):
             raise StorageUnavailable(behind)
 
-    def leave(self, learner: Learner, published: Callable[[], object]) -> None:
-        """As ``finish``, call ``published``, and wait a bounded time for the remote. Collective.
+    def leave(self, learner: Learner, preemption: Preemption) -> None:
+        """As ``finish``, say that the request to stop is obeyed, and wait a bounded time for the remote.
+
+        Collective.
 
         Raises:
             CheckpointError: as ``finish``.
         """
         self.finish(learner)
-        published()  # from here on nothing is lost when this process is ended
-        longest_s = self._plan.config.faults.grace_s / 2
-        if behind := self._world.on_main(lambda: self._finish_upload(longest_s)):
+        preemption.done()  # from here on nothing is lost when this process is ended
+        left_s = preemption.left_s(self._plan.config.faults.grace_s) - 2 * CLOSE_S
+        longest_s = max(0.0, min(self._plan.config.faults.grace_s / 2, left_s))
+        if behind := self._world.on_main(lambda: self._finish_copies(learner, longest_s)):
             self._log.warn(behind)
 
     def log_finished(self) -> None:
         """Log the end of a write in the background, if it has ended."""
         self._note(self._writer.poll())
-        self._note_uploads()
+        self._copies.note()
 
     def wait(self) -> None:
         """Wait for the write under way."""
@@ -156,8 +161,7 @@ class Checkpointing:
         step = learner.state.step
 
         def delete() -> str | None:
-            if self._claim.mirror is not None:
-                self._claim.mirror.roll_back_to(step)
+            self._copies.roll_back_to(step)
             return _delete_after(self._claim.path, step)
 
         problem = self._world.on_main(delete)
@@ -171,13 +175,14 @@ class Checkpointing:
         Raises:
             CheckpointError: on every rank alike, when that failed twice.
         """
-        self._step = self._uploaded = None
+        self._step = None
+        self._copies.forget()
         self.finish(learner)
 
     def close(self) -> None:
         """Wait for the write under way and end the thread."""
         self._writer.close()
-        self._note_uploads()
+        self._copies.note()
         self._claim.close()
 
     def _joint_save(self) -> JointSave | None:
@@ -188,58 +193,46 @@ class Checkpointing:
         limit_s = self._plan.config.faults.stall_s
         return JointSave(self._board, self._world.rank, self._world.world_size, self._saves, limit_s)
 
-    def _retention(self, state: TrainState) -> Callable[[Path], object]:
-        """What deletes the checkpoints no longer kept, to be called when one more is published.
+    def catch_up(self, state: TrainState) -> None:
+        """After a resume: have the remote sent what the job before could not send it."""
+        if self._resumed_from is not None and self._world.is_main:
+            self._copies.offer(self._resumed_from, self._kept(state))
 
-        The one that the run would roll back to now stays: those of a streak of non-finite steps are useless.
+    def _kept(self, state: TrainState) -> Callable[[list[int]], Set[int]]:
+        """Which of the steps of checkpoints stay.
+
+        The one that the run would roll back to now does: those of a streak of non-finite steps are useless.
         """
-        run, keep, limit = self._claim.path, self._plan.config.checkpoint, state.rollback_limit()
+        keep, limit = self._plan.config.checkpoint, state.rollback_limit()
         best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
-        in_use = {self._resumed_from} if self._resumed_from is not None else set()
-
-        mirror, aside = self._claim.mirror, {checkpoint.step_of(folder) or 0 for folder in in_use}
+        aside = {checkpoint.step_of(self._resumed_from) or 0} if self._resumed_from is not None else set()
 
         def kept(steps: list[int]) -> Set[int]:
             safe = [step for step in steps if step <= limit][-1:]
             every = [step for step in steps if keep.keep_every and step % keep.keep_every == 0]
             return {*steps[-keep.keep_last :], *every, *safe} | best | aside
 
+        return kept
+
+    def _retention(self, state: TrainState) -> Callable[[Path], object]:
+        """What deletes the checkpoints no longer kept, to be called when one more is published."""
+        run, keep, limit = self._claim.path, self._plan.config.checkpoint, state.rollback_limit()
+        best = {state.best_step} if keep.keep_best and state.best_step is not None else set()
+        in_use = {self._resumed_from} if self._resumed_from is not None else set()
+        kept = self._kept(state)
+
         def retain(folder: Path) -> None:
-            if mirror is not None:
-                self._uploader.offer(folder, lambda published: mirror.copy(published, kept))
+            self._copies.offer(folder, kept)
             safe = [step for step in complete_steps(run) if step <= limit][-1:]
             checkpoint.retain(run, keep.keep_last, keep.keep_every, best | set(safe), in_use)
 
         return retain
 
-    def _finish_upload(self, longest_s: float | None = None) -> str | None:
-        """Wait for the copy of the last checkpoint; one that failed is tried once more. On rank 0.
-
-        Returns:
-            What the remote lacks; None where it has all.
-        """
-        mirror = self._claim.mirror
-        if mirror is None or self._newest is None:
+    def _finish_copies(self, learner: Learner, longest_s: float | None = None) -> str | None:
+        """As ``RemoteCopies.finish``, of the newest checkpoint. On rank 0."""
+        if self._newest is None:
             return None
-        step = checkpoint.step_of(self._newest)
-        self._uploader.wait(self._watch.alive, longest_s)
-        self._note_uploads()
-        if self._uploaded != step and longest_s is None:
-            self._uploader.offer(self._newest, lambda published: mirror.copy(published, set))
-            self._uploader.wait(self._watch.alive)
-            self._note_uploads()
-        if self._uploaded == step:
-            return None
-        return (
-            f"{mirror.place} does not have the last checkpoint, {self._newest.name}; run the same command "
-            "again: it sends it"
-        )
-
-    def _note_uploads(self) -> None:
-        while (outcome := self._uploader.poll()) is not None:
-            if outcome.error is None:
-                self._uploaded = outcome.step
-            self._log.uploaded(outcome, self._uploaded)
+        return self._copies.finish(self._newest, self._kept(learner.state), self._watch.alive, longest_s)
 
     def _note(self, outcome: Outcome | None) -> None:
         if outcome is not None and self._world.is_main:  # it says what became of the others' parts

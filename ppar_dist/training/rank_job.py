@@ -29,6 +29,7 @@ from ppar_dist.processes.rank_log import last_words
 from ppar_dist.processes.signals import Preempted, Preemption
 from ppar_dist.run import paths
 from ppar_dist.run.lock import RunLock
+from ppar_dist.run.mirror import send_results
 from ppar_dist.text import visible_lines
 from ppar_dist.training.trainer import train_rank
 from ppar_dist.watchdog import OFF, Watchdog
@@ -145,6 +146,7 @@ def _finish(config: Config, results: Results | None, averaged: Results | None, m
         if table is not None:
             print(table.table())
     print(f"report {report}")
+    send_results(config)
 
 
 def _judged(error: Exception, config: Config, world: World, watch: Watchdog) -> tuple[str | None, int]:

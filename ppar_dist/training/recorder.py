@@ -314,7 +314,7 @@ class Recorder:
         )
 
     def uploaded(self, outcome: Uploaded, newest: int | None) -> None:
-        """Record how a checkpoint's copy to the remote ended; ``newest``: the step that is safe there."""
+        """Record how a checkpoint's copy to the remote ended; ``newest``: the last step safe there."""
         if not self._world.is_main:
             return
         place = self._plan.config.checkpoint.remote
@@ -324,7 +324,8 @@ class Recorder:
             text = f"{outcome.error}; {place} is behind, and holds {safe}; training continues"
             self.event("upload failed", outcome.step, text)
             return
-        self._metrics.remote_step.set(outcome.step)
+        if not outcome.is_earlier:
+            self._metrics.remote_step.set(outcome.step)
         self.progress.say(
             f"checkpoint of step {outcome.step} is in {place} ({outcome.seconds:.1f} s in the background, "
             f"{outcome.bytes / 1e6:.1f} MB sent)"

@@ -98,6 +98,7 @@ class Trainer:
         bad_samples = paths.rank_file(paths.quarantine(self.claim.path), world.rank)
         self.quarantine = quarantine.QuarantineLog(bad_samples, self.domains)
         self.checkpoints = Checkpointing(plan, world, self.claim, self.log, watch, self.resumed_from)
+        self.checkpoints.catch_up(self.state)
         self.ledger = self._open_ledger()
         self.styles = measure_styles(plan, world, watch.alive)
         self.batches = StepBatches(iter(()), 0, world.device)  # see `_steps`
@@ -305,7 +306,7 @@ class Trainer:
         signals = self.world.gather(self.preemption.signal)
         asked = {f"{number.name} at rank {rank}" for rank, number in enumerate(signals) if number}
         try:
-            self.checkpoints.leave(self.learner, self.preemption.done)
+            self.checkpoints.leave(self.learner, self.preemption)
         except CheckpointError as error:
             self.log.warn(f"{error}; the run ends with the checkpoint before")
         self.preemption.done()
