@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
-from ppar_dist.checkpoint import fetched_checkpoint, step_of, verify
+from ppar_dist.checkpoint import fetched_checkpoint, list_checkpoints, read_state, step_of, verify
 from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.run.audit import audit
 from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
 from tests.cluster.fault_proxy import FaultProxy
 from tests.cluster.object_server import ObjectServer
+from tests.cluster.storage_faults import Latency
 from tests.cluster.test_remote_checkpoints import bucket
 from tests.distributed.test_equivalence import Run
-from tests.faults.jobs import job, ours, tiny_run
+from tests.faults.jobs import job, last_step, ours, tiny_run
 from tests.faults.test_elastic import assert_equal_up_to_rounding
 
 __all__ = ["bucket"]
@@ -90,3 +93,69 @@ def test_a_last_checkpoint_that_did_not_arrive_is_sent_by_the_next_start(
     with job(command, tmp_path / "finished.log", **environment) as running:
         assert running.wait() == 0, running.output
     assert "already finished" in running.output
+
+
+def test_over_a_slow_line_all_that_is_kept_arrives_with_the_results(
+    bucket: Remote, object_store: ObjectServer, storage_proxy: FaultProxy, blocks: Path, tmp_path: Path
+) -> None:
+    """A checkpoint is due more often than one can be sent: those that wait are dropped, and follow at the end."""
+    place, environment = bucket / "run", object_store.environment(storage_proxy.endpoint)
+    keep = {"every": 1, "keep_every": 4, "keep_last": 2, "remote": place.url}
+    sections = {"train": TRAIN | {"eval_every": 2}, "data": {"holdout": 0.25}}
+    sections["targets"] = {"left": str(blocks / "left")}
+    run, config = tiny_run(blocks, tmp_path, checkpoint=keep, **sections)
+    with job(ours("doctor", config, "--json"), tmp_path / "doctor.log", **environment) as running:
+        running.wait()
+    found = json.loads(running.output[running.output.index("{") :])
+    (finding,) = [each for each in found["checks"] if each["name"] == "remote"]
+    assert (finding["status"], "it holds no checkpoint" in finding["text"]) == ("ok", True), finding
+    assert Storage(20.0).entries(bucket) == [], "the probe is removed"
+    storage_proxy.add(Latency(0.1, 0.1))
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log", **environment) as running:
+        assert running.wait() == 0, running.output
+    sent = [int(each) for each in re.findall(r"checkpoint of step (\d+) is in s3", running.output)]
+    assert sent != sorted(sent), "some waited, and followed a newer one"
+    kept = [step_of(folder) for folder in list_checkpoints(run)]
+    assert RemoteRun(place, Storage(20.0)).steps() == kept
+    best = read_state(list_checkpoints(run)[-1])["best_step"]
+    fetched = fetched_checkpoint(place, "best", Storage(20.0), tmp_path / "fetched")
+    assert (step_of(fetched), verify(fetched)) == (best, [])
+    for name in ("results.json", "report.html"):
+        assert Storage(20.0).read(place / name) == (run / name).read_bytes()
+
+
+def test_at_a_preemption_the_last_upload_gets_what_the_grace_time_leaves(
+    bucket: Remote, object_store: ObjectServer, storage_proxy: FaultProxy, blocks: Path, tmp_path: Path
+) -> None:
+    place, environment = bucket / "run", object_store.environment(storage_proxy.endpoint)
+    train = TRAIN | {"steps": 1000}
+    keep, grace_s = {"every": 0, "remote": place.url}, 24.0
+    run, config = tiny_run(blocks, tmp_path, train=train, checkpoint=keep, faults={"grace_s": grace_s})
+    remote, command = RemoteRun(place, Storage(20.0)), ours("train", config, "--nproc", "1")
+
+    def preempted(name: str) -> tuple[str, float]:
+        before = last_step(run)
+        with job(command, tmp_path / name, **environment) as running:
+            running.wait_for_step(run, before + 2)
+            running.process.send_signal(signal.SIGTERM)
+            began = time.monotonic()
+            assert running.wait() == 75, running.output
+            return running.output, time.monotonic() - began
+
+    def newest() -> int:
+        folder = list_checkpoints(run)[-1]
+        assert verify(folder) == []
+        return step_of(folder) or 0
+
+    with storage_proxy.rule(Latency(0.2, 0.2)):
+        output, _ = preempted("in-time.log")
+    assert remote.steps() == [newest()], output
+    with storage_proxy.rule(Latency(60.0, 60.0), method="PUT", path="*/blobs/*"):
+        output, seconds = preempted("too-slow.log")
+    assert "does not have the last checkpoint" in output
+    assert seconds < grace_s
+    late = newest()
+    assert remote.steps()[-1] < late
+    with job(command, tmp_path / "next.log", **environment) as running:
+        running.wait_for(lambda: remote.steps()[-1] == late, "the checkpoint that did not arrive")
+        running.process.send_signal(signal.SIGKILL)
