@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import ssl
 import threading
 import time
 from collections import deque
@@ -14,29 +15,45 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+def certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
+    """A server's certificate for 127.0.0.1, and the file of the CA that has issued it."""
+    import trustme
+
+    authority, tls = trustme.CA(), ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(tls)
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    return tls, folder / "ca.pem"
+
+
 @dataclass
 class RangeServer:
     """A folder and what is asked of it.
 
-    ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``slow`` (the
-    body in 20 pieces, 0.1 s apart), or None.
+    ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``silent`` (half
+    of it, and nothing for a second), ``slow`` (the body in 20 pieces, 0.1 s apart), or None.
     """
 
     folder: Path
     faults: deque[int | str | None] = field(default_factory=deque)
     requests: list[tuple[str, str, str]] = field(default_factory=list)  # method, path, range
     port: int = 0
+    scheme: str = "http"
+    no_head: bool = False  # HEAD is answered with 405
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"{self.scheme}://127.0.0.1:{self.port}"
 
 
 @contextmanager
-def range_server(folder: Path) -> Iterator[RangeServer]:
-    """Serve ``folder`` on a port of its own until the block ends."""
+def range_server(folder: Path, tls: ssl.SSLContext | None = None) -> Iterator[RangeServer]:
+    """Serve ``folder`` on a port of its own until the block ends; over TLS, if its certificate is given."""
     state = RangeServer(folder)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(state))
+    server = _Server(("127.0.0.1", 0), _handler(state))
+    if tls is not None:
+        state.scheme = "https"
+        # The handshake comes with the first read, in the thread of the connection.
+        server.socket = tls.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     state.port = server.server_address[1]
     thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
@@ -47,6 +64,11 @@ def range_server(folder: Path) -> Iterator[RangeServer]:
         server.server_close()
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: object) -> None:
+        """A client has gone, such as one that does not trust the certificate."""
+
+
 def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -54,7 +76,7 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
         def log_message(self, *_: object) -> None: ...
 
         def do_HEAD(self) -> None:
-            self._answer(with_body=False)
+            self._end(405) if state.no_head else self._answer(with_body=False)
 
         def do_GET(self) -> None:
             self._answer(with_body=True)
@@ -75,9 +97,10 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
             self.end_headers()
             if with_body:
-                size = len(content) // 2 if fault == "cut" else len(content)
+                size = len(content) // 2 if fault in ("cut", "silent") else len(content)
                 _send(content[:size], fault == "slow", self.wfile)
-            if fault == "cut":
+            time.sleep(fault == "silent")
+            if fault in ("cut", "silent"):
                 self.close_connection = True
 
         def _end(self, status: int) -> None:

@@ -67,7 +67,7 @@ def place(name: str, given: Any) -> Location:
     Raises:
         UserError: it is neither, or empty, or a URL that is not read.
     """
-    return location(given) if isinstance(given, str) and given else path(name, given)
+    return location(given if isinstance(given, str) and given else path(name, given))
 
 
 def value_range(given: Any) -> tuple[float, float] | None:

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from ppar_dist.api import arguments
+from ppar_dist.checkpoint import local_checkpoint
 from ppar_dist.class_sets import ClassSet, Colour
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
@@ -39,10 +40,11 @@ def load(
     which: Literal["latest", "best"] = "latest",
     weights: Literal["raw", "averaged"] = "raw",
 ) -> Model:
-    """Load a trained model; nothing is downloaded.
+    """Load a trained model; nothing is downloaded, but of a URL the checkpoint, once on this machine.
 
     Args:
-        path: a run folder, one of its checkpoints, or a model folder.
+        path: a run folder, one of its checkpoints, or a model folder; of the first two also the URL on object
+            storage.
         device: where the model runs; None: the GPU, where torch sees one.
         which: of a run, the last checkpoint or the best (on held-out source data, never on a target).
         weights: of the last step, or their moving average.
@@ -52,9 +54,10 @@ def load(
     """
     arguments.choice("which", which, ("latest", "best"))
     arguments.choice("weights", weights, ("raw", "averaged"))
-    found = arguments.path("path", path)
+    given = arguments.place("path", path)
     place = _device(default_device() if device is None else device)
-    segmentor, config, classes, checkpoint = load_segmentor(found, place, which, weights)
+    found, chosen = local_checkpoint(given, which)
+    segmentor, config, classes, checkpoint = load_segmentor(found, place, chosen, weights)
     return Model(segmentor, config, classes, checkpoint, weights)
 
 

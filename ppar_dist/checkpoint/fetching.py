@@ -33,9 +33,13 @@ _SEAL = "manifest_sha256"
 log = logging.getLogger(__name__)
 
 
-def local_checkpoint(place: Location, which: str = "latest", storage: Storage | None = None) -> Path:
-    """A path as it is; the checkpoint that a URL means, downloaded."""
-    return place if isinstance(place, Path) else fetched_checkpoint(place, which, storage)
+def local_checkpoint(
+    place: Location, which: str = "latest", storage: Storage | None = None
+) -> tuple[Path, str]:
+    """A path and ``which`` as they are; of a URL the checkpoint, downloaded, and ``latest``: itself."""
+    if isinstance(place, Path):
+        return place, which
+    return fetched_checkpoint(place, which, storage), "latest"
 
 
 def fetched_checkpoint(
@@ -55,11 +59,16 @@ def fetched_checkpoint(
         The checkpoint's folder.
 
     Raises:
-        UserError: there is no whole checkpoint there.
+        UserError: there is no whole checkpoint there, or no choice.
         OSError: storage or disk fails.
     """
     storage = storage or Storage()
     single = step_of(Path(place.name))
+    if single is not None and which != "latest":
+        raise UserError(
+            f"which={which} chooses among the checkpoints of a run, and {place} is one of them; leave it "
+            "out, or give the run"
+        )
     run = place.parent.parent if single is not None else place
     own = _own_folder(folder)
     below = own / hashlib.sha256(run.url.encode()).hexdigest()[:16]
@@ -75,8 +84,16 @@ def fetched_checkpoint(
     _clear(own)
     if found is not None:
         return found
-    what = "is not whole" if single is not None else f"holds no whole checkpoint ({which})"
-    raise UserError(f"{place} {what}; give the checkpoint.remote of a run, or one of its checkpoints")
+    if which == "best" and source.steps():
+        raise UserError(
+            f"{place} has no best checkpoint; leave out which=best, or train with checkpoint.keep_best and "
+            "train.eval_every"
+        )
+    what = "is no whole checkpoint" if single is not None or steps else "holds no checkpoint of a run"
+    raise UserError(
+        f"{place} {what}; check the bucket and the prefix: it is the checkpoint.remote of a run, or one of "
+        "its checkpoints"
+    )
 
 
 def _newest_whole(source: RemoteRun, steps: list[int], target: Path) -> Path | None:

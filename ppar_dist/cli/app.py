@@ -14,12 +14,21 @@ from cyclopts import App, Parameter, Token
 
 from ppar_dist import __version__
 from ppar_dist.errors import UserError
+from ppar_dist.storage.location import refuse_url
+
+
+def _refuse_urls(hint: object, value: object) -> None:
+    """Refuse a URL where a path is expected: it would be a folder of this machine that is called ``s3:``."""
+    for each in value if isinstance(value, list | tuple) else (value,):
+        if isinstance(each, Path):
+            refuse_url(each)
+
 
 app = App(
     name="ppar-dist",
     help="Segmentation that holds up on domains it never saw.",
     version=__version__,
-    default_parameter=Parameter(negative=(), allow_repeating=True),
+    default_parameter=Parameter(negative=(), allow_repeating=True, validator=_refuse_urls),
     help_formatter="plain",
     result_action="return_value",
     exit_on_error=False,
@@ -74,8 +83,15 @@ def refuse_below_1(option: str, count: int | None) -> None:
         raise UserError(f"{option} is at least 1, got {count}")
 
 
-def on_this_machine(place: str, which: str) -> Path:
+def on_this_machine(place: str, which: str) -> tuple[Path, str]:
     """The path that a command was given; of a URL, the checkpoint there, downloaded.
+
+    Args:
+        place: a path or a URL.
+        which: ``latest`` or ``best``, of a run.
+
+    Returns:
+        The path, and which of its checkpoints is meant.
 
     Raises:
         UserError: no URL, or no whole checkpoint there.

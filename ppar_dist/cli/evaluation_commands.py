@@ -94,7 +94,7 @@ def evaluate(
     if nproc > 1:
         words = ["evaluate", checkpoint, "--which", which, "--weights", weights]
         return _on_ranks(nproc, words, target or [], options, as_json, as_csv)
-    results = _scored(on_this_machine(checkpoint, which), targets, which, options, weights)
+    results = _scored(*on_this_machine(checkpoint, which), targets, options, weights)
     if results is not None:
         print(results.to_json() if as_json else results.to_csv() if as_csv else results.table())
     return exit_codes.DONE
@@ -110,7 +110,7 @@ def _given(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _scored(
-    checkpoint: Path, targets: Mapping[str, Location], which: str, options: Mapping[str, Any], weights: str
+    checkpoint: Path, which: str, targets: Mapping[str, Location], options: Mapping[str, Any], weights: str
 ) -> Results | None:
     """Score here, alone or as one of several ranks, of which rank 0 has the results."""
     if is_ours():

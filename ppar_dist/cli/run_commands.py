@@ -66,12 +66,13 @@ def predict(
     from ppar_dist.evaluation.palette_images import OverlayStyle
     from ppar_dist.evaluation.predict import Outputs, predict
 
+    path, which_one = on_this_machine(checkpoint, which)
     found = predict(
-        on_this_machine(checkpoint, which),
+        path,
         images,
         out,
         device(),
-        which,
+        which_one,
         overwrite,
         batch,
         value_range,
@@ -144,7 +145,8 @@ def export(
         raise UserError(f"--size is from 1 to {_LONGEST_SIDE} pixels each, got {size[0]} {size[1]}")
     from ppar_dist.export import export
 
-    done = export(on_this_machine(checkpoint, which), out, form, size, which, weights, overwrite)
+    path, which_one = on_this_machine(checkpoint, which)
+    done = export(path, out, form, size, which_one, weights, overwrite)
     print(json.dumps(done.to_dict(), indent=1) if as_json else done)
 
 

@@ -17,6 +17,7 @@ from ppar_dist.checkpoint import FORMAT, MANIFEST, MODEL, STATE, opened, read_ma
 from ppar_dist.checkpoint.layout import sealed
 from ppar_dist.class_sets import ClassSet, to_record
 from ppar_dist.config.schema import Config
+from ppar_dist.config.section import Section
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor, read_segmentor
 from ppar_dist.evaluation.model_folder import (
@@ -110,7 +111,8 @@ def portable(config: Config) -> dict[str, Any]:
     Of each path its last name stays: names of people and disks are nobody's business.
     """
     plain: dict[str, Any] = config.model_dump(mode="json")
-    hidden: dict[str, Any] = _last_names(config.model_dump(mode="python"), plain)
+    hidden: dict[str, Any] = _last_names(config, plain)
+    hidden["checkpoint"]["remote"] = None  # a bucket that is written to
     backbone = hidden["model"]["backbone"]
     if backbone["pretrained"] is not None:  # a tag, or a file
         backbone["pretrained"] = Path(backbone["pretrained"]).name
@@ -121,6 +123,8 @@ def _last_names(value: Any, plain: Any) -> Any:
     """The plain values, with the last name for each path among the values they were made from."""
     if isinstance(value, Path | Remote):
         return value.name or "."
+    if isinstance(value, Section):  # not its dump, which has no URL objects any more
+        return {name: _last_names(getattr(value, name), item) for name, item in plain.items()}
     if isinstance(value, dict):
         return {name: _last_names(item, plain[name]) for name, item in value.items()}
     if isinstance(value, list | tuple):

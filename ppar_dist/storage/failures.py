@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import ssl
 import time
 from collections.abc import Iterator
 
@@ -34,6 +35,7 @@ _RENEWED = (
     "RequestTimeTooSkewed",
 )
 _DENIED = (401, 403)
+_NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 _WORTH_A_RETRY = (408, 425, 429)  # and all from 500 on
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _JITTER = random.Random()  # not the generator whose state a checkpoint holds
@@ -49,6 +51,27 @@ class StorageDenied(UserError):
 
 class Incomplete(OSError):
     """Less came than was promised."""
+
+
+def underlying(error: Exception) -> Exception:
+    """What happened: fsspec's HTTP driver says of every failure to look at an object that it is missing."""
+    cause = error.__cause__
+    if isinstance(error, FileNotFoundError) and error.filename is None and isinstance(cause, Exception):
+        return underlying(cause)
+    return error
+
+
+def is_distrusted(error: BaseException) -> bool:
+    """Whether the server's certificate is not one that this machine trusts, or it does not speak TLS."""
+    each: BaseException | None = error
+    while each is not None:
+        each = getattr(each, "certificate_error", each)  # aiohttp's
+        if isinstance(each, ssl.SSLCertVerificationError):
+            return True
+        if isinstance(each, ssl.SSLError) and getattr(each, "reason", "") in _NO_TLS:
+            return True
+        each = each.__cause__ or each.__context__
+    return False
 
 
 def waits(patience_s: float) -> Iterator[float]:

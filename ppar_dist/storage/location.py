@@ -12,6 +12,7 @@ from ppar_dist.text import masked, printable
 SCHEMES = ("s3", "gs", "https", "http")
 WRITABLE = ("s3", "gs")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL | re.IGNORECASE)  # a path has one left
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,32 @@ def location(value: str | Path | Remote) -> Location:
     """The location that a text means.
 
     Raises:
-        UserError: a URL of a scheme that is not read, without a bucket or host, or with credentials in it.
+        UserError: a URL of a scheme that is not read, with one slash, without a bucket or host, or with
+            credentials in it.
     """
-    if not isinstance(value, str):
+    if isinstance(value, Remote):
         return value
-    url = _URL.fullmatch(value.strip())
-    return Path(value) if url is None else Remote(_checked(url[1].lower(), url[2]))
+    if url := _URL.fullmatch(str(value).strip()):
+        return Remote(_checked(url[1].lower(), url[2]))
+    if url := _ONE_SLASH.fullmatch(str(value).strip()):
+        one, two = (_shown(f"{url[1].lower()}:{slashes}{url[2]}") for slashes in ("/", "//"))
+        raise UserError(f"a URL has two slashes after its scheme, got {one}; write {two}, as text")
+    return Path(value)
+
+
+def refuse_url(path: Path) -> None:
+    """Refuse a path that was a URL: it would be a folder that is called ``s3:``.
+
+    Raises:
+        UserError: it begins with a scheme.
+    """
+    if url := _ONE_SLASH.fullmatch(str(path)):
+        shown = _shown(f"{url[1].lower()}://{url[2]}")
+        raise UserError(f"a path of this machine is expected here, got {shown}; copy it, and give the path")
 
 
 def _checked(scheme: str, rest: str) -> str:
-    shown = masked(printable(f"{scheme}://{re.split('[?#]', rest)[0]}"))
+    shown = _shown(f"{scheme}://{rest}")
     if scheme not in SCHEMES:
         known = ", ".join(f"{each}://" for each in SCHEMES)
         raise UserError(f"a URL begins with {known}, got {shown}; mount other storage and give a path")
@@ -78,3 +95,8 @@ def _checked(scheme: str, rest: str) -> str:
             f"a URL is scheme://bucket/prefix without empty parts and dots, got {shown}; correct it"
         )
     return f"{scheme}://{'/'.join(parts)}"
+
+
+def _shown(url: str) -> str:
+    """A URL for a message: without user, password, query and fragment."""
+    return masked(printable(re.split("[?#]", url)[0]))

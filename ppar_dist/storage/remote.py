@@ -22,9 +22,11 @@ from ppar_dist.storage.failures import (
     described,
     is_beyond_the_end,
     is_denied,
+    is_distrusted,
     is_expired,
     is_missing,
     may_pass,
+    underlying,
     waits,
 )
 from ppar_dist.storage.location import Remote
@@ -36,6 +38,8 @@ _REMEDIES = {
     "s3": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ~/.aws, and the bucket's policy",
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS or the machine's account, and the bucket's policy",
 }
+# Variables that name more certificates to trust; each driver reads its own.
+_TRUSTED = {"s3": "AWS_CA_BUNDLE", "gs": "SSL_CERT_FILE", "https": "SSL_CERT_FILE", "http": "SSL_CERT_FILE"}
 
 log = logging.getLogger(__name__)
 Answer = TypeVar("Answer")
@@ -200,8 +204,9 @@ class Storage:
             tries += 1
             try:
                 answer = request()
-            except Exception as error:
+            except Exception as raised:
                 self._note_end()
+                error = underlying(raised)
                 _refuse(what, error)
                 if is_expired(error):  # a driver keeps the credentials that it began with
                     _forget_drivers()
@@ -244,11 +249,19 @@ def _refuse(what: str, error: Exception) -> None:
     if is_beyond_the_end(error):
         raise _BeyondTheEnd(what) from None
     if is_denied(error):
-        scheme = what.partition("://")[0].rpartition(" ")[2]
-        remedy = _REMEDIES.get(scheme, "check the server's permissions")
+        remedy = _REMEDIES.get(_scheme_in(what), "check the server's permissions")
         raise StorageDenied(f"storage refuses to {what} ({described(error)}); {remedy}") from None
+    if is_distrusted(error):
+        raise UserError(
+            f"cannot {what}: its certificate is not trusted, or it speaks no TLS ({described(error)}); let "
+            f"{_TRUSTED[_scheme_in(what)]} name the file of its CA's certificate, or correct the URL"
+        ) from None
     if not may_pass(error):
         raise UserError(f"cannot {what}: {described(error)}; check the URL, its region and bucket") from None
+
+
+def _scheme_in(what: str) -> str:
+    return what.partition("://")[0].rpartition(" ")[2]
 
 
 def _reading(place: Remote) -> Any:

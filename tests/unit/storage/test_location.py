@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ppar_dist.errors import UserError
-from ppar_dist.storage.location import Remote, location
+from ppar_dist.storage.location import Remote, location, refuse_url
 
 
 @pytest.mark.parametrize("text", ["/data/shards", "shards", "~/x", "C:/x", "a b", "s3:bucket"])
@@ -50,9 +50,28 @@ def test_joined_as_a_path() -> None:
         "https://user:secret@host/x",
         "https://host/x?X-Amz-Signature=secret",
         "s3://bucket/x#secret",
+        "s3:/bucket/x",
+        "GS:/user:secret@bucket/x?secret",
+        Path("s3://bucket/x"),
     ],
 )
-def test_others_are_refused_without_their_secrets(text: str) -> None:
+def test_others_are_refused_without_their_secrets(text: str | Path) -> None:
     with pytest.raises(UserError) as refused:
         location(text)
     assert "secret" not in str(refused.value)
+
+
+def test_a_url_with_one_slash_is_told_right() -> None:
+    with pytest.raises(UserError, match=r"got s3:/bucket/x; write s3://bucket/x"):
+        location("s3:/bucket/x")
+
+
+@pytest.mark.parametrize(
+    "text", ["s3://bucket/x", "https://user:secret@host/x?secret", "gs:/bucket/secret@x"]
+)
+def test_a_path_that_was_a_url_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="a path of this machine is expected here") as refused:
+        refuse_url(Path(text))
+    assert "secret" not in str(refused.value)
+    for other in ("s3", "./s3", "/s3:/x", "a/s3:/b", "C:/x", "s3:"):
+        refuse_url(Path(other))
