@@ -110,7 +110,7 @@ def _counts(folder: Location, config: Config, fingerprints: Mapping[str, str]) -
     """Images of a source that were trained on and held out, where its shards are still those."""
     try:
         index = DomainIndex.open(folder, 1.0, node_storage(config))
-    except UserError:
+    except (UserError, OSError):  # no longer there, or storage does not answer
         return "unknown (shards not found)", "unknown"
     if fingerprints and index.fingerprint != fingerprints.get(index.name):
         return "unknown (shards changed since)", "unknown"

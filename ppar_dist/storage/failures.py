@@ -35,6 +35,13 @@ _RENEWED = (
     "RequestTimeTooSkewed",
 )
 _DENIED = (401, 403)
+_NO_CREDENTIALS = (
+    "NoCredentialsError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+    "DefaultCredentialsError",
+    "RefreshError",
+)
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 _WORTH_A_RETRY = (408, 425, 429)  # and all from 500 on
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
@@ -87,9 +94,11 @@ def is_denied(error: BaseException) -> bool:
     """Whether the credentials, or their absence, are the reason."""
     if isinstance(error, PermissionError):
         return not is_expired(error) and error.filename is None  # a file of this machine has a name
-    return type(error).__name__ in ("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound") or (
-        _status(error) in _DENIED
-    )
+    if str(error).startswith("Forbidden: ") and type(error) is OSError:  # gcsfs tells 403 by its text alone
+        return True
+    if type(error).__name__ in _NO_CREDENTIALS:
+        return not getattr(error, "retryable", False)
+    return _status(error) in _DENIED
 
 
 def is_expired(error: BaseException) -> bool:
@@ -123,6 +132,7 @@ def may_pass(error: Exception) -> bool:
         "aiohttp",
         "urllib3",
         "gcsfs",
+        "google",
     )
 
 

@@ -313,14 +313,21 @@ def _new_driver(pid: int, extra: str, tries: int) -> Any:
             driver = fsspec.filesystem("s3", config_kwargs=config, **options)
             driver.retries = tries
         elif extra == "gcs":
-            driver = fsspec.filesystem("gcs", **options)
-        else:
-            import aiohttp
+            # Not the class that fsspec knows: it asks over gRPC as well, which does not outlive a fork.
+            from gcsfs.core import GCSFileSystem
 
-            timeout = aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
-            driver = fsspec.filesystem("http", client_kwargs={"timeout": timeout}, **options)
+            logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # tracebacks of what is asked again
+            driver = GCSFileSystem(requests_timeout=_timeout(), **options)
+        else:
+            driver = fsspec.filesystem("http", client_kwargs={"timeout": _timeout()}, **options)
     except ImportError:
         raise UserError(
             f"{extra} storage needs a driver that is not installed; pip install 'ppar-dist[{extra}]'"
         ) from None
     return driver
+
+
+def _timeout() -> Any:
+    import aiohttp
+
+    return aiohttp.ClientTimeout(total=None, sock_connect=_CONNECT_S, sock_read=_READ_S)
