@@ -29,8 +29,8 @@ def certificate(folder: Path) -> tuple[ssl.SSLContext, Path]:
 class RangeServer:
     """A folder and what is asked of it.
 
-    ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``silent`` (half
-    of it, and nothing for a second), ``slow`` (the body in 20 pieces, 0.1 s apart), or None.
+    ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``silent`` (the
+    same, and nothing for a second before the end), ``slow`` (the body in 20 pieces, 0.1 s apart), or None.
     """
 
     folder: Path
