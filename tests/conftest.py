@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
 from tests import shapes
+from tests.bucket import bucket
 from tests.ranks import write_blocks_domain
 
 install_import_hook(["ppar_dist.ppar", "ppar_dist.models"], f"{shapes.__name__}.checked")
@@ -66,6 +67,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = "process" if by_hand else TIERS[_folder(item)]
         item.add_marker(tier)
         item.add_marker(pytest.mark.timeout(LIMITS_S[tier]))
+        local = item.get_closest_marker("local_data")
+        if local is not None and bucket() is not None:
+            item.add_marker(pytest.mark.skip(reason=f"data of a local disk: {local.args[0]}"))
 
 
 @pytest.hookimpl(wrapper=True)

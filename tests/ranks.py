@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import itertools
 import json
@@ -24,6 +23,7 @@ from PIL import Image
 from ppar_dist.data.reading import eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import ShardSample, write_domain
+from tests.bucket import in_bucket
 from tests.forkserver import Forked
 
 TIMEOUT_S = 240
@@ -73,7 +73,7 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
     tree: dict[str, Any] = {
         "run": {"dir": str(run)},
         "data": {
-            "root": place_of(root),
+            "root": str(root),
             "classes": "roads6",
             "sources": ["left", "right"],
             "size": 48,
@@ -103,26 +103,12 @@ def tiny_config(root: Path, run: Path, **sections: dict[str, Any]) -> dict[str, 
     }
     for name, section in sections.items():
         tree[name] = {**tree.get(name, {}), **section}
-    return tree
-
-
-def place_of(root: Path) -> str:
-    """Where jobs find the domains in ``root``: there, or in the bucket PPAR_TEST_BUCKET, where they go."""
-    bucket = os.environ.get("PPAR_TEST_BUCKET")
-    if bucket is None:
-        return str(root)
-    import s3fs
-
-    place, store = f"{bucket}/{hashlib.sha256(str(root).encode()).hexdigest()[:12]}", s3fs.S3FileSystem()
-    for path in sorted(root.glob("*/*")):
-        if path.is_file() and (path.parent / "domain.json").exists():
-            store.put_file(str(path), f"{place}/{path.parent.name}/{path.name}")
-    return f"s3://{place}"
+    return in_bucket(tree, run)
 
 
 def write_config(path: Path, tree: dict[str, Any]) -> Path:
     """Write ``tree`` as YAML."""
-    path.write_text(yaml.safe_dump(tree), encoding="utf-8")
+    path.write_text(yaml.safe_dump(in_bucket(tree, path)), encoding="utf-8")
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import tarfile
@@ -18,6 +19,7 @@ from ppar_dist.data.loader import Batch, train_loader
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.data.sources import open_sources
+from tests.bucket import follow, here, in_bucket
 from tests.ranks import encode
 
 SIZES = {"day": 20, "rain": 11}
@@ -45,15 +47,14 @@ def write_domains(folder: Path, samples_per_shard: int = 3) -> Path:
 
 def config(root: Path, data: dict[str, Any] | None = None, **train: Any) -> Config:
     sources = {"root": str(root), "classes": "roads6", "sources": list(SIZES), "size": 24, "crop": (24, 32)}
-    return parse_config(
-        {
-            "seed": 5,
-            "run": {"dir": "run"},
-            "data": sources | {"workers": 0, "block": 4, "window": 2} | (data or {}),
-            "model": {"backbone": {"kind": "open_clip"}},
-            "train": {"steps": 10, "global_batch": 6} | train,
-        }
-    )
+    tree = {
+        "seed": 5,
+        "run": {"dir": "run"},
+        "data": sources | {"workers": 0, "block": 4, "window": 2} | (data or {}),
+        "model": {"backbone": {"kind": "open_clip"}},
+        "train": {"steps": 10, "global_batch": 6} | train,
+    }
+    return parse_config(in_bucket(tree))
 
 
 def drain(cfg: Config, rank: int = 0, world: int = 1, start: int = 0, stop: int = 60) -> list[Batch]:
@@ -93,20 +94,25 @@ def rewrite_member(index: DomainIndex, sample: int, kind: str, content: bytes) -
 
 
 def note_bytes(index: DomainIndex, path: Path) -> None:
-    """Have domain.json give the size that a shard has now."""
-    meta = json.loads((index.path / "domain.json").read_text())
+    """Have domain.json give the size that a shard has now, and the hash of the records."""
+    file, records = (here(index.path) / name for name in ("domain.json", "index.npy"))
+    meta = json.loads(file.read_text())
     for shard in meta["shards"]:
         if shard["name"] == path.name:
             shard["bytes"] = path.stat().st_size
-    (index.path / "domain.json").write_text(json.dumps(meta))
+    meta["arrays"]["index.npy"] = hashlib.sha256(records.read_bytes()).hexdigest()
+    file.write_text(json.dumps(meta))
+    for changed in (path, records, file):
+        follow(changed)
 
 
 def change_record(index: DomainIndex, sample: int, **fields: int) -> None:
     """Overwrite fields of a sample's record in index.npy."""
-    records = np.lib.format.open_memmap(index.path / "index.npy", mode="r+")
+    records = np.lib.format.open_memmap(here(index.path) / "index.npy", mode="r+")
     for name, value in fields.items():
         records[sample][name] = value
     records.flush()
+    follow(here(index.path) / "index.npy")
 
 
 def overwrite(index: DomainIndex, sample: int, kind: str, content: bytes) -> None:
@@ -115,10 +121,11 @@ def overwrite(index: DomainIndex, sample: int, kind: str, content: bytes) -> Non
     with shard_of(index, sample).open("r+b") as shard:
         shard.seek(int(record[f"{kind}_offset"]))
         shard.write(content)
+    follow(shard_of(index, sample))
 
 
 def shard_of(index: DomainIndex, sample: int) -> Path:
-    return index.path / index.shards[int(index.records[sample]["shard"])]
+    return here(index.path) / index.shards[int(index.records[sample]["shard"])]
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]], form: int = tarfile.PAX_FORMAT) -> None:

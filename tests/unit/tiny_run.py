@@ -16,6 +16,7 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.writer import write_domain
 from ppar_dist.models.segmentor import build_segmentor
 from ppar_dist.ppar.state import MethodState
+from tests.bucket import in_bucket
 from tests.ranks import encode
 
 WIDTH = 8  # of the joint space
@@ -54,7 +55,7 @@ def make_config(root: Path, run: Path, classifier: str = "otp", **changes: objec
         "train": {"steps": 40, "global_batch": 4},
         **changes,
     }
-    return parse_config(tree)
+    return parse_config(in_bucket(tree, run))
 
 
 def make_run(root: Path, run: Path, steps: tuple[int, ...] = (40,), **options: object) -> Config:

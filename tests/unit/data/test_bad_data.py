@@ -18,6 +18,7 @@ from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.data.sources import open_sources
 from ppar_dist.pictures import MAX_PIXELS
+from tests.bucket import follow
 from tests.ranks import encode
 from tests.unit.street_shards import (
     LENIENT,
@@ -67,12 +68,14 @@ def flip_a_bit(index: DomainIndex) -> None:
 def cut_the_shard(index: DomainIndex) -> None:
     record = index.records[BAD]
     os.truncate(shard_of(index, BAD), int(record["label_offset"]) + int(record["label_size"]) - 10)
+    follow(shard_of(index, BAD))
 
 
 def lengthen_and_change(index: DomainIndex) -> None:
     overwrite(index, BAD, "label", b"other bytes")
     with shard_of(index, BAD).open("ab") as shard:
         shard.write(b"\0" * 512)
+    follow(shard_of(index, BAD))
 
 
 def spoil_the_key(index: DomainIndex) -> None:
@@ -100,17 +103,22 @@ def member(kind: str, content: bytes) -> Callable[[DomainIndex], None]:
 
 
 def record(**fields: int) -> Callable[[DomainIndex], None]:
-    return lambda index: change_record(index, BAD, **fields)
+    def change(index: DomainIndex) -> None:
+        shard = shard_of(index, BAD)
+        change_record(index, BAD, **fields)
+        note_bytes(index, shard)
+
+    return change
 
 
 IMAGE, LABEL = scene(BAD)
 RGB = encode(np.zeros((36, 48, 3), np.uint8), "PNG")
 DEEP = encode(np.full((36, 48), 65535, np.uint16), "PNG")
 FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
-    "missing": ("shard_missing", no_file, "cannot read the shard: No such file"),
+    "missing": ("shard_missing", no_file, "cannot read the shard: No such file|no such object"),
     "folder": ("shard_unreadable", a_folder, "not a regular file"),
     "pipe": ("shard_unreadable", a_pipe, "not a regular file"),
-    "cut shard": ("truncated", cut_the_shard, "the shard ends 10 bytes early"),
+    "cut shard": ("truncated", cut_the_shard, "the (shard|object) ends 10 bytes early"),
     "rewritten": ("shard_changed", lengthen_and_change, r"has \d+ bytes, its index says \d+"),
     "bit": ("checksum", flip_a_bit, "the image is not what was indexed"),
     "label bits": ("checksum", lambda i: overwrite(i, BAD, "label", b"\0"), "the label is not what was"),
@@ -133,8 +141,20 @@ FAULTS: dict[str, tuple[str, Callable[[DomainIndex], None], str]] = {
 }
 
 
+LOCAL = {
+    "folder": "an object is no folder",
+    "pipe": "an object is no pipe",
+    "key": "keys that are not those of domain.json are refused when they are fetched",
+    "giant": "a hole of a file has no bytes, an object has",
+}
+CASES = [
+    pytest.param(case, marks=pytest.mark.local_data(LOCAL[case])) if case in LOCAL else case
+    for case in FAULTS
+]
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
-@pytest.mark.parametrize("case", FAULTS)
+@pytest.mark.parametrize("case", CASES)
 def test_each_fault_is_named_and_its_sample_replaced(root: Path, case: str) -> None:
     reason, spoil, message = FAULTS[case]
     spoil(DomainIndex.open(root / "rain"))

@@ -176,6 +176,7 @@ def test_wrong_class_set_names_both(root: Path) -> None:
         open_sources(cfg)
 
 
+@pytest.mark.local_data("the message is that of a folder")
 def test_missing_domain_says_what_to_run(root: Path) -> None:
     with pytest.raises(UserError, match=r"no domain folder .*fog; run `ppar-dist prepare`"):
         open_sources(config(root, {"sources": ["day", "fog"]}))

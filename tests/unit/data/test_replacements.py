@@ -65,6 +65,7 @@ def test_the_replacement_is_the_next_good_one_of_the_domain(root: Path) -> None:
     assert len({sample for _, sample in met}) == 5
 
 
+@pytest.mark.local_data("the node holds what it has read: what changes then is not met")
 def test_a_replaced_picture_is_augmented_as_its_position_says(root: Path) -> None:
     cfg = config(root, LENIENT)
     whole = flat(drain(cfg))
@@ -147,6 +148,7 @@ def test_nothing_before_the_start_is_read(root: Path, start: int, monkeypatch: p
     assert Counter(reads) == Counter((indexes[p.domain].name, p.sample) for p in places)
 
 
+@pytest.mark.local_data("the kernel counts the driver of object storage too")
 def test_bytes_read_do_not_depend_on_the_start(root: Path) -> None:
     """By the kernel's count of what this process has read."""
     cfg = config(root, LENIENT)

@@ -89,6 +89,7 @@ def test_the_bank_is_of_training_images(tmp_path: Path) -> None:
     assert {tuple(np.round([*each.mean, *each.std], 6)) for each in bank.sources[0]} == expected
 
 
+@pytest.mark.local_data("the node holds what it has read: what changes then is not met")
 def test_the_bank_follows_from_data_and_seed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A bad image is replaced in its own place alone, and that is said."""
     write_domain(tmp_path / "day", "roads6", [(f"a{number}", *scene(number), {}) for number in range(90)])
