@@ -1,11 +1,15 @@
-"""Worker processes that call one function: started as programs of their own, ended with their parent.
+"""Worker processes that call one function, ended with their parent.
 
-They import what the function needs and nothing else, neither the caller's main module nor its libraries. A
-killed parent takes them with it; a killed worker is an error, not a hang.
+A command forks them: they need no time to start, and import nothing again. From a process with threads or
+with torch they are programs of their own, which import what the function needs and nothing else. Either way
+they have no file of their parent's open. A killed parent takes them with it; a killed worker is an error,
+not a hang.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import importlib
 import multiprocessing
 import os
@@ -13,18 +17,21 @@ import queue
 import signal
 import subprocess
 import sys
+import threading
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from ppar_dist.errors import UserError
 from ppar_dist.processes.proc import die_with_parent
 
 _AHEAD = 2  # items that wait for each worker
+_FILES = "/proc/self/fd"
 
 
 def usable_cores() -> int:
@@ -86,17 +93,20 @@ class Pool:
             self._free.put(worker)
 
 
+class _Process(Protocol):
+    """A worker as a process, however it was started."""
+
+    def kill(self) -> None: ...
+
+    def wait(self) -> int | None: ...
+
+
 class _Worker:
     """One worker process, and the connection to it, which no other process has."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self._connection, its = multiprocessing.Pipe()
-        start = (
-            f"import sys; sys.path[:] = {sys.path!r}; from ppar_dist.processes.pool import _serve; "
-            f"_serve({function.__module__!r}, {function.__qualname__!r}, {its.fileno()}, {os.getpid()})"
-        )
-        command = [sys.executable, "-c", start]
-        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()])
+        self._process: _Process = (_Forked if _may_fork() else _Program)(function, its)
         its.close()
 
     def call(self, item: Any) -> Any:
@@ -121,12 +131,67 @@ class _Worker:
         self._connection.close()
 
 
-def _serve(module: str, name: str, descriptor: int, parent: int) -> None:
-    """A worker's life: it ends with the connection."""
+def _may_fork() -> bool:
+    """Whether a fork is sure to work: no other thread may hold a lock that nobody would release."""
+    return os.path.isdir(_FILES) and threading.active_count() == 1 and "torch" not in sys.modules
+
+
+class _Forked:
+    """A copy of this process."""
+
+    def __init__(self, function: Callable[[Any], Any], its: Connection) -> None:
+        context = multiprocessing.get_context("fork")
+        self._process = context.Process(target=_forked, args=(function, its, os.getpid()), daemon=True)
+        with warnings.catch_warnings():  # Python 3.12 counts the threads of numpy, which stop for a fork
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self._process.start()
+
+    def kill(self) -> None:
+        """End it at once."""
+        self._process.kill()
+
+    def wait(self) -> int | None:
+        """Its exit code, when it has ended."""
+        self._process.join()
+        return self._process.exitcode
+
+
+class _Program(subprocess.Popen[bytes]):
+    """A program of its own."""
+
+    def __init__(self, function: Callable[[Any], Any], its: Connection) -> None:
+        start = (
+            f"import sys; sys.path[:] = {sys.path!r}; from ppar_dist.processes.pool import _started; "
+            f"_started({function.__module__!r}, {function.__qualname__!r}, {its.fileno()}, {os.getpid()})"
+        )
+        command = [sys.executable, "-c", start]
+        super().__init__(command, stdin=subprocess.DEVNULL, pass_fds=[its.fileno()])
+
+
+def _forked(function: Callable[[Any], Any], connection: Connection, parent: int) -> None:
+    _begin(parent)
+    for number in map(int, os.listdir(_FILES)):
+        if number > 2 and number != connection.fileno():  # a lock of the parent's ends with the parent
+            with contextlib.suppress(OSError):  # the list's own
+                os.close(number)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # else a collection copies every page
+    _serve(function, connection)
+
+
+def _started(module: str, name: str, descriptor: int, parent: int) -> None:
+    _begin(parent)
+    _serve(getattr(importlib.import_module(module), name), Connection(descriptor))
+
+
+def _begin(parent: int) -> None:
     die_with_parent(signal.SIGKILL, parent)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal signals the whole group
     os.dup2(2, 1)  # what a library prints is not output of the command
-    function, connection = getattr(importlib.import_module(module), name), Connection(descriptor)
+
+
+def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+    """A worker's life: it ends with the connection."""
     while True:
         try:
             item = connection.recv()
