@@ -21,11 +21,12 @@ from ppar_dist.evaluation.evaluate import score
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.predict import predict
 from ppar_dist.export import export
+from ppar_dist.export.folder import portable
 from ppar_dist.files import durable
 from tests.unit.export.models import ATTO
 from tests.unit.export.models import make_run as make_small_run
 from tests.unit.models import tiny_clip
-from tests.unit.tiny_run import make_run
+from tests.unit.tiny_run import make_config, make_run
 
 FILES = {
     "README.md",
@@ -97,6 +98,13 @@ def test_no_file_tells_where_it_was_made(root: Path, copied: Path) -> None:
     assert str(root) in (root / "run" / "config.yaml").read_text()
     for file in copied.iterdir():
         assert b"home-of-somebody" not in file.read_bytes(), file
+
+
+def test_of_a_url_the_last_name_stays_as_of_a_path(tmp_path: Path) -> None:
+    targets = {"night": "s3://somebodys-bucket/private/dusk", "day": "/home/somebody/noon"}
+    told = portable(make_config(tmp_path, tmp_path / "run", targets=targets))
+    assert told["targets"] == {"night": "dusk", "day": "noon"}
+    assert "somebody" not in json.dumps(told)
 
 
 @pytest.mark.parametrize("name", sorted(FILES - {"README.md", "manifest.json"}))
