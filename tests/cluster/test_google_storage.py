@@ -1,4 +1,4 @@
-"""Data and checkpoints at gs://: jobs against an emulator of Google Cloud Storage, and the faults of requests."""
+"""Data and checkpoints at gs://: jobs and faults of requests, against an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 

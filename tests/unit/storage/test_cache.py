@@ -474,8 +474,7 @@ def test_kills_at_any_moment(tmp_path: Path) -> None:
     for each in range(MANY):
         content(unit(each)), content(unit(each, SIZE // 3))  # made before the forks
     readers: list[multiprocessing.process.BaseProcess] = []
-    end = time.monotonic() + 4.0
-    while time.monotonic() < end:
+    while number < 44:
         while len(readers) < 4:
             number += 1
             readers.append(FORK.Process(target=_read_for_ever, args=(folder, number, number % 2 == 0)))
@@ -490,7 +489,6 @@ def test_kills_at_any_moment(tmp_path: Path) -> None:
     for reader in readers:
         reader.kill()
         reader.join(10)
-    assert number > 15
     cache = NodeCache(folder, HELD * ROOM)
     cache.prepare()
     assert not list(folder.glob("*.part"))
