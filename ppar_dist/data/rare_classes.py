@@ -9,6 +9,8 @@ Letters: N samples, K classes.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import numpy.typing as npt
 
@@ -60,13 +62,23 @@ class RareClasses:
 def _look_through(
     counts: npt.NDArray[np.uint32], min_pixels: int
 ) -> tuple[npt.NDArray[np.float64], list[npt.NDArray[np.uint32]]]:
-    """Pixels of each class, and the samples that have enough of it. The file is read once, in order."""
+    """Pixels of each class, and the samples that have enough of it."""
     classes = counts.shape[1]
-    pixels = np.zeros(classes, np.uint64)
-    found: list[list[npt.NDArray[np.uint32]]] = [[] for _ in range(classes)]
-    for start in range(0, max(len(counts), 1), _STRETCH):
-        by_class = np.ascontiguousarray(counts[start : start + _STRETCH].T)
+    pixels, sizes = np.zeros(classes, np.uint64), np.zeros(classes, np.int64)
+    for _, by_class in _stretches(counts):
         pixels += by_class.sum(axis=1, dtype=np.uint64)
-        for number, samples in enumerate(found):
-            samples.append((np.flatnonzero(by_class[number] >= min_pixels) + start).astype(np.uint32))
-    return pixels.astype(np.float64), [np.concatenate(found.pop(0)) for _ in range(classes)]
+        sizes += np.count_nonzero(by_class >= min_pixels, axis=1)
+    found = [np.empty(size, np.uint32) for size in sizes]  # parts to be joined would take twice the memory
+    ends = [0] * classes
+    for start, by_class in _stretches(counts):
+        for number in range(classes):
+            samples = np.flatnonzero(by_class[number] >= min_pixels)
+            begin, ends[number] = ends[number], ends[number] + len(samples)
+            found[number][begin : ends[number]] = samples + start
+    return pixels.astype(np.float64), found
+
+
+def _stretches(counts: npt.NDArray[np.uint32]) -> Iterator[tuple[int, npt.NDArray[np.uint32]]]:
+    """The first sample of each stretch, and its counts by class (K, n): the file is read from end to end."""
+    for start in range(0, len(counts), _STRETCH):
+        yield start, np.ascontiguousarray(counts[start : start + _STRETCH].T)
