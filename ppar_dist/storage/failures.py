@@ -44,6 +44,7 @@ _NO_CREDENTIALS = (
 )
 _NO_TLS = ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL", "RECORD_LAYER_FAILURE")
 _WORTH_A_RETRY = (408, 425, 429)  # and all from 500 on
+_UNKNOWN = (501, 505)  # requests that the server does not know
 _FIRST_WAIT_S, _LONGEST_WAIT_S = 0.1, 10.0
 _JITTER = random.Random()  # not the generator whose state a checkpoint holds
 
@@ -122,7 +123,7 @@ def may_pass(error: Exception) -> bool:
         return True
     status = _status(error)
     if status is not None:
-        return status in _WORTH_A_RETRY or status >= 500
+        return status in _WORTH_A_RETRY or (status >= 500 and status not in _UNKNOWN)
     if isinstance(error, OSError):
         return error.errno not in _FOR_GOOD
     # Of drivers, which have classes of their own: connections that broke, answers that cannot be parsed.

@@ -38,6 +38,7 @@ _REMEDIES = {
     "s3": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ~/.aws, and the bucket's policy",
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS or the machine's account, and the bucket's policy",
 }
+_CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 # Variables that name more certificates to trust; each driver reads its own.
 _TRUSTED = {"s3": "AWS_CA_BUNDLE", "gs": "SSL_CERT_FILE", "https": "SSL_CERT_FILE", "http": "SSL_CERT_FILE"}
 
@@ -305,11 +306,14 @@ def _new_driver(pid: int, extra: str, tries: int) -> Any:
     options: dict[str, Any] = {"skip_instance_cache": True, "use_listings_cache": False}
     try:
         if extra == "s3":
-            config = {
+            config: dict[str, Any] = {
                 "connect_timeout": _CONNECT_S,
                 "read_timeout": _READ_S,
                 "retries": {"total_max_attempts": 1},
             }
+            if _CHECKSUMS not in os.environ:
+                # Over TLS the usual checksums come behind the body, which many stores but AWS's do not know.
+                config["request_checksum_calculation"] = "when_required"
             driver = fsspec.filesystem("s3", config_kwargs=config, **options)
             driver.retries = tries
         elif extra == "gcs":

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import random
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -33,11 +34,12 @@ _HEAD_LIMIT = 256 * 1024
 class FaultProxy:
     """The proxy; its methods may be called from any thread."""
 
-    def __init__(self, server_port: int, seed: int = 0) -> None:
+    def __init__(self, server_port: int, seed: int = 0, tls: ssl.SSLContext | None = None) -> None:
         self.requests: list[Request] = []
         self.bandwidth = 0.0  # bytes per second of all connections together, both ways; 0: no limit
         self.random = random.Random(seed)
         self._server_port, self._rules, self._free_at = server_port, list[Rule](), 0.0
+        self._tls = tls
         self._writers: set[asyncio.StreamWriter] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fault-proxy", daemon=True)
@@ -48,7 +50,7 @@ class FaultProxy:
     @property
     def endpoint(self) -> str:
         """What clients are given as endpoint URL."""
-        return f"http://127.0.0.1:{self.port}"
+        return f"{'http' if self._tls is None else 'https'}://127.0.0.1:{self.port}"
 
     def add(self, fault: Fault, **selection: object) -> Rule:
         """A new rule, after those that there are; ``selection`` are the fields of a rule."""
@@ -110,7 +112,9 @@ class FaultProxy:
         listener.bind(("127.0.0.1", self.port))
         self.port = listener.getsockname()[1]
         self._listener = listener
-        self._server = await asyncio.start_server(self._serve, sock=listener, limit=_HEAD_LIMIT, backlog=512)
+        self._server = await asyncio.start_server(
+            self._serve, sock=listener, limit=_HEAD_LIMIT, backlog=512, ssl=self._tls
+        )
 
     async def _close(self) -> None:
         # Children made by fork hold the socket, too: closing it here alone would not refuse.
@@ -143,7 +147,8 @@ class FaultProxy:
         lines, headers = _parse(head)
         method, target, _ = lines[0].split(" ", 2)
         path, _, query = target.partition("?")
-        request = Request(method, unquote(path), unquote(query), headers.get("range", ""))
+        key = headers.get("authorization", "").partition("Credential=")[2].partition("/")[0]
+        request = Request(method, unquote(path), unquote(query), headers.get("range", ""), key)
         self.requests.append(request)
         body = await self._receive(headers, reader, writer, request)
         exchange = Exchange(self, request, writer)
@@ -167,9 +172,10 @@ class FaultProxy:
         request: Request,
     ) -> bytes:
         """The body of a request."""
-        assert "transfer-encoding" not in headers, "requests in chunks are not supported"
         if headers.get("expect", "").lower() == "100-continue":
             writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if "transfer-encoding" in headers:
+            return await _chunks(reader, request)
         left, pieces = int(headers.get("content-length", 0)), []
         while left:
             piece = await reader.readexactly(min(left, _PIECE))
@@ -196,13 +202,27 @@ class FaultProxy:
 
 
 @contextmanager
-def fault_proxy(server_port: int, seed: int = 0) -> Iterator[FaultProxy]:
-    """A proxy in front of the server at a port of this machine, ended with the block."""
-    proxy = FaultProxy(server_port, seed)
+def fault_proxy(server_port: int, seed: int = 0, tls: ssl.SSLContext | None = None) -> Iterator[FaultProxy]:
+    """A proxy in front of the server at a port of this machine, ended with the block.
+
+    With a certificate clients speak TLS with it; the server behind it does not.
+    """
+    proxy = FaultProxy(server_port, seed, tls)
     try:
         yield proxy
     finally:
         proxy.stop()
+
+
+async def _chunks(reader: asyncio.StreamReader, request: Request) -> bytes:
+    """A body in chunks, as it was sent: with their lengths, for it is forwarded so."""
+    pieces, size = [], 1
+    while size:
+        line = await reader.readuntil(b"\r\n")
+        size = int(line.partition(b";")[0], 16)
+        pieces += [line, await reader.readexactly(size + 2)]
+        request.received += size
+    return b"".join(pieces)
 
 
 def _parse(head: bytes) -> tuple[list[str], dict[str, str]]:

@@ -24,6 +24,7 @@ from tests.ranks import free_port
 
 PROGRAMS = ("memcached", "swift-proxy-server", "swift-object-server", "setpriv")
 ACCESS_KEY = "test:tester"
+NEXT_KEY = "test:renewed"  # another key to the same objects
 SECRET_KEY = "testing"
 REGION = "us-east-1"
 PYTHON = "/usr/bin/python3"  # Debian's: Swift is one of its packages
@@ -86,6 +87,7 @@ location = {region}
 [filter:tempauth]
 use = egg:swift#tempauth
 user_{key} = {secret} .admin
+user_{next_key} = {secret} .admin
 [filter:bulk]
 use = egg:swift#bulk
 [filter:slo]
@@ -174,7 +176,8 @@ class ObjectServer:
         (self.folder / "swift.conf").write_text(_CLUSTER)
         (self.folder / "head_answers.py").write_text(_HEAD_ANSWERS)
         facts = {"folder": self.folder, "user": _user(), "region": REGION, "secret": SECRET_KEY}
-        facts |= {"key": ACCESS_KEY.replace(":", "_"), "memcached": self._ports["memcached"]}
+        facts |= {"key": ACCESS_KEY.replace(":", "_"), "next_key": NEXT_KEY.replace(":", "_")}
+        facts |= {"memcached": self._ports["memcached"]}
         for kind in (*_KINDS, "proxy"):
             text = _DEFAULT + (_PROXY if kind == "proxy" else _STORAGE)
             text = text.format(kind=kind, port=self._ports[kind], **facts)

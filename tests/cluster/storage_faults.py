@@ -46,6 +46,7 @@ class Request:
     path: str  # decoded, without the query
     query: str
     range: str  # of the header, or empty
+    key: str = ""  # that has signed it
     at: float = field(default_factory=time.monotonic)
     received: int = 0  # bytes of the client's body
     sent: int = 0  # bytes of the answer's body that went to the client
@@ -219,6 +220,7 @@ class Rule:
     fault: Fault
     method: str = "*"
     path: str = "*"  # a pattern, as of file names; of the decoded path and, after a "?", the query
+    key: str = "*"
     skip: int = 0
     every: int = 1
     times: int | None = None
@@ -229,6 +231,7 @@ class Rule:
         """Whether this request has the fault; counts it."""
         whole = f"{request.path}?{request.query}" if request.query else request.path
         matches = fnmatchcase(whole, self.path) or fnmatchcase(request.path, self.path)
+        matches = matches and fnmatchcase(request.key, self.key)
         if not (fnmatchcase(request.method, self.method) and matches):
             return False
         self.seen += 1

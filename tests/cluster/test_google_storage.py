@@ -1,4 +1,4 @@
-"""Data and checkpoints at gs://: jobs and faults of requests, against an emulator of Google Cloud Storage."""
+"""Data and checkpoints at gs://: a job and requests against an emulator of Google Cloud Storage."""
 
 from __future__ import annotations
 
