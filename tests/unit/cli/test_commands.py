@@ -61,6 +61,19 @@ def test_the_last_of_an_option_wins_and_lists_add_up() -> None:
         ("doctor configs/demo.yaml --nodes -1", "--nodes is at least 1, got -1; give the number of machines"),
         ("doctor configs/demo.yaml --nodes 0", "--nodes is at least 1, got 0; give the number of machines"),
         ("doctor configs/demo.yaml --nodes 1.5", 'unable to convert "1.5" into int; give a whole number'),
+        (
+            "predict run p.png --out s3://b/labels",
+            "a path of this machine is expected here, got s3://b/labels",
+        ),
+        (
+            "report s3://b/run",
+            "a path of this machine is expected here, got s3://b/run; copy it, and give the path",
+        ),
+        ("compare a s3://b/run", "a path of this machine is expected here, got s3://b/run"),
+        (
+            "export s3:/b/run --out m",
+            "a URL has two slashes after its scheme, got s3:/b/run; write s3://b/run",
+        ),
         ("train c --nproc 1.5", 'unable to convert "1.5" into int; give a whole number'),
         (
             "doctor configs/demo.yaml --network-gbps 100",

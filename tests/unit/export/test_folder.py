@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from ppar_dist.checkpoint.layout import sealed
+from ppar_dist.config.load import parse_config
 from ppar_dist.doctor.describe import inspect
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import score
@@ -264,3 +265,23 @@ def test_an_architecture_from_elsewhere_is_not_exported(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("    options:\n", "    options:\n      cache_dir: /tmp/x\n"))
     with pytest.raises(UserError, match="cache_dir=/tmp/x reads another file"):
         export(tmp_path / "run", tmp_path / "model")
+
+
+def test_of_a_run_with_data_in_a_bucket_the_bucket_is_not_told(tmp_path: Path) -> None:
+    bucket = "s3://bucket-of-somebody"
+    data = {"root": f"{bucket}/shards", "classes": "roads6", "sources": ["a"], "size": 96, "crop": [32, 32]}
+    config = make_small_run(
+        *(tmp_path / "run", ATTO),
+        data=data,
+        targets={"b": f"{bucket}/night"},
+        init_from=f"{bucket}/before",
+        checkpoint={"remote": f"{bucket}/run"},
+    )
+    written = portable(config)
+    assert "somebody" not in json.dumps(written)
+    assert parse_config(written).model == config.model
+    assert (written["data"]["root"], written["targets"], written["init_from"]) == (
+        "shards",
+        {"b": "night"},
+        "before",
+    )
