@@ -49,9 +49,9 @@ def fetch_weights(config: Config, fetched: Callable[[Remote], Path]) -> Config:
 
 
 def weights_file(pretrained: str | None) -> Path | None:
-    """The file that ``model.backbone.pretrained`` names; None for a tag, or where it is not set."""
-    file = Path(pretrained or "")
-    return file if file.suffix else None
+    """The file that ``model.backbone.pretrained`` names; None for a tag, a URL, or where it is not set."""
+    file = location(pretrained or "")
+    return file if isinstance(file, Path) and file.suffix else None
 
 
 def _found(file: Path, folder: Path) -> Path:

@@ -8,7 +8,7 @@ import pytest
 
 from ppar_dist.config.identity import changes_since, config_changes, config_hash, determining
 from ppar_dist.config.schema import Config
-from ppar_dist.config.weights import find_weights
+from ppar_dist.config.weights import fetch_weights, find_weights
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.configuration import weights
 from tests.unit.tiny_run import make_config
@@ -62,3 +62,12 @@ def test_the_doctor_names_a_file_of_weights_that_is_missing() -> None:
     assert finding.status == "failure"
     assert "model.backbone.pretrained=weights/missing.pt" in finding.found
     assert "$PPAR_WEIGHTS" in str(finding.remedy)
+
+
+def test_a_url_of_weights_stays_one_until_it_is_fetched(tmp_path: Path) -> None:
+    url = "s3://bucket/weights/tower.safetensors"
+    config = find_weights(config_with(url), tmp_path)
+    assert config.model.backbone.pretrained == url
+    (tmp_path / "copy.safetensors").touch()
+    fetched = fetch_weights(config, lambda place: tmp_path / "copy.safetensors")
+    assert fetched.model.backbone.pretrained == str(tmp_path / "copy.safetensors")
