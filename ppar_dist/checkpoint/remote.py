@@ -6,7 +6,7 @@
       owner.json                                   whose run it is, and which job writes (checkpoint/owner.py)
       checkpoints/step-00001200/manifest.json      as on disk; without it there is no checkpoint
       blobs/SHA256                                 the files that manifests list, by their content
-      config.yaml  classes.json  metrics/  …       records, scores and what a fresh machine needs (run/mirror.py)
+      config.yaml  classes.json  metrics/  …       records and scores, for a fresh machine (run/mirror.py)
 
 Files go first, the manifest last, and an object appears whole: a kill at any request leaves the checkpoints
 before it. A file of the same content, as a frozen tower, is there once. Deletion goes the other way round:
