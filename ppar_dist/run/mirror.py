@@ -29,6 +29,7 @@ from ppar_dist.storage.location import Remote
 from ppar_dist.storage.remote import Storage
 
 _LOOK_S = 0.2
+_BRIEF_S = 5.0  # for what a run can do without
 _FOLDERS = ("metrics", "quarantine", "ledger")  # of records
 _RESULTS = (paths.RESULTS, paths.REPORT)
 
@@ -85,8 +86,9 @@ class Mirror:
 
     def _abort_uploads(self) -> None:
         """Give up what killed jobs have sent of large files: it is stored, and paid for, and unseen."""
+        brief = Storage(min(self._storage.patience_s, _BRIEF_S))
         try:
-            if count := self._checkpoints.abort_uploads():
+            if count := RemoteRun(self.place, brief).abort_uploads():
                 log.info(
                     "%d unfinished uploads in %s, of jobs that were killed, are aborted", count, self.place
                 )

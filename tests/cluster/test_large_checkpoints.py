@@ -77,7 +77,7 @@ def test_killed_at_each_request_of_an_upload_in_parts_the_next_start_sends_it(
     _writing(bucket).call_s3(
         "create_multipart_upload", Bucket=bucket.url.removeprefix("s3://"), Key="other/blobs/two"
     )
-    moments = [(BEGIN, True, 0), (PART, False, 0), (PART, True, PARTS - 1), (END, False, 0), (END, True, 0)]
+    moments = [(BEGIN, True, 0), (PART, False, 0), (END, False, 0), (END, True, 0)]
     for (method, path), forwarded, skip in moments:
         child: list[int] = []
         where = {"method": method, "path": path, "skip": skip, "times": 1}
@@ -108,8 +108,14 @@ def test_a_part_that_is_refused_is_sent_again_and_one_that_always_is_leaves_noth
 ) -> None:
     place, (method, path) = bucket / "run", PART
     unavailable = Error(503, "ServiceUnavailable")
-    with storage_proxy.rule(unavailable, method=method, path=path), pytest.raises(StorageUnavailable):
+    unknown = Error(501, "NotImplemented")  # of servers that do not list uploads: a start does without
+    with (
+        storage_proxy.rule(unknown, method="GET", path="*[?]*uploads*") as listed,
+        storage_proxy.rule(unavailable, method=method, path=path),
+        pytest.raises(StorageUnavailable, match="cannot write"),
+    ):
         copy(run, place, Storage(1.0))
+    assert listed.taken > 0
     assert large_blob(run) not in {entry.name for entry in STORAGE.entries(place / "blobs")}
     assert (RemoteRun(place, STORAGE).steps(), unfinished(place)) == ([10], [])
     for fault, parts in ((SLOW_DOWN, PARTS + 1), (unavailable, 2 * PARTS)):  # that part, or all of them
