@@ -109,9 +109,9 @@ def test_over_a_slow_line_all_that_is_kept_arrives_with_the_results(
         assert running.wait() == 0, running.output
     sent = [int(each) for each in re.findall(r"checkpoint of step (\d+) is in s3", running.output)]
     assert sent != sorted(sent), "some waited, and followed a newer one"
-    kept = [step_of(folder) for folder in list_checkpoints(run)]
-    assert RemoteRun(place, Storage(20.0)).steps() == kept
     best = read_state(list_checkpoints(run)[-1])["best_step"]
+    kept = {best, 4, 8, 11, 12}  # run.dir may hold one more, which was being sent at the last save
+    assert RemoteRun(place, Storage(20.0)).steps() == sorted(kept)
     fetched = fetched_checkpoint(place, "best", Storage(20.0), tmp_path / "fetched")
     assert (step_of(fetched), verify(fetched)) == (best, [])
     for name in ("results.json", "report.html"):
