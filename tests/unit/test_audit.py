@@ -54,7 +54,6 @@ def test_what_is_audited_is_what_a_user_gets(audit: ModuleType) -> None:
 )
 def test_the_verdict(
     audit: ModuleType,
-    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     answers: list[dict[str, Any]] | None,

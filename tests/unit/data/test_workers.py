@@ -177,7 +177,7 @@ def test_an_impossible_signal_is_an_error() -> None:
 
 @pytest.mark.parametrize("length", [75, 76])
 def test_a_temporary_folder_too_long_for_sockets_is_refused_before_it_hangs(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, length: int
+    root: Path, monkeypatch: pytest.MonkeyPatch, length: int
 ) -> None:
     folder = Path("/tmp/" + "t" * (length - len("/tmp/")))
     folder.mkdir()

@@ -158,9 +158,7 @@ def test_doctor_tells_what_a_device_will_need(doctor: Doctor) -> None:
     assert "cost of an image" not in doctor()
 
 
-def test_a_device_that_nobody_knows_is_refused(
-    blocks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_device_that_nobody_knows_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor", "demo", "--device", "abacus"]) == 78
     assert "--device is cuda or one of A10" in capsys.readouterr().err
     (tmp_path / "config.yaml").touch()
