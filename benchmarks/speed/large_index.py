@@ -1,12 +1,12 @@
 """What a rank pays for a large index: seconds and memory of opening a domain and finding samples in it.
 
-    python -m benchmarks.speed.large_index [--samples 1000 10000000 100000000] [--folder /tmp] [--rare]
+    python -m benchmarks.speed.large_index [--samples 1000 10000000 100000000] [--per-shard 256] [--rare]
     python -m benchmarks.speed.large_index --merge 10000000
 
 The files of an index are made, not downloaded: N records, counts of 6 classes, keys, and a domain.json of
-N/256 shards, which are sparse files. Each row is a fresh process, as a rank is: it opens the domain
-(``open``, with a look at every shard), then locates 1000 positions and reads records and names of their
-samples. RSS includes the pages of mapped files; "own" is anonymous memory alone. What a rank had before
+N/256 shards (``--per-shard``), which are sparse files. Each row is a fresh process, as a rank is: it opens
+the domain (``open``, with a look at every shard), then locates 1000 positions and reads records and names of
+their samples. RSS includes the pages of mapped files; "own" is anonymous memory alone. What a rank had before
 (imports) is subtracted. ``--rare`` also sets up rare-class sampling. ``--merge`` makes the rows of N samples
 as ``index --part`` leaves them, 256 each, and measures the merge.
 """
@@ -28,12 +28,12 @@ from benchmarks.arguments import described
 from ppar_dist.data.shards.index import RECORD, DomainIndex
 
 PER_SHARD = 256
-SHARD_BYTES = 64 << 20
+SAMPLE_BYTES = 1 << 18
 CLASSES = ("road", "sidewalk", "building", "vegetation", "sky", "car")
 _PIECE = 1 << 20
 
 
-def make(folder: Path, samples: int) -> None:
+def make(folder: Path, samples: int, per_shard: int) -> None:
     """The index of a domain whose shards are sparse."""
     from ppar_dist.data.shards.arrays import ArrayWriter
 
@@ -44,25 +44,26 @@ def make(folder: Path, samples: int) -> None:
     counts[:, -1] *= rng.random(_PIECE) < 0.1  # a rarer class
     for start in range(0, samples, _PIECE):
         numbers = np.arange(start, min(start + _PIECE, samples))
-        arrays.add(records(numbers), counts[: len(numbers)], np.char.mod(b"k%012d", numbers))
+        arrays.add(records(numbers, per_shard), counts[: len(numbers)], np.char.mod(b"k%012d", numbers))
     arrays.close()
     shards = []
-    for number in range(-(-samples // PER_SHARD)):
+    for number in range(-(-samples // per_shard)):
         name = f"shard-{number:06d}.tar"
         with (folder / name).open("wb") as stream:
-            stream.truncate(SHARD_BYTES)
-        held = min(PER_SHARD, samples - number * PER_SHARD)
-        shards.append({"name": name, "samples": held, "bytes": SHARD_BYTES, "sha256": f"{number:064x}"})
+            stream.truncate(per_shard * SAMPLE_BYTES)
+        held = min(per_shard, samples - number * per_shard)
+        size = per_shard * SAMPLE_BYTES
+        shards.append({"name": name, "samples": held, "bytes": size, "sha256": f"{number:064x}"})
     meta = {"version": 2, "name": "made", "class_set": "roads6", "classes": list(CLASSES)}
     meta |= {"num_samples": samples, "turned": 0, "shards": shards}
     (folder / "domain.json").write_text(json.dumps(meta, indent=2))
 
 
-def records(numbers: np.ndarray) -> np.ndarray:
+def records(numbers: np.ndarray, per_shard: int = PER_SHARD) -> np.ndarray:
     """Records of samples."""
     made = np.zeros(len(numbers), RECORD)
-    made["shard"] = numbers // PER_SHARD
-    made["image_offset"] = 512 + numbers % PER_SHARD * 200_000
+    made["shard"] = numbers // per_shard
+    made["image_offset"] = 512 + numbers % per_shard * 200_000
     made["image_size"], made["label_size"] = 150_000, 20_000
     made["label_offset"] = made["image_offset"] + 160_000
     made["height"], made["width"] = 360, 480
@@ -136,6 +137,7 @@ def main() -> None:
     """Print a row for each size."""
     parser = described(__doc__)
     parser.add_argument("--samples", type=int, nargs="+", default=(1000, 10_000_000, 100_000_000))
+    parser.add_argument("--per-shard", type=int, default=PER_SHARD, help="samples of a shard")
     parser.add_argument("--folder", type=Path, help="where the files are made, and deleted")
     parser.add_argument("--rare", action="store_true")
     parser.add_argument("--merge", type=int, metavar="SAMPLES")
@@ -151,7 +153,7 @@ def main() -> None:
             return
         print("samples       open s  rare s  1000 positions s  RSS MB  own MB")
         for samples in options.samples:
-            make(place / str(samples), samples)
+            make(place / str(samples), samples, options.per_shard)
             command = [
                 sys.executable,
                 "-m",
