@@ -39,6 +39,7 @@ class RangeServer:
     port: int = 0
     scheme: str = "http"
     no_head: bool = False  # HEAD is answered with 405
+    no_etag: bool = False  # the time of a file tells its version
 
     @property
     def url(self) -> str:
@@ -94,7 +95,10 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+            if state.no_etag:
+                self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
+            else:
+                self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
             self.end_headers()
             if with_body:
                 size = len(content) // 2 if fault in ("cut", "silent") else len(content)

@@ -38,6 +38,7 @@ _REMEDIES = {
     "s3": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ~/.aws, and the bucket's policy",
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS or the machine's account, and the bucket's policy",
 }
+_VERSIONS = ("ETag", "etag", "generation", "Last-Modified")  # the last of plain web servers
 _CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 # Variables that name more certificates to trust; each driver reads its own.
 _TRUSTED = {"s3": "AWS_CA_BUNDLE", "gs": "SSL_CERT_FILE", "https": "SSL_CERT_FILE", "http": "SSL_CERT_FILE"}
@@ -50,7 +51,7 @@ class Facts(NamedTuple):
     """An object as storage describes it."""
 
     bytes: int
-    version: str  # its ETag or generation; "" where storage tells none
+    version: str  # its ETag, generation or time; "" where storage tells none
 
 
 class Entry(NamedTuple):
@@ -233,7 +234,7 @@ class Storage:
 
 def _facts(found: dict[str, Any]) -> Facts:
     """Size and version in a driver's description of an object."""
-    version = next((str(found[key]) for key in ("ETag", "etag", "generation") if found.get(key)), "")
+    version = next((str(found[key]) for key in _VERSIONS if found.get(key)), "")
     return Facts(int(found.get("size") or 0), version.strip('"'))
 
 

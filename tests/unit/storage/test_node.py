@@ -124,6 +124,20 @@ def test_a_new_file_clears_those_unused_for_30_days(tmp_path: Path, server: Rang
     assert not (files / "used").exists()
 
 
+def test_a_replaced_file_of_the_same_size_is_fetched_where_only_its_time_tells(
+    tmp_path: Path, server: RangeServer
+) -> None:
+    """As of servers without ETags: files of text embeddings of the same classes have the same size."""
+    server.no_etag = True
+    node, file = NodeStorage(tmp_path / "cache"), tmp_path / "bucket/weights-0.pt"
+    os.utime(file, (1e9, 1e9))
+    before = node.fetched(place(server, 0))
+    assert node.fetched(place(server, 0)) == before
+    file.write_bytes(CONTENT["weights-1.pt"])
+    assert node.fetched(place(server, 0)).read_bytes() == CONTENT["weights-1.pt"]
+    assert before.read_bytes() == CONTENT["weights-0.pt"]
+
+
 def test_a_half_written_file_of_a_dead_process_goes(tmp_path: Path, server: RangeServer) -> None:
     node = NodeStorage(tmp_path / "cache")
     path = node.fetched(place(server, 0))
