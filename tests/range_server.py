@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from email.utils import formatdate
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import BinaryIO
@@ -95,10 +96,7 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
-            if state.no_etag:
-                self.send_header("Last-Modified", self.date_time_string(path.stat().st_mtime))
-            else:
-                self.send_header("ETag", f'"{path.stat().st_mtime_ns}"')
+            self.send_header(*_version(path, state.no_etag))
             self.end_headers()
             if with_body:
                 size = len(content) // 2 if fault in ("cut", "silent") else len(content)
@@ -113,6 +111,14 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.end_headers()
 
     return Handler
+
+
+def _version(path: Path, no_etag: bool) -> tuple[str, str]:
+    """The header that tells a file's version."""
+    found = path.stat()
+    if no_etag:
+        return "Last-Modified", formatdate(found.st_mtime, usegmt=True)
+    return "ETag", f'"{found.st_mtime_ns}"'
 
 
 def _send(content: bytes, is_slow: bool, to: BinaryIO) -> None:

@@ -12,6 +12,9 @@ from ppar_dist.text import masked, printable
 SCHEMES = ("s3", "gs", "https", "http")
 WRITABLE = ("s3", "gs")
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+# Before the first slash: no user and password, of which the password may have a slash.
+_BUCKET = re.compile(r"arn:[^@]*|[^:@]*")
+_HOST = re.compile(r"(\[[^@]*\]|[^:@]*)(:[0-9]+)?")
 _ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL | re.IGNORECASE)  # a path has one left
 
 
@@ -83,7 +86,7 @@ def _checked(scheme: str, rest: str) -> str:
         known = ", ".join(f"{each}://" for each in SCHEMES)
         raise UserError(f"a URL begins with {known}, got {shown}; mount other storage and give a path")
     place, _, _ = rest.partition("/")
-    if "@" in place or "?" in rest or "#" in rest:
+    if not (_BUCKET if scheme in WRITABLE else _HOST).fullmatch(place) or "?" in rest or "#" in rest:
         # Whoever may read config.yaml, logs and messages would have them.
         raise UserError(
             f"a URL holds no user, password, query or signature, got {shown}; give credentials where the "

@@ -22,6 +22,9 @@ def test_a_path_stays_a_path(text: str) -> None:
         (" S3://bucket/a/b/ ", "s3://bucket/a/b"),
         ("https://host:8080/x", "https://host:8080/x"),
         ("gs://b/ä", "gs://b/ä"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+        ("http://[::1]:80/a@b", "http://[::1]:80/a@b"),
+        ("s3://arn:aws:s3:eu:1:accesspoint/ap/a@b", "s3://arn:aws:s3:eu:1:accesspoint/ap/a@b"),
     ],
 )
 def test_a_url_is_remote(text: str, url: str) -> None:
@@ -48,6 +51,9 @@ def test_joined_as_a_path() -> None:
         "s3://bucket//x",
         "s3://bucket/../x",
         "https://user:secret@host/x",
+        "s3://user:sec/ret+secret@bucket/x",
+        "s3://user:12/secret@bucket/x",
+        "https://user:/secret@host/x",
         "https://host/x?X-Amz-Signature=secret",
         "s3://bucket/x#secret",
         "s3:/bucket/x",
