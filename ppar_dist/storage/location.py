@@ -15,6 +15,7 @@ _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 # Before the first slash: no user and password, of which the password may have a slash.
 _BUCKET = re.compile(r"arn:[^@]*|[^:@]*")
 _HOST = re.compile(r"(\[[^@]*\]|[^:@]*)(:[0-9]+)?")
+_ANY_ONE_SLASH = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)  # of two letters: C: is a drive
 _ONE_SLASH = re.compile(rf"({'|'.join(SCHEMES)}):/+(.*)", re.DOTALL | re.IGNORECASE)  # a path has one left
 
 
@@ -75,7 +76,7 @@ def refuse_url(path: Path) -> None:
     Raises:
         UserError: it begins with a scheme.
     """
-    if url := _ONE_SLASH.fullmatch(str(path)):
+    if url := _ANY_ONE_SLASH.fullmatch(str(path)):
         shown = _shown(f"{url[1].lower()}://{url[2]}")
         raise UserError(f"a path of this machine is expected here, got {shown}; copy it, and give the path")
 

@@ -73,7 +73,8 @@ def test_a_url_with_one_slash_is_told_right() -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["s3://bucket/x", "https://user:secret@host/x?secret", "gs:/bucket/secret@x"]
+    "text",
+    ["s3://bucket/x", "https://user:secret@host/x?secret", "gs:/bucket/secret@x", "az://b/x", "file:///x"],
 )
 def test_a_path_that_was_a_url_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="a path of this machine is expected here") as refused:
