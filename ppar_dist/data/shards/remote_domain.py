@@ -52,9 +52,12 @@ def fetch_index(domain: Remote, node: NodeStorage) -> Path:
 
 
 def _is_whole(folder: Path, content: bytes) -> bool:
-    """Whether an index was fetched: its ``domain.json`` came last, when all else had been synced."""
+    """Whether an index was fetched: its ``domain.json`` came last, when all else had been synced.
+
+    What clears temporary folders may have taken single files since.
+    """
     try:
-        return (folder / NAME).read_bytes() == content
+        return (folder / NAME).read_bytes() == content and all((folder / name).is_file() for name in ARRAYS)
     except FileNotFoundError:
         return False
 

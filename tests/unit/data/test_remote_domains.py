@@ -184,6 +184,17 @@ def test_a_copy_of_an_index_that_a_power_cut_has_torn_is_fetched_again(
         assert again.read(3) == DomainIndex.open(root / "day").read(3)
 
 
+def test_a_copy_of_an_index_that_lacks_a_file_is_fetched_again(
+    root: Path, server: RangeServer, tmp_path: Path
+) -> None:
+    """Programs that clear a temporary folder take the files one by one."""
+    for name in ("index.npy", "counts.npy", "keys.npy"):
+        index = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+        (index.folder / name).unlink()
+        again = DomainIndex.open(f"{server.url}/day", node=node(tmp_path / "cache"))
+        assert again.read(3) == DomainIndex.open(root / "day").read(3)
+
+
 def test_a_copy_counts_when_all_of_it_has_been_synced(
     server: RangeServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
