@@ -9,8 +9,8 @@ import logging
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ppar_dist.checkpoint.finding import verify
 from ppar_dist.checkpoint.layout import (
@@ -72,13 +72,11 @@ def fetched_checkpoint(
     run = place.parent.parent if single is not None else place
     own = _own_folder(folder)
     below = own / hashlib.sha256(run.url.encode()).hexdigest()[:16]
-    target = checkpoints_dir(below)
-    target.mkdir(parents=True, exist_ok=True)
-    with (below / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one downloads
+    below.mkdir(exist_ok=True)
+    with _locked(below):  # of several processes one downloads
         source = RemoteRun(run, storage)
         steps = [single] if single is not None else _wanted(source, which)
-        found = _newest_whole(source, steps, target)
+        found = _newest_whole(source, steps, below)
         if found is not None:
             hold(found)
     _clear(own)
@@ -96,10 +94,20 @@ def fetched_checkpoint(
     )
 
 
-def _newest_whole(source: RemoteRun, steps: list[int], target: Path) -> Path | None:
+@contextlib.contextmanager
+def _locked(run: Path, how: int = 0) -> Iterator[None]:
+    with (run / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | how)
+        try:
+            yield
+        finally:
+            fcntl.flock(lock, fcntl.LOCK_UN)  # a process forked meanwhile has the file open, too
+
+
+def _newest_whole(source: RemoteRun, steps: list[int], below: Path) -> Path | None:
     for step in reversed(steps):
         try:
-            return _fetched(source, step, target)
+            return _fetched(source, step, below)
         except CheckpointError as error:
             log.warning("checkpoint %s of %s is passed over: %s", checkpoint_name(step), source.place, error)
     return None
@@ -119,18 +127,15 @@ def _wanted(source: RemoteRun, which: str) -> list[int]:
     return []
 
 
-def _fetched(source: RemoteRun, step: int, target: Path) -> Path:
-    manifest: dict[str, Any] = source.manifest(step)
-    final = target / checkpoint_name(step)
-    if (
-        (final / MANIFEST).exists()
-        and read_manifest(final).get(_SEAL) == manifest[_SEAL]
-        and not verify(final)
-    ):
+def _fetched(source: RemoteRun, step: int, below: Path) -> Path:
+    seal: str = source.manifest(step)[_SEAL]
+    # A step that was replaced on storage lies beside what it replaced, which may be in use.
+    final = checkpoints_dir(below / seal[:16]) / checkpoint_name(step)
+    if (final / MANIFEST).exists() and not verify(final) and read_manifest(final).get(_SEAL) == seal:
         return final
     temporary = final.with_name(f".fetching-{final.name}")
     shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
+    temporary.mkdir(parents=True)
     source.fetch(step, temporary)
     shutil.rmtree(final, ignore_errors=True)
     temporary.rename(final)
@@ -141,10 +146,17 @@ def _fetched(source: RemoteRun, step: int, target: Path) -> Path:
 def _clear(own: Path) -> None:
     """Remove checkpoints of any run that are used no more."""
     for run in own.iterdir():
-        for entry in unused(checkpoints_dir(run), UNUSED_DAYS):
-            with contextlib.suppress(OSError), (run / "lock").open("w") as lock:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # who begins to use one holds that
-                remove_unused(entry, UNUSED_DAYS)
+        for version in (run, *_folders_in(run)):  # earlier releases had one of each step
+            for entry in unused(checkpoints_dir(version), UNUSED_DAYS):
+                # Who begins to use one holds the lock.
+                with contextlib.suppress(OSError), _locked(run, fcntl.LOCK_NB):
+                    remove_unused(entry, UNUSED_DAYS)
+                    entry.parent.rmdir()  # fails where others are in it
+                    version.rmdir()
+
+
+def _folders_in(run: Path) -> list[Path]:
+    return [path for path in run.iterdir() if path.is_dir()] if run.is_dir() else []
 
 
 def _own_folder(given: Path | None) -> Path:

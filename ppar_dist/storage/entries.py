@@ -17,6 +17,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from ppar_dist.storage.cache_folder import unlock
+
 DAY_S = 86_400.0
 _REMOVED = ".removed-"  # an entry that is being removed
 _HELD: dict[Path, int] = {}  # open folders of this process; those forked from it have them open, too
@@ -62,7 +64,7 @@ def remove_unused(entry: Path, days: float) -> None:
                     return
                 entry = entry.rename(entry.with_name(_REMOVED + entry.name))
             finally:
-                os.close(file)
+                unlock(file)
             log.info("%s was not used for %g days and is removed", entry, days)
         shutil.rmtree(entry)
     except OSError:

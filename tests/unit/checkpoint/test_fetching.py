@@ -59,17 +59,49 @@ def test_unused_downloads_go_and_used_ones_stay(server: RangeServer, tmp_path: P
             assert user.is_alive()
             time.sleep(0.01)
     users[0].join(10)
-    (run,) = into.iterdir()
-    half = run / "checkpoints/.fetching-step-00000040"
+    (used,) = into.rglob("step-00000020")
+    half = used.with_name(".fetching-step-00000040")
     half.mkdir()
     (half / "model.safetensors").touch()
     week = time.time() - 8 * DAY_S
-    for folder in (run / "checkpoints").iterdir():
+    for folder in into.glob("*/*/checkpoints/*"):
         for path in (*folder.iterdir(), folder):
             os.utime(path, (week, week))
     new = fetched(server, 30, into)
-    assert {folder.name for folder in new.parent.iterdir()} == {"step-00000020", "step-00000030"}
+    assert set(into.glob("*/*/checkpoints/*")) == {new, used}
+    assert len(list(into.glob("*/*/"))) == 2, "no empty folder stays"
     assert not verify(new)
-    assert not verify(new.with_name("step-00000020"))
+    assert not verify(used)
     users[1].kill()
     users[1].join(10)
+
+
+def test_a_step_that_is_replaced_leaves_what_was_downloaded(server: RangeServer, tmp_path: Path) -> None:
+    """Who has begun to use it must not read half of each."""
+    before = fetched(server, 10, tmp_path / "fetched")
+    there = tmp_path / "bucket/checkpoints"
+    shutil.rmtree(tmp_path / "run")
+    folder = checkpoint.publish(
+        tmp_path / "run",
+        Snapshot(
+            10, {"model.safetensors": {"w": torch.zeros(1000)}}, {"state.json": "{}"}, {"world_size": 1}
+        ),
+    )
+    shutil.copy(folder / "manifest.json", there / folder.name)
+    for name, entry in checkpoint.read_manifest(folder)["files"].items():
+        shutil.copy(folder / name, tmp_path / "bucket/blobs" / entry["sha256"])
+    after = fetched(server, 10, tmp_path / "fetched")
+    assert (after / "manifest.json").read_bytes() == (folder / "manifest.json").read_bytes()
+    assert not verify(after)
+    assert before != after
+    assert not verify(before)
+
+
+@pytest.mark.parametrize("torn", ["", "{", "{}"])
+def test_a_download_whose_manifest_is_damaged_is_fetched_again(
+    server: RangeServer, tmp_path: Path, torn: str
+) -> None:
+    here = fetched(server, 10, tmp_path / "fetched")
+    (here / "manifest.json").write_text(torn)
+    assert fetched(server, 10, tmp_path / "fetched") == here
+    assert not verify(here)
