@@ -24,7 +24,8 @@ def tell(item: int) -> dict[str, Any]:
     for number in os.listdir("/proc/self/fd"):
         with suppress(FileNotFoundError):  # the list's own
             files.append(os.readlink(f"/proc/self/fd/{number}"))
-    return {"item": item, "pid": os.getpid(), "parent": os.getppid(), "files": files}
+    is_fork = b"_started" not in Path("/proc/self/cmdline").read_bytes()
+    return {"item": item, "pid": os.getpid(), "parent": os.getppid(), "files": files, "is_fork": is_fork}
 
 
 def fail(item: int) -> None:

@@ -31,6 +31,7 @@ def test_results_come_in_order_from_workers_with_no_file_of_their_parents(how: s
     assert [each["item"] for each in told] == list(range(9))
     assert len({each["pid"] for each in told}) == 2
     assert len({each["parent"] for each in told} - {each["pid"] for each in told}) == 1
+    assert {each["is_fork"] for each in told} == {how == "forked"}
     for each in told:
         assert sum("socket" in file for file in each["files"]) == 1, each  # to its parent
         assert not [file for file in each["files"] if file.endswith(".py")], each

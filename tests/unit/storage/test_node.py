@@ -150,6 +150,32 @@ def test_a_half_written_file_of_a_dead_process_goes(tmp_path: Path, server: Rang
     assert {each.name for each in path.parent.iterdir()} == {path.name, young.name}
 
 
+@pytest.mark.process
+def test_a_process_forked_meanwhile_keeps_nobody_from_an_entry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a loader worker that the main thread forks while another thread looks at what may go."""
+    children: list[Process] = []
+    last_use = entries._last_use
+
+    def fork_and_use(entry: Path) -> float:
+        children.append(started(time.sleep, 60))
+        os.utime(entry)
+        return last_use(entry)
+
+    (tmp_path / "entry").mkdir()
+    monkeypatch.setattr(entries, "_last_use", fork_and_use)
+    entries.remove_unused(tmp_path / "entry", 30.0)
+    user = started(entries.hold, tmp_path / "entry")
+    user.join(20)
+    code = user.exitcode
+    for process in (user, *children):
+        process.kill()
+        process.join(10)
+    assert code == 0
+    assert len(children) == 1
+
+
 def _fetch_and_read(folder: Path, urls: list[str], seed: int) -> None:
     rng = random.Random(seed)
     paths = [NodeStorage(folder).fetched(Remote(url)) for url in rng.sample(urls, 2)]
