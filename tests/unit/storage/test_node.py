@@ -211,7 +211,8 @@ def test_nothing_goes_that_another_has_begun_to_use(
     assert not list((folder / "files").iterdir())
 
 
-def _fetch(folder: Path, url: str) -> None:
+def _fetch_as_another_rank(folder: Path, url: str) -> None:
+    progress._COUNTER = memoryview(bytearray(8)).cast("Q")  # a fork shares that of its parent
     NodeStorage(folder).fetched(Remote(url))
 
 
@@ -220,7 +221,7 @@ def test_who_waits_for_another_that_fetches_gives_signs_of_life(server: RangeSer
     """As long as the other one advances: a stopped one is a hang."""
     server.faults.append("slow")  # two seconds
     node = NodeStorage(tmp_path / "cache")
-    other = started(_fetch, node.folder, place(server, 0).url)
+    other = started(_fetch_as_another_rank, node.folder, place(server, 0).url)
     while not gets(server):
         time.sleep(0.01)
     waiting = threading.Thread(target=node.fetched, args=(place(server, 0),))
