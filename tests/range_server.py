@@ -40,7 +40,7 @@ class RangeServer:
     port: int = 0
     scheme: str = "http"
     no_head: bool = False  # HEAD is answered with 405
-    no_etag: bool = False  # the time of a file tells its version
+    version: str | None = "ETag"  # the header that tells a file's: ETag, Last-Modified or None
 
     @property
     def url(self) -> str:
@@ -96,7 +96,7 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             self.send_response(status)
             self.send_header("Content-Length", str(len(content)))
             self.send_header("Accept-Ranges", "bytes")
-            self.send_header(*_version(path, state.no_etag))
+            _send_version(self, path, state.version)
             self.end_headers()
             if with_body:
                 size = len(content) // 2 if fault in ("cut", "silent") else len(content)
@@ -113,12 +113,12 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
     return Handler
 
 
-def _version(path: Path, no_etag: bool) -> tuple[str, str]:
-    """The header that tells a file's version."""
+def _send_version(answer: BaseHTTPRequestHandler, path: Path, header: str | None) -> None:
     found = path.stat()
-    if no_etag:
-        return "Last-Modified", formatdate(found.st_mtime, usegmt=True)
-    return "ETag", f'"{found.st_mtime_ns}"'
+    if header == "ETag":
+        answer.send_header("ETag", f'"{found.st_mtime_ns}"')
+    elif header is not None:
+        answer.send_header(header, formatdate(found.st_mtime, usegmt=True))
 
 
 def _send(content: bytes, is_slow: bool, to: BinaryIO) -> None:

@@ -74,7 +74,7 @@ class NodeStorage:
         self.cache.prepare()
 
     def fetched(self, place: Location) -> Path:
-        """A file, fetched once per node and version if it is an object.
+        """A file, fetched once per node and version if it is an object; each time where storage tells none.
 
         Raises:
             FileNotFoundError: there is no such object.
@@ -89,7 +89,7 @@ class NodeStorage:
         with self.alone(entry.name):
             entry.mkdir(parents=True, exist_ok=True)
             hold(entry)
-            is_there = path.is_file() and path.stat().st_size == facts.bytes
+            is_there = facts.version != "" and path.is_file() and path.stat().st_size == facts.bytes
             if not is_there:
                 self.download(place, path)
         if not is_there:
