@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -38,6 +39,7 @@ _REMEDIES = {
     "s3": "check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_ENDPOINT_URL, ~/.aws, and the bucket's policy",
     "gs": "check GOOGLE_APPLICATION_CREDENTIALS or the machine's account, and the bucket's policy",
 }
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _VERSIONS = ("ETag", "etag", "generation", "Last-Modified")  # the last of plain web servers
 _CHECKSUMS = "AWS_REQUEST_CHECKSUM_CALCULATION"
 # Variables that name more certificates to trust; each driver reads its own.
@@ -113,7 +115,8 @@ class Storage:
 
         def attempt() -> None:
             expected = _reading(place).info(place.url).get("size")
-            _reading(place).get_file(place.url, str(path), **self._signs())
+            with _of_this_machine(path):
+                _reading(place).get_file(place.url, str(path), **self._signs())
             if expected is not None and path.stat().st_size != expected:
                 raise Incomplete(f"{path.stat().st_size} of {expected} bytes came")
 
@@ -260,6 +263,17 @@ def _refuse(what: str, error: Exception) -> None:
         ) from None
     if not may_pass(error):
         raise UserError(f"cannot {what}: {described(error)}; check the URL, its region and bucket") from None
+
+
+@contextlib.contextmanager
+def _of_this_machine(path: Path) -> Iterator[None]:
+    """A disk that is full is not a fault of storage: its error names the file."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM and error.filename is None:
+            raise OSError(error.errno, error.strerror, str(path)) from None
+        raise
 
 
 def _scheme_in(what: str) -> str:

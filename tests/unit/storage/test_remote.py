@@ -77,6 +77,13 @@ def test_what_cannot_pass_is_asked_once(server: RangeServer) -> None:
     assert len(server.requests) == 3
 
 
+def test_a_full_disk_is_not_a_fault_of_storage(server: RangeServer) -> None:
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'") as refused:
+        Storage(20).download(place(server), Path("/dev/full"))
+    assert not isinstance(refused.value, StorageUnavailable)
+    assert sum(method == "GET" for method, _, _ in server.requests) == 1
+
+
 def test_a_server_that_says_nothing_is_asked_again(
     server: RangeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
