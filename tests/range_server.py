@@ -31,7 +31,7 @@ class RangeServer:
     """A folder and what is asked of it.
 
     ``faults``: for each GET to come a status (int), ``cut`` (half of the body, then the end), ``silent`` (the
-    same, and nothing for a second before the end), ``slow`` (the body in 20 pieces, 0.1 s apart), or None.
+    same, and nothing for 5 s before the end), ``slow`` (the body in 20 pieces, 0.1 s apart), or None.
     """
 
     folder: Path
@@ -101,7 +101,7 @@ def _handler(state: RangeServer) -> type[BaseHTTPRequestHandler]:
             if with_body:
                 size = len(content) // 2 if fault in ("cut", "silent") else len(content)
                 _send(content[:size], fault == "slow", self.wfile)
-            time.sleep(fault == "silent")
+            time.sleep(5.0 * (fault == "silent"))
             if fault in ("cut", "silent"):
                 self.close_connection = True
 
