@@ -70,6 +70,9 @@ class Ownership:
         host, since = socket.gethostname(), time.strftime("%Y-%m-%d %H:%M:%S")
         self._self = Owner("", uuid.uuid4().hex, host, since)
         self.limit: int | None = None
+        self._writes = (
+            threading.Lock()
+        )  # the note is written by the training thread and by the one that sends
         self._end = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -106,13 +109,15 @@ class Ownership:
 
     def note(self, limit: int | None) -> None:
         """Write down in run.dir that no checkpoint of a later step than ``limit`` counts; None: all do."""
-        self.limit, self._self = limit, replace(self._self, limit=limit)
-        write_atomically(self._note, self._self.to_text())
+        with self._writes:
+            self.limit, self._self = limit, replace(self._self, limit=limit)
+            write_atomically(self._note, self._self.to_text())
 
     def note_safe(self, step: int) -> None:
         """Write down in run.dir that the remote has the checkpoint of ``step``."""
-        self._self = replace(self._self, safe=step)
-        write_atomically(self._note, self._self.to_text())
+        with self._writes:
+            self._self = replace(self._self, safe=step)
+            write_atomically(self._note, self._self.to_text())
 
     def check(self) -> None:
         """Look whether this job still is the one that writes.
