@@ -45,6 +45,7 @@ class Owner:
     ended: bool = False
     limit: int | None = None  # the run has rolled back to this step, which is not in the remote yet
     safe: int | None = None  # the step that was sent last
+    before: str = ""  # the job that wrote before this one
 
     def to_text(self) -> str:
         """As JSON."""
@@ -99,9 +100,16 @@ class Ownership:
                 "checkpoint.remote"
             )
         run = found.run if found is not None else mine or uuid.uuid4().hex
-        known = noted or found
+        # A job elsewhere has gone on since: what was noted here is of a course that it has left behind.
+        is_newest = found is None or (noted is not None and found.job in (noted.job, noted.before))
+        known = noted if is_newest else found
         self.limit = known.limit if known is not None else None
-        self._self = replace(self._self, run=run, safe=known.safe if known is not None else None)
+        self._self = replace(
+            self._self,
+            run=run,
+            safe=known.safe if known is not None else None,
+            before=found.job if found is not None else "",
+        )
         self.note(self.limit)  # first: a kill in between leaves a run.dir that knows its remote
         self._storage.write(self._object, self._self.to_text().encode())
         self._thread = threading.Thread(target=self._beat, name="remote-owner", daemon=True)
