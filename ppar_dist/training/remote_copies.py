@@ -18,7 +18,7 @@ class RemoteCopies:
         """``mirror`` is claimed."""
         self._mirror, self._log, self._uploader = mirror, log, Uploader()
         self._step: int | None = None  # the newest that is there, as far as this job knows
-        self._problem: str | None = None  # of the copy that ended last
+        self._problem: str | None = None  # since the newest arrived, or of that one
 
     def offer(self, folder: Path, keep: Callable[[list[int]], Set[int]]) -> None:
         """Have the newest checkpoint copied, and then those that are kept and lacking. Any thread may."""
@@ -70,7 +70,8 @@ class RemoteCopies:
     def note(self) -> None:
         """Log the copies that have ended."""
         while (outcome := self._uploader.poll()) is not None:
-            if outcome.error is None and not outcome.is_earlier:
-                self._step = outcome.step
-            self._problem = outcome.error
+            if outcome.error is not None:
+                self._problem = outcome.error
+            elif not outcome.is_earlier:  # after which all that is lacking is tried again
+                self._step, self._problem = outcome.step, None
             self._log.uploaded(outcome, self._step)
