@@ -156,9 +156,9 @@ class Mirror:
             return []
         step, there = step_of(folder) or 0, set(self._checkpoints.steps())
         local = {step_of(each) or 0: each for each in list_checkpoints(self._run)}
-        kept = keep(sorted({*local, *there}))
-        steps = sorted((each for each in kept & set(local) - there if each < step), reverse=True)
-        return [local[each] for each in steps if each not in self._damaged]
+        whole = local.keys() - self._damaged  # as in run.dir, a damaged one is none of the newest
+        kept = keep(sorted(whole | there))
+        return [local[each] for each in sorted(kept & whole - there, reverse=True) if each < step]
 
     def add(self, folder: Path, keep: Callable[[list[int]], Set[int]], rollbacks: int) -> int:
         """Copy a checkpoint that is lacking, and let later ones stay; all else as ``copy``."""
@@ -175,6 +175,7 @@ class Mirror:
         """No checkpoint of a later step counts from now on, also where it cannot be deleted at once."""
         with self._lock:
             self._rollbacks += 1
+            self._damaged = set()  # those of later steps are written again
             self._owner.note(step)
 
     def _refuse_rolled_back(self, step: int, rollbacks: int) -> None:

@@ -313,6 +313,15 @@ def test_what_is_kept_and_lacking_is_added_to_what_is_there(
         to.add(folder)
     assert RemoteRun(place, STORAGE).steps() == [10, 30, 50]
     assert to.lacking(folders[50]) == []
+    assert [
+        checkpoint.step_of(each) for each in mirror.lacking(folders[50], lambda steps: set(steps[-3:]))
+    ] == [20], "in place of the damaged one"
+    mirror.roll_back_to(30)
+    mirror.copy(write(run, 40), keep)  # again, and whole
+    assert RemoteRun(place, STORAGE).steps() == [10, 30, 40]
+    mirror.copy(write(run, 50), keep)
+    RemoteRun(place, STORAGE).withdraw(40)
+    assert mirror.lacking(folders[50], keep) == [folders[40]]
     mirror.close()
     for step in (10, 30):
         found = checkpoint.fetched_checkpoint(
