@@ -46,6 +46,7 @@ class Owner:
     limit: int | None = None  # the run has rolled back to this step, which is not in the remote yet
     safe: int | None = None  # the step that was sent last
     before: str = ""  # the job that wrote before this one
+    results: bool = False  # scores and report of the run's end were sent
 
     def to_text(self) -> str:
         """As JSON."""
@@ -127,6 +128,12 @@ class Ownership:
             self._self = replace(self._self, safe=step)
             write_atomically(self._note, self._self.to_text())
 
+    def note_results(self) -> None:
+        """Write down in run.dir that the remote has the scores and the report of the run's end."""
+        with self._writes:
+            self._self = replace(self._self, results=True)
+            write_atomically(self._note, self._self.to_text())
+
     def check(self) -> None:
         """Look whether this job still is the one that writes.
 
@@ -198,10 +205,9 @@ class Ownership:
             return None
 
 
-def sent_step(run: Path) -> int | None:
-    """The step that a run's remote was sent last, by the note in ``run``; None where nothing is noted."""
+def noted_owner(run: Path) -> Owner | None:
+    """What ``run`` notes of its remote; None where nothing is noted."""
     try:
-        noted = Owner.from_text((run / NOTE).read_bytes())
+        return Owner.from_text((run / NOTE).read_bytes())
     except OSError:
         return None
-    return noted.safe if noted is not None else None

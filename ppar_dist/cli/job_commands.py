@@ -112,6 +112,8 @@ def _start(
         all_steps = last == checkpoint_name(settings.train.steps)
         how = f"has all {settings.train.steps} steps" if all_steps else "has stopped early"
         print(f"already finished: {settings.run.dir} {how} ({last})")
+        if machines.rank == 0:
+            _send_results(settings)
         return exit_codes.DONE
     ranks = default_ranks(settings.engine.device) if nproc is None else nproc
     make_plan(settings, ranks * machines.count)
@@ -295,10 +297,21 @@ def _is_packaged(folder: Path) -> bool:
 
 def _is_sent(settings: Config, last: str) -> bool:
     """Whether a finished run's remote, if it has one, was sent the last checkpoint; else ranks send it."""
-    from ppar_dist.checkpoint.owner import sent_step
+    from ppar_dist.checkpoint.owner import noted_owner
 
-    step = None if settings.checkpoint.remote is None else sent_step(settings.run.dir)
+    noted = None if settings.checkpoint.remote is None else noted_owner(settings.run.dir)
+    step = None if noted is None else noted.safe
     return settings.checkpoint.remote is None or last == f"step-{step or 0:08d}"
+
+
+def _send_results(settings: Config) -> None:
+    """Send a finished run's remote, if it has one, the scores and report that could not be sent before."""
+    from ppar_dist.checkpoint.owner import noted_owner
+    from ppar_dist.run.mirror import send_results
+
+    noted = None if settings.checkpoint.remote is None else noted_owner(settings.run.dir)
+    if noted is not None and not noted.results:
+        send_results(settings)
 
 
 def _load(path: Path, overrides: Sequence[str]) -> Config:

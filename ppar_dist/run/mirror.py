@@ -201,6 +201,7 @@ class Mirror:
         try:
             self._owner.check()
             self._send(name for name in _RESULTS if (self._run / name).is_file())
+            self._owner.note_results()
         finally:
             self._owner.close()
 
