@@ -121,8 +121,9 @@ class Checkpointing:
         """
         self.finish(learner)
         preemption.done()  # from here on nothing is lost when this process is ended
-        left_s = preemption.left_s(self._plan.config.faults.grace_s) - 2 * CLOSE_S
-        longest_s = max(0.0, min(self._plan.config.faults.grace_s / 2, left_s))
+        grace_s = self._plan.config.faults.grace_s
+        left_s = min(self._world.gather(preemption.left_s(grace_s)))  # the first one asked is ended first
+        longest_s = max(0.0, min(grace_s / 2, left_s - 2 * CLOSE_S))
         if behind := self._world.on_main(lambda: self._finish_copies(learner, longest_s)):
             self._log.warn(behind)
 
