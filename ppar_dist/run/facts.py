@@ -111,6 +111,8 @@ def read_latest(run: Path) -> str | None:
 def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | None:
     """The name of the last checkpoint of a run that has all its steps, table and report; None for another.
 
+    A table or report older than that checkpoint is of a run that had fewer steps.
+
     Args:
         config: what is asked for.
         facts: gives what determines its result: hashes of configuration, text and sources.
@@ -120,7 +122,7 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
     """
     run, last = config.run.dir, read_latest(config.run.dir) or ""
     files = [paths.REPORT, *([paths.RESULTS] if config.targets else [])]
-    if not last or not all((run / name).is_file() for name in files):
+    if not last or any(_is_older(run / name, checkpoints_dir(run) / last / MANIFEST) for name in files):
         return None
     try:
         stored = load_config(paths.config_file(run))
@@ -132,6 +134,14 @@ def finished(config: Config, facts: Callable[[], Mapping[str, Any]]) -> str | No
         return None
     refuse_another_start(config, TrainState.from_json(_json_object(found.path / STATE)))
     return last if read_checkpoint(found.path).whole else None  # a damaged one is trained again
+
+
+def _is_older(path: Path, than: Path) -> bool:
+    """Whether a file was written before another one, or either is not there."""
+    try:
+        return path.stat().st_mtime_ns < than.stat().st_mtime_ns
+    except OSError:
+        return True
 
 
 def last_step(config: Config) -> int | None:

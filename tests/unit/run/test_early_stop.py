@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,17 @@ def test_a_finished_run_is_asked_for_its_start_too(tmp_path: Path) -> None:
     assert finished(config, dict) == "step-00000040"
     with pytest.raises(UserError, match=r"was not started from init_from=.*; remove init_from"):
         finished(config.model_copy(update={"init_from": tmp_path / "other"}), dict)
+
+
+def test_a_report_of_fewer_steps_is_no_end(tmp_path: Path) -> None:
+    """A run that was given more steps, and was killed after its last checkpoint."""
+    config = make_run(tmp_path, tmp_path / "run")
+    report = tmp_path / "run" / "report.html"
+    report.touch()
+    os.utime(report, ns=(0, report.stat().st_mtime_ns - 60 * 10**9))
+    assert finished(config, dict) is None
+    report.touch()
+    assert finished(config, dict) == "step-00000040"
 
 
 def test_without_scores_there_is_nothing_to_wait_for(tmp_path: Path) -> None:
