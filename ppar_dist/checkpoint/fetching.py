@@ -87,7 +87,7 @@ def fetched_checkpoint(
             f"{place} has no best checkpoint; leave out which=best, or train with checkpoint.keep_best and "
             "train.eval_every"
         )
-    what = "is no whole checkpoint" if single is not None or steps else "holds no checkpoint of a run"
+    what = "is not a whole checkpoint" if single is not None or steps else "holds no checkpoint of a run"
     raise UserError(
         f"{place} {what}; check the bucket and the prefix: it is the checkpoint.remote of a run, or one of "
         "its checkpoints"

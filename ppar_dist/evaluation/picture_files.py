@@ -95,7 +95,7 @@ def _searched(folder: Path, out: Path) -> list[Path | Failure]:
         names = some([visible(str(path.relative_to(folder))) for path in others])
         what = "a file that is not an image by its ending"
         if len(others) > 1:
-            what = f"{len(others)} files that are no images by their endings"
+            what = f"{len(others)} files that are not images by their endings"
         log.warning("%s: passed over %s: %s%s", folder, what, names, hint)
     return inside
 

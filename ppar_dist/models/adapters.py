@@ -55,7 +55,7 @@ def add_adapters(tower: nn.Module, cfg: BackboneConfig, gradients: Callable[[], 
         gradients: sends a gradient through everything that is made of the tower's features.
 
     Raises:
-        UserError: peft is missing, or the targets are no layers that can learn so.
+        UserError: peft is missing, or the targets are not layers that can learn so.
     """
     names = _targets(tower, cfg)
     _inject(tower, cfg.lora, names)

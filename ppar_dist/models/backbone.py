@@ -219,7 +219,7 @@ def _check_features(backbone: Backbone, cfg: BackboneConfig) -> None:
     expected = [(c, round(height / s), round(width / s)) for c, s in zip(channels, strides, strict=True)]
     if shapes != expected:
         raise UserError(
-            f"model.backbone.name={cfg.name}: its features are no maps of channels, rows and columns "
+            f"model.backbone.name={cfg.name}: its features are not maps of channels, rows and columns "
             f"({shapes} instead of {expected}); {_USABLE}"
         )
 

@@ -244,7 +244,7 @@ def _load(name: str, file: str, options: dict[str, Any], overlay: dict[str, Any]
 def _read(file: Path) -> tuple[dict[str, Tensor], LoadReport]:
     """The tensors of a file without the names of wrappers, their values checked."""
     content = read_weights(file, _FORMS, _ENTRIES)
-    # DINOv3's masks of biases are no weights, and not numbers where they were never set.
+    # DINOv3's masks of biases are not weights, and not numbers where they were never set.
     tensors = {name: value for name, value in content.tensors.items() if not name.endswith(".bias_mask")}
     zeros = check_values(file, tensors)
     weights = [value for name, value in tensors.items() if is_weight(name)]

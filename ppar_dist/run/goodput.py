@@ -29,7 +29,7 @@ _LATEST = 1e11  # seconds since 1970; far beyond any run
 
 
 class Tally:
-    """The seconds of a run, taken up record by record.
+    """The seconds of a run, added up record by record.
 
     Attributes:
         began: when the run's first process started, in seconds since 1970; None before the first record.

@@ -110,7 +110,7 @@ class Mirror:
 
     def _fetch(self, step: int, folder: Path) -> None:
         self._checkpoints.fetch(step, folder)
-        for name in self._remote_files():  # before it is published: a kill in between begins anew
+        for name in self._remote_files():  # before it is published: a kill in between begins again
             path = self._run / name
             make_folder(path.parent)
             part = path.with_name(f".{path.name}.fetched")

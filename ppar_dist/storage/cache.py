@@ -77,7 +77,7 @@ class NodeCache:
         A folder that cannot be used for another reason than its owner is a warning.
 
         Raises:
-            UserError: it is another user's, others may write into it, or it is no folder.
+            UserError: it is another user's, others may write into it, or it is not a folder.
         """
         try:
             make_own(self.folder)

@@ -27,7 +27,7 @@ def make_own(folder: Path) -> None:
     """Make the folder where there is none, for this user alone.
 
     Raises:
-        UserError: it is another user's, others may write into it, or it is no folder.
+        UserError: it is another user's, others may write into it, or it is not a folder.
         OSError: it cannot be made.
     """
     another = "give another data.cache.folder"

@@ -80,7 +80,7 @@ class Storage:
         """Size and version of an object."""
         found = self._ask(f"look at {place}", lambda: _reading(place).info(place.url))
         if found.get("type") == "directory":
-            raise FileNotFoundError(f"{place} is no object")
+            raise FileNotFoundError(f"{place} is not an object")
         return _facts(found)
 
     def read_range(self, place: Remote, start: int, stop: int) -> bytes:
@@ -161,7 +161,7 @@ class Storage:
         return sorted(entries)
 
     def remove(self, place: Remote) -> None:
-        """Remove an object; that it is gone already is no failure."""
+        """Remove an object; that it is gone already is not a failure."""
         with contextlib.suppress(FileNotFoundError):
             self._ask(f"remove {place}", lambda: _writing(place).rm_file(place.url))
 

@@ -43,7 +43,7 @@ class Victims:
         self._ranked = []
 
     def fill(self, held: Sequence[Unit], excess: int) -> None:
-        """Begin the list anew.
+        """Begin the list again.
 
         Args:
             held: all units that are held.

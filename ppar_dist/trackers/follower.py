@@ -91,7 +91,7 @@ class Follower:
                 if self._failures and not over:
                     log.warning("%s works again: nothing was lost", self._name)
                 self._failures = 0
-            except BaseException as error:  # of a library, some of which raise what is no Exception
+            except BaseException as error:  # of a library, some of which raise what is not an Exception
                 self._failed(error)
 
     def _carry(self) -> None:

@@ -106,7 +106,7 @@ def test_what_is_wrong_with_a_url_is_told_in_a_line(
     wrong = {
         f"{run.parent}/none": "holds no checkpoint of a run; check the bucket and the prefix",
         "s3://no-such-bucket/run": "holds no checkpoint of a run; check the bucket and the prefix",
-        f"{run}/checkpoints/step-00000009": "is no whole checkpoint",
+        f"{run}/checkpoints/step-00000009": "is not a whole checkpoint",
         f"S4://{run.parent.name}/run": "a URL begins with s3://, gs://",
         f"s3:/{run.parent.name}/run": "a URL has two slashes after its scheme",
         f"s3://KEY:SECRET@{run.parent.name}/run": "a URL holds no user, password",

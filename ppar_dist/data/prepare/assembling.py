@@ -182,7 +182,7 @@ def _rows(stem: Path) -> Rows:
 
 
 def _remove_others(folder: Path, shards: Sequence[Shard]) -> None:
-    """A killed process with other options may have left shards that are no part of this domain."""
+    """A killed process with other options may have left shards that are not part of this domain."""
     wanted = {shard.path for shard in shards}
     for path in folder.iterdir():
         if path not in wanted:

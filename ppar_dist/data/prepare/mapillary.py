@@ -104,7 +104,7 @@ CITYSCAPES = {
     "object--vehicle--caravan": "caravan",
     "object--vehicle--trailer": "trailer",
 }
-"""Names in Cityscapes of the labels of v1.2; all others are no class."""
+"""Names in Cityscapes of the labels of v1.2; all others are not classes."""
 
 _MARKINGS = ("marking--continuous--", "marking--discrete--", "marking-only--")
 _REFINED = {

@@ -1,7 +1,7 @@
 """The samples of a tar shard, before anything is read: which members belong together, and what each is.
 
 Members of one key stand side by side, as WebDataset groups them. What a member is, its ending says. Dot names
-and the like are clutter; of members that are no part of a sample, kinds are counted.
+and the like are clutter; of members that are not part of a sample, kinds are counted.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def _members(path: Path, where: str) -> tuple[list[Member], SampleError | None]:
 
 
 def _named(found: list[Member], endings: Endings, ignored: Counter[str]) -> Iterator[_Named]:
-    """Members with key and kind, without those that are no part of a sample.
+    """Members with key and kind, without those that are not part of a sample.
 
     ``a.depth.png`` is a member of sample ``a`` that nothing here needs, ``frame.0001.png`` the label of
     ``frame.0001``: what a key with a dot means depends on which of the two has image and label.

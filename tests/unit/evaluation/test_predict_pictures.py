@@ -242,7 +242,7 @@ def test_files_of_a_folder_that_are_no_images_are_told(
         (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "in" / name).write_bytes(b"")
     assert len(picture_files([tmp_path / "in"], tmp_path / "out")[0]) == 1
-    told = "passed over 3 files that are no images by their endings: b.heic, sub/c.gif, sub/d.MP4; a video is"
+    told = "passed over 3 files that are not images by their endings: b.heic, sub/c.gif, sub/d.MP4; a video"
     assert told in caplog.text
     (tmp_path / "in" / "a.jpg").unlink()
     with pytest.raises(UserError, match=r"holds no images .*; give another; a video is named itself"):
