@@ -16,12 +16,12 @@ from collections.abc import Iterable, Sequence
 
 from benchmarks.gain.equal_time import Runs, equal_steps
 from benchmarks.gain.tables import NOTE, differences_table, scores_table
-from benchmarks.gain.variants import EQUAL_TIME, PLAIN, VARIANTS
+from benchmarks.gain.variants import EQUAL_TIME, PLAIN, VARIANTS, write_random_text
 from benchmarks.judge import HELD_OUT
 from benchmarks.options import page, parser
 from benchmarks.pages import insert
 from benchmarks.runs import Run, plan_run, provenance, run_variants, stop_on_signals
-from benchmarks.streets import TARGETS, TRACKS, prepare_streets
+from benchmarks.streets import TARGETS, TRACKS, prepare_streets, weights_folder
 
 
 def needed(wanted: Iterable[str], against: str) -> list[str]:
@@ -62,8 +62,9 @@ class Bench:
         planned: list[tuple[str, Run]] = []
         for seed in range(self.options.seeds):  # after the first seed there is a first table to look at
             for name, extra in variants.items():
+                changed = [override.format(shards=self.options.shards) for override in extra]
                 run = plan_run(
-                    f"{self.track} {name}", seed, TRACKS[self.track], self.options.out, [*common, *extra]
+                    f"{self.track} {name}", seed, TRACKS[self.track], self.options.out, [*common, *changed]
                 )
                 planned.append((name, run))
         found, problems = run_variants(planned, self.targets, self.options.parallel)
@@ -92,6 +93,7 @@ def main(arguments: Sequence[str]) -> int:
     docs = page(options, [f"gain:{track}" for track in tracks])
     stop_on_signals()
     prepare_streets(options.shards, options.limit)
+    write_random_text(weights_folder() / "clip-vit-b-16-openai-text-multi.npz", options.shards)
     problems = []
     for track in tracks:
         bench = Bench(track, options)

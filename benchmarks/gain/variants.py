@@ -5,19 +5,28 @@ Every variant of a track has the same configuration file, data, seeds and number
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
+
 PLAIN = "plain"  # fine-tuning without the method: what the others are compared with
 
 _NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
+RANDOM_TEXT = "random_text.npz"  # beside the shards
+# ``{shards}`` stands for the folder of the shards.
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("ppar.enabled=false", *_NO_REFIT),
     "PPAR": (),
     # The control: what PPAR does after the last step, without the method.
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
     "PPAR without refit": _NO_REFIT,
-    "PPAR, prototypes in the prediction": ("refit.linear=true", "refit.prototypes=true"),
+    # What the prototypes of the image do for a network that was trained without the method.
+    "plain, refitted, image prototypes": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=true"),
+    "PPAR without image prototypes": ("refit.prototypes=false",),
     "PPAR without alignment": ("ppar.alignment.enabled=false",),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
     "PPAR without trust": ("ppar.reweighting.trust.enabled=false",),
+    "PPAR, random text": (f"text.file={{shards}}/{RANDOM_TEXT}",),  # is it CLIP's text that helps?
     "PPAR without VTP": ("ppar.vtp.enabled=false",),
     "PPAR, random convolution": ("augment.random_convolution=0.5",),
     "plain, refitted, random convolution": (
@@ -30,3 +39,11 @@ VARIANTS: dict[str, tuple[str, ...]] = {
 
 # As the variant on the right, with as many steps as cost no more CPU time than PLAIN's.
 EQUAL_TIME: dict[str, str] = {"PPAR, equal time": "PPAR"}
+
+
+def write_random_text(text: Path, shards: Path) -> None:
+    """Random embeddings under the names of a file of text embeddings, unless they are there."""
+    if not (shards / RANDOM_TEXT).exists():
+        with np.load(text) as real:
+            random = np.random.default_rng(0).standard_normal(real["embeddings"].shape)
+            np.savez(shards / RANDOM_TEXT, names=real["names"], embeddings=random.astype(np.float32))

@@ -23,7 +23,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     PRESENT: ("ppar.reweighting.trust.enabled=false", *_NO_REFIT),
     "PPAR, trust": ("ppar.reweighting.trust.enabled=true", *_NO_REFIT),
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
-    "PPAR": ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=false"),
+    "PPAR": ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true"),
 }
 
 SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes

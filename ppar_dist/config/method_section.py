@@ -88,9 +88,9 @@ class PparConfig(Section):
 
 
 class RefitConfig(Section):
-    """The last stage: classifiers fitted to the sources' images as they are, without augmentation."""
+    """The last stage: what is fitted to the sources' images as they are, without augmentation."""
 
     linear: bool = False  # fit the linear classifier again
-    prototypes: bool = False  # add the logits of visual prototypes to a prediction
+    prototypes: bool = False  # correct a prediction by the prototypes of its image
     images: Count = 48  # of each source
-    share: NonNegative = 0.5  # factor on the prototypes' logits
+    prototype_share: Ratio = 0.035  # α: how far prototypes of the sources move to those of the image

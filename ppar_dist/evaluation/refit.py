@@ -21,11 +21,12 @@ from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.evaluation.survey import source_cells
 from ppar_dist.models.segmentor import Segmentor
-from ppar_dist.ppar.gaussian import Moments, pooled_discriminant
+from ppar_dist.ppar.gaussian import Moments, pooled_moments, shrink
 from ppar_dist.ppar.trust import Cells
 
 _MOST_CELLS = 60_000  # of all sources
 _SHRINKAGE = 0.05
+_LEAST_VARIANCE = 1e-3  # of a feature, as a share of the mean over features
 _DECAY = 1e-3  # on squared weights of standardised features
 _ITERATIONS = 60
 
@@ -63,13 +64,22 @@ def refit(
     if options.prototypes:
         moments = [Moments.of(cells.features, cells.labels, num_classes) for cells in domains]
         there = torch.stack([each.counts > 0 for each in moments])
-        classifier = pooled_discriminant(moments, votes.double() * there, _SHRINKAGE)
-        found["prototype_weights"] = (options.share * classifier.weights).float()
-        # A class without prototypes is left to the other classifier.
-        known = classifier.biases.isfinite()
-        least = classifier.biases[known].min() if known.any() else classifier.biases.new_zeros(())
-        found["prototype_biases"] = (options.share * torch.where(known, classifier.biases, least)).float()
+        pooled = pooled_moments(moments, votes.double() * there)
+        found["image_prototypes.means"] = pooled.means.float()
+        found["image_prototypes.precision"] = torch.linalg.inv(_never_flat(pooled.covariance)).float()
+        found["image_prototypes.shares"] = options.prototype_share * pooled.known.float()
     return found
+
+
+def _never_flat(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
+    """Shrunk, and with a floor under variances.
+
+    A feature that the sources hardly ever move must not decide where a target does.
+    """
+    shrunk = shrink(covariance, _SHRINKAGE)
+    floor = _LEAST_VARIANCE * shrunk.diagonal().mean()
+    shrunk.diagonal().clamp_(min=floor)
+    return shrunk
 
 
 def _logistic(domains: Iterable[Cells], votes: Float[Tensor, "M K"], width: int) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,7 @@ from ppar_dist.models.blocks import depths, layers
 from ppar_dist.models.cosine import cosine_logits
 from ppar_dist.models.decoder import build_decoder
 from ppar_dist.models.features import Features, ceil_div
+from ppar_dist.models.image_prototypes import ImagePrototypes
 from ppar_dist.models.pyramid import SimplePyramid
 from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.models.text import text_prototypes
@@ -55,7 +56,8 @@ class Segmentor(nn.Module):
         num_classes: K.
         features: ``dense``: the backbone's joint features are aligned; ``embedding``: the decoder's, averaged
             over the same cells and projected by P.
-        prototypes: add the logits of prototypes to a prediction, once `load_refit` has brought them.
+        prototypes: correct a prediction by the prototypes of the image (`ImagePrototypes`), once `load_refit`
+            has brought those of the sources.
 
     Raises:
         UserError: a text classifier without text, or with text of another shape.
@@ -94,11 +96,8 @@ class Segmentor(nn.Module):
         if isinstance(neck, SimplePyramid):
             neck.leave_out(frozenset(range(len(backbone.strides))) - self.decoder.used - {self._level})
         self.bf16 = False  # forward passes run under autocast; parameters stay fp32
-        self.prototype_weights: Tensor | None
-        self.prototype_biases: Tensor | None
         both = width + backbone.channels[self._level]
-        self.register_buffer("prototype_weights", torch.zeros(num_classes, both) if prototypes else None)
-        self.register_buffer("prototype_biases", torch.zeros(num_classes) if prototypes else None)
+        self.image_prototypes = ImagePrototypes(num_classes, both) if prototypes else None
 
     def forward(self, images: Shaped[Tensor, "B 3 H W"], dense: bool = True) -> Prediction:
         """Segment raw images.
@@ -112,10 +111,10 @@ class Segmentor(nn.Module):
             prepared = self.backbone.prepare(images)
             found = self.backbone(prepared, dense=dense and self.features == "dense")
             narrow = self.decoder(found.pyramid)  # (B, W, h_0, w_0)
-            return Prediction(
-                self._logits(narrow, found.pyramid[self._level], height, width),
-                self._dense(found, narrow, dense, height, width),
-            )
+            logits = self._on_fours(self._learned_logits(narrow), height, width)
+            if self.image_prototypes is not None and not self.training:
+                logits = self.image_prototypes(logits, self._maps(found, narrow, height, width))
+            return Prediction(logits, self._dense(found, narrow, dense, height, width))
 
     def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Only the features to align, of raw images."""
@@ -130,13 +129,15 @@ class Segmentor(nn.Module):
 
     @torch.no_grad()
     def pixel_features(self, image: Shaped[Tensor, "3 H W"]) -> Float[Tensor, "V h_1 w_1"]:
-        """What `load_refit`'s classifiers take of an image: the decoder's features and those of a level."""
+        """What `refit` looks at in an image: the decoder's features and those of a level."""
         height, width = image.shape[1:]
         prepared = self.backbone.prepare(image[None])
         found = self.backbone(prepared, dense=False)
-        narrow = self.decoder(found.pyramid)
+        return self._maps(found, self.decoder(found.pyramid), height, width)[0]
+
+    def _maps(self, found: Features, narrow: Tensor, height: int, width: int) -> Tensor:
         level = resize_bilinear(found.pyramid[self._level], (narrow.shape[2], narrow.shape[3]))
-        return self._on_fours(torch.cat([narrow.float(), level.float()], 1), height, width)[0]
+        return self._on_fours(torch.cat([narrow.float(), level.float()], 1), height, width)
 
     @torch.no_grad()
     def load_refit(self, fitted: Mapping[str, Tensor]) -> None:
@@ -144,14 +145,12 @@ class Segmentor(nn.Module):
 
         Args:
             fitted: ``linear.weight`` (K, W) and ``linear.bias`` (K,) replace those of the linear classifier;
-                ``prototype_weights`` (K, W + C) and ``prototype_biases`` (K,) add logits to a prediction.
+                ``image_prototypes.means`` (K, W + C), ``image_prototypes.precision`` (W + C, W + C) and
+                ``image_prototypes.shares`` (K,) are those of `ImagePrototypes`.
         """
         mine = self.state_dict()
         for name, value in fitted.items():
             mine[name].copy_(value.view_as(mine[name]))
-
-    def _logits(self, narrow: Tensor, level: Tensor, height: int, width: int) -> Tensor:
-        return self._on_fours(self._classify(narrow, level), height, width)
 
     def _on_fours(self, maps: Tensor, height: int, width: int) -> Tensor:
         """Maps of the finest stride on the grid of the logits."""
@@ -166,18 +165,6 @@ class Segmentor(nn.Module):
                 recompute_scale_factor=False,
             )
         return maps[..., : ceil_div(height, 4), : ceil_div(width, 4)]
-
-    def _classify(self, narrow: Tensor, level: Tensor) -> Tensor:
-        logits = self._learned_logits(narrow)
-        if self.training or self.prototype_weights is None:
-            return logits
-        assert self.prototype_biases is not None
-        with torch.autocast(logits.device.type, enabled=False):
-            # Classifying and resizing commute.
-            near = F.conv2d(narrow.float(), self.prototype_weights[:, : self.width, None, None])
-            far = F.conv2d(level.float(), self.prototype_weights[:, self.width :, None, None])
-            far = resize_bilinear(far, (near.shape[2], near.shape[3]))
-            return logits + near + far + self.prototype_biases[:, None, None]
 
     def _learned_logits(self, narrow: Tensor) -> Tensor:
         if self.linear is not None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 _SILENT = 0.05  # sum of votes below which nobody knows a class
@@ -59,7 +59,7 @@ def discriminant(
     """The linear discriminant of Gaussians with one covariance and equal priors.
 
     w_k = S⁻¹ m_k and b_k = -½ m_kᵀ S⁻¹ m_k (Hastie, Tibshirani, Friedman: The Elements of Statistical
-    Learning, 4.3), with S = (1 - λ) C + λ diag C so that few cells are enough for many features.
+    Learning, 4.3), with S of `shrink`.
 
     Args:
         means: m, the prototypes.
@@ -67,25 +67,37 @@ def discriminant(
         known: (K,) the classes that have a prototype.
         shrinkage: λ, 0 to 1.
     """
-    diagonal = covariance.diagonal().clamp_min(1e-12 * covariance.diagonal().max().clamp_min(1e-30))
-    shrunk = (1.0 - shrinkage) * covariance
-    shrunk.diagonal().copy_(diagonal)
+    shrunk = shrink(covariance, shrinkage)
     weights = torch.linalg.solve(shrunk, means.t()).t()  # (K, D)
     biases = -0.5 * (weights * means).sum(1)
     return LinearClassifier(weights, biases.masked_fill(~known, -torch.inf))
 
 
-def pooled_discriminant(
-    moments: Sequence[Moments], votes: Float[Tensor, "M K"], shrinkage: float
-) -> LinearClassifier:
-    """The discriminant of domains' prototypes and covariances, each domain and class counting by its vote.
+def shrink(covariance: Float[Tensor, "D D"], shrinkage: float) -> Float[Tensor, "D D"]:
+    """(1 - λ) C + λ diag C, so that few cells are enough for many features."""
+    diagonal = covariance.diagonal().clamp_min(1e-12 * covariance.diagonal().max().clamp_min(1e-30))
+    shrunk = (1.0 - shrinkage) * covariance
+    shrunk.diagonal().copy_(diagonal)
+    return shrunk
+
+
+@dataclass(frozen=True)
+class Pooled:
+    """Prototypes and the covariance of all domains."""
+
+    means: Float[Tensor, "K D"]
+    covariance: Float[Tensor, "D D"]  # within classes
+    known: Bool[Tensor, " K"]  # the classes that have a prototype
+
+
+def pooled_moments(moments: Sequence[Moments], votes: Float[Tensor, "M K"]) -> Pooled:
+    """Domains' prototypes and covariances as one, each domain and class counting by its vote.
 
     Domains that differ in a class blur it: the distance of their means adds to the covariance.
 
     Args:
         moments: by domain.
         votes: 0 leaves a domain's class out; the sizes of domains do not matter.
-        shrinkage: see `discriminant`.
     """
     votes_by_class = votes.sum(0)  # (K,)
     known = votes_by_class >= _SILENT
@@ -99,4 +111,12 @@ def pooled_discriminant(
         for k in vote.nonzero().flatten().tolist():
             apart = each.means[k] - means[k]
             total += vote[k] * (each.covariances[k] + torch.outer(apart, apart))
-    return discriminant(means, total / votes.sum().clamp_min(_SILENT), known, shrinkage)
+    return Pooled(means, total / votes.sum().clamp_min(_SILENT), known)
+
+
+def pooled_discriminant(
+    moments: Sequence[Moments], votes: Float[Tensor, "M K"], shrinkage: float
+) -> LinearClassifier:
+    """The `discriminant` of `pooled_moments`."""
+    pooled = pooled_moments(moments, votes)
+    return discriminant(pooled.means, pooled.covariance, pooled.known, shrinkage)

@@ -24,7 +24,8 @@ from ppar_dist.models.weight_file import named
 from ppar_dist.storage.remote import Storage
 
 _CLASSIFIER = ("linear.weight", "linear.bias", "class_vectors")
-_OWN = ("text", "prototype_weights", "prototype_biases")  # of the text, and of the last step's fit
+# Of the text, and of the last step's fit.
+_OWN = ("text", *(f"image_prototypes.{name}" for name in ("means", "precision", "shares")))
 _STATISTICS = ("backbone.mean", "backbone.std")
 _SEAL = "manifest_sha256"
 

@@ -1,4 +1,4 @@
-"""Classifiers fitted again, against the condition of their optimum and what they are for."""
+"""What the last stage fits, against the condition of its optimum and what it is for."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.evaluation.refit import _DECAY, _logistic, refit
+from ppar_dist.evaluation.refit import _DECAY, _logistic, _never_flat, refit
+from ppar_dist.evaluation.survey import source_cells
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.ppar.trust import Cells
 from tests.ranks import tiny_config, write_blocks_domain
 
 K, W = 3, 5
+PROTOTYPES = {f"image_prototypes.{name}" for name in ("means", "precision", "shares")}
 
 
 def cells(number: int, seed: int, width: int = W) -> Cells:
@@ -85,7 +87,7 @@ def test_an_untrained_network_learns_to_tell_colours_apart(
     model, _ = build_segmentor(config, class_set("roads6"))
     before = right(model.eval(), config, indexes[0])
     fitted = refit(model, config, indexes, None)
-    assert set(fitted) == {"linear.weight", "linear.bias", "prototype_weights", "prototype_biases"}
+    assert set(fitted) == {"linear.weight", "linear.bias", *PROTOTYPES}
     assert all(value.isfinite().all() for value in fitted.values())  # class 5 is nowhere
     assert not model.training
     model.load_refit(fitted)
@@ -125,4 +127,31 @@ def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
     config = parse_config(tree)
     model, _ = build_segmentor(config, class_set("roads6"))
     fitted = refit(model, config, [DomainIndex.open(tmp_path / "left")], None)
-    assert set(fitted) == {"prototype_weights", "prototype_biases"}
+    assert set(fitted) == PROTOTYPES
+
+
+def test_prototypes_are_means_of_cells_and_classes_without_cells_have_no_share(
+    tiny: tuple[Config, list[DomainIndex]],
+) -> None:
+    config, indexes = tiny
+    torch.manual_seed(0)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    found = refit(model, config, indexes, None)
+    domains = source_cells(
+        model.eval().pixel_features, config, indexes, 6, config.refit.images, 5000, "cpu", lambda: None
+    )
+    for k in range(6):
+        own = [each.features[each.labels == k] for each in domains]
+        present = [features.mean(0) for features in own if len(features)]
+        assert found["image_prototypes.shares"][k] == (0.035 if present else 0)
+        if present:  # sources count alike, whatever their number of cells
+            torch.testing.assert_close(
+                found["image_prototypes.means"][k], torch.stack(present).mean(0), rtol=1e-4, atol=1e-5
+            )
+    assert not found["image_prototypes.shares"].all()  # class 5 is nowhere
+
+
+def test_a_feature_that_is_flat_in_the_sources_does_not_decide() -> None:
+    covariance = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
+    precision = torch.linalg.inv(_never_flat(covariance))
+    torch.testing.assert_close(precision.diagonal(), torch.tensor([1.0, 0.5, 1e3]).double())

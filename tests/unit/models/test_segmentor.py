@@ -232,16 +232,26 @@ def test_text_of_another_shape_is_refused() -> None:
 
 
 @pytest.mark.parametrize("classifier", ["otp", "linear"])
-def test_prototypes_add_their_logits_to_a_prediction_and_not_to_training(classifier: str) -> None:
+def test_prototypes_of_the_image_correct_a_prediction_and_not_training(classifier: str) -> None:
     plain = segmentor(classifier=classifier)
     model = segmentor(classifier=classifier, prototypes=True)
+    for each in (plain, model):
+        if each.linear is not None:
+            each.linear.weight.data *= 50  # sure of what it says
     images = photos(50, 61)
     torch.testing.assert_close(model(images).logits, plain(images).logits)  # nothing is fitted yet
-    weights, biases = torch.randn(K, 8 + model.backbone.channels[2]), torch.randn(K)
-    model.load_refit({"prototype_weights": weights, "prototype_biases": biases})
+    width = 8 + model.backbone.channels[2]
+    fitted = {
+        "means": torch.randn(K, width),
+        "precision": 0.1 * torch.eye(width),
+        "shares": torch.full((K,), 0.5),
+    }
+    model.load_refit({f"image_prototypes.{name}": value for name, value in fitted.items()})
     features = torch.stack([model.pixel_features(image) for image in images])  # (2, W + C, 13, 16)
-    expected = plain(images).logits + torch.einsum("kd,bdhw->bkhw", weights, features) + biases.view(-1, 1, 1)
-    assert features.shape[2:] == expected.shape[2:] == (13, 16)
+    assert model.image_prototypes is not None
+    expected = model.image_prototypes(plain(images).logits, features)
+    assert features.shape[2:] == expected.shape[2:] == (13, 16)  # cells of padding do not speak
+    assert not torch.allclose(expected, plain(images).logits)
     torch.testing.assert_close(model(images).logits, expected, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(model.train()(images).logits, plain.train()(images).logits)
 
