@@ -22,6 +22,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PPAR without refit": _NO_REFIT,
     # What the prototypes of the image do for a network that was trained without the method.
     "plain, refitted, image prototypes": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=true"),
+    "PPAR, image prototypes alone": ("refit.linear=false", "refit.prototypes=true"),
     "PPAR without image prototypes": ("refit.prototypes=false",),
     "PPAR without alignment": ("ppar.alignment.enabled=false",),
     "PPAR without reweighting": ("ppar.reweighting.enabled=false",),
