@@ -13,9 +13,9 @@ PYTEST := $(BIN)/python -m pytest -n $(WORKERS)
 demo: $(STAMP)  ## render data, train on 2 ranks (or all GPUs), evaluate on the unseen night, report
 	$(BIN)/ppar-dist demo --out demo
 
-quick: $(STAMP)  ## style and the unit tests, which start no process
+quick: $(STAMP)  ## style and the unit tests, which start no process, but for the slowest modules
 	$(BIN)/ruff check .
-	$(PYTEST) -m unit --hypothesis-profile quick tests/unit
+	$(PYTEST) -m 'unit and not slow' --hypothesis-profile quick tests/unit
 
 test: $(STAMP) lint  ## every module, with real processes and ranks
 	$(PYTEST) -m 'unit or process'

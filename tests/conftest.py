@@ -34,6 +34,18 @@ TIERS = {
     "unit": "unit",
     "cluster": "cluster",
 }
+# Unit tests that take a second and more: `make quick` leaves them out, `make test` does not.
+SLOW = (
+    "unit/data/prepare/test_prepare_parts.py",
+    "unit/data/test_rare_classes.py",
+    "unit/data/test_remote_domains.py",
+    "unit/doctor",
+    "unit/export",
+    "unit/models/test_clip_weights.py",
+    "unit/models/test_decoder.py",
+    "unit/models/test_frozen_weights.py",
+    "unit/trackers",
+)
 # Seconds that a test may take, with the fixtures it is the first to need; ten times what it does take.
 LIMITS_S = {
     "unit": 120,
@@ -72,6 +84,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         tier = "process" if by_hand else TIERS[_folder(item)]
         item.add_marker(tier)
         item.add_marker(pytest.mark.timeout(LIMITS_S[tier]))
+        if any(item.path.is_relative_to(ROOT / slow) for slow in SLOW):
+            item.add_marker("slow")
         local = item.get_closest_marker("local_data")
         if local is not None and bucket() is not None:
             item.add_marker(pytest.mark.skip(reason=f"data of a local disk: {local.args[0]}"))

@@ -16,6 +16,7 @@ from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning
 from ppar_dist.errors import UserError
+from ppar_dist.evaluation.survey import RANDOM_TOWER, is_random
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.models.timm_trunk import tagged_models
 
@@ -190,10 +191,19 @@ def windows(case: ConfigCase) -> Finding | None:
     )
 
 
+def trust(case: ConfigCase) -> Finding | None:
+    """Trust is judged by the tower as it was loaded, which must have learned something."""
+    section = case.config.ppar
+    if not (section.enabled and section.reweighting.enabled and section.reweighting.trust.enabled):
+        return None
+    return warning(*RANDOM_TOWER) if is_random(case.config) else None
+
+
 CHECKS = (
     Check("configuration", settings),
     Check("windows", windows),
     Check("model", model),
     Check("weights", weights),
+    Check("trust", trust),
     Check("text", text),
 )

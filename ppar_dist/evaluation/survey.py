@@ -22,10 +22,20 @@ from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.ppar.cells import cell_labels
 from ppar_dist.ppar.trust import Cells, Survey, survey
 
+RANDOM_TOWER = (  # what is wrong with it, and what to do
+    "the tower's weights are random, so it sees colours and textures and distrusts labels that are right",
+    "set model.backbone.pretrained or init_from, or ppar.reweighting.trust.enabled=false",
+)
 _STRIDE = 8  # pixels per cell, or the tower's finest stride above it
 _WIDEST = 512  # features; of more, random projections, which keep distances
 _MOST = 2000  # cells of a class of a domain
 _SPARE = 8  # times its even share: what an image may give, for classes that few images have
+
+
+def is_random(config: Config) -> bool:
+    """Whether the tower begins with random weights, by which nothing can be judged."""
+    backbone = config.model.backbone
+    return backbone.pretrained is None and config.init_from is None and ":" not in backbone.name
 
 
 class TowerFeatures:

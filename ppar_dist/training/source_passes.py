@@ -17,7 +17,7 @@ from ppar_dist.distributed.world import World
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.counting import held_out, refuse_too_many
 from ppar_dist.evaluation.refit import refit
-from ppar_dist.evaluation.survey import survey_sources
+from ppar_dist.evaluation.survey import RANDOM_TOWER, is_random, survey_sources
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.parts import as_written
@@ -48,7 +48,7 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
     """Let the sources judge each other's labels; a checkpoint brings the trust. Collective.
 
     Returns:
-        A line for each source whose labels the others distrust: its name and its classes.
+        A line for each source whose labels the others distrust: its name, its classes, and what to do.
     """
     state, config = learner.objective.state, plan.config
     if state is None or state.trust is None:
@@ -64,11 +64,14 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
         return found.trust.float()
 
     state.trust.copy_(world.on_main(look))
+    advice = f"the other sources disagree, ppar-dist audit {config.run.dir} draws where"
+    if is_random(config):
+        advice += f"; {': '.join(RANDOM_TOWER)}"
     lines = []
     for index, row in zip(plan.indexes, state.trust.tolist(), strict=True):
         low = [f"{label} {value:.2f}" for label, value in zip(classes, row, strict=True) if value < _LOW]
         if low:
-            lines.append(f"{index.name} is low, 1 is full: {', '.join(low)}")
+            lines.append(f"trust in the labels of {index.name} is low, 1 is full: {', '.join(low)}; {advice}")
     return lines
 
 

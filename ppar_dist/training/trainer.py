@@ -107,8 +107,7 @@ class Trainer:
     def _survey(self) -> None:
         """The first look at the labels; what is distrusted is said."""
         for line in survey(self.learner, self.plan, self.world, self.watch.alive):
-            advice = f"ppar-dist audit {self.claim.path} draws where"
-            self.log.warn(f"trust in the labels of {line}; the other sources disagree, {advice}")
+            self.log.warn(line)
 
     def _refit(self) -> None:
         """The classifiers' last fit, before they are evaluated and saved."""

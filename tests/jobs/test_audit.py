@@ -48,6 +48,7 @@ def test_training_says_which_labels_it_distrusts(run: Path) -> None:
     assert "road 0.0" in lines[0]
     assert "sidewalk 0.0" in lines[0]
     assert f"ppar-dist audit {run}" in lines[0]
+    assert "the tower's weights are random" in lines[0]
 
 
 def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:

@@ -22,6 +22,7 @@ def snapshot(folder: Path) -> dict[str, tuple[int, int]]:
 
 def test_a_healthy_configuration_is_only_ok(doctor: Doctor) -> None:
     checks = doctor("--nproc", "1")
+    checks.pop("trust")  # a warning: the towers of tests have random weights
     checks.pop("file system", None)  # where the tests write may be in memory
     assert {name: check["found"] for name, check in checks.items() if check["status"] != "ok"} == {}
     assert {"shards", "overlap", "classes", "batch", "stages", "space", "save time", "start"} < checks.keys()

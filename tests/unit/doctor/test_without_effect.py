@@ -35,3 +35,11 @@ def test_keys_of_windows_without_windows_are_told(doctor: Doctor) -> None:
     found = doctor(evaluation={"crop": [400, 400]})["windows"]
     assert found["status"] == "warning"
     assert "evaluation.crop=[400, 400]: of windows" in found["found"]
+
+
+def test_trust_by_a_tower_of_random_weights_is_told(doctor: Doctor) -> None:
+    assert "trust" not in doctor(ppar={"reweighting": {"trust": {"enabled": False}}})
+    found = doctor(ppar={"reweighting": {"trust": {"enabled": True}}})["trust"]
+    assert found["status"] == "warning"
+    assert "the tower's weights are random" in found["found"]
+    assert "set model.backbone.pretrained" in found["remedy"]
