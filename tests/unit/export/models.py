@@ -43,6 +43,10 @@ def make_run(
     randomise(segmentor, seed=3)
     if segmentor.text is not None:
         segmentor.text.copy_(torch.nn.functional.normalize(torch.randn_like(segmentor.text), dim=1))
+    if segmentor.image_prototypes is not None:
+        segmentor.image_prototypes.means.normal_()
+        segmentor.image_prototypes.precision.copy_(0.1 * torch.eye(segmentor.image_prototypes.means.shape[1]))
+        segmentor.image_prototypes.shares.fill_(0.5)
     tensors = {name: value.contiguous() for name, value in segmentor.state_dict().items()}
     texts = {"state.json": json.dumps({"step": 4, "best_step": 4})}
     facts = {"world_size": 2, "versions": {"ppar_dist": "0.0"}, "data": {}, "config_sha256": "ab" * 32}

@@ -19,8 +19,16 @@ from tests.unit.export.models import ATTO, CLASSES, make_run
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("program") / "run"
-    make_run(folder, ATTO)
+    make_run(folder, ATTO, refit={"prototypes": True})
     return folder
+
+
+def test_prototypes_of_the_image_have_a_part_in_it(run: Path) -> None:
+    segmentor, *_ = load_segmentor(run)
+    images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
+    with_them = segmentor(images).logits
+    segmentor.image_prototypes = None
+    assert (with_them - segmentor(images).logits).abs().max() > 0.1
 
 
 def test_an_exported_program_stands_alone(run: Path, tmp_path: Path) -> None:
