@@ -2,7 +2,7 @@
 
 Training sees crops at random scales and in changed colours; a prediction sees whole images as they are. The
 classifier that training leaves is not the best for those (Touvron et al., "Fixing the train-test resolution
-discrepancy", 2019, who train the last layers again at the size of the test). Both classifiers here have one
+discrepancy", 2019, who train the last layers again at the size of the test). What is fitted here has one
 best solution, so nothing depends on a learning rate.
 
 Letters: M domains, K classes, W decoder width, C channels of a level, D = W + C, N cells.
