@@ -27,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ppar_dist.data.shards.manifest import REMEDY, read_domain_file
-from ppar_dist.data.shards.reader import ShardReader, Shards, Span
+from ppar_dist.data.shards.reader import Member, ShardReader, Shards, Span
 from ppar_dist.data.shards.remote_domain import RemoteShards, fetch_index
 from ppar_dist.data.shards.sample import RawSample, SampleError, check_member
 from ppar_dist.errors import DataError
@@ -203,7 +203,7 @@ class DomainIndex:
             raise SampleError(where, "index", f"index.npy points outside its shards; {REMEDY}")
         check_member(kind, size, where)
         crc = None if kind == "json" else int(record[f"{kind}_crc"])
-        return self.reader.read(shard, offset, size, crc, where, kind, lambda: self.span(sample))
+        return self.reader.read(Member(shard, offset, size, crc, where, kind), lambda: self.span(sample))
 
     def place(self, sample: int) -> tuple[int, Span]:
         """The number of a sample's shard, and the bytes of it that are fetched together with the sample."""

@@ -25,6 +25,21 @@ class Span(NamedTuple):
     stop: int
 
 
+class Member(NamedTuple):
+    """A file in a shard, and what to call it where it cannot be used."""
+
+    shard: int  # its number
+    offset: int
+    size: int
+    crc: int | None  # CRC-32 of its bytes; None: they are not compared
+    where: str  # shard and key
+    kind: str  # image or label
+
+    def has(self, raw: bytes) -> bool:
+        """Whether these are its bytes."""
+        return len(raw) == self.size and (self.crc is None or zlib.crc32(raw) == self.crc)
+
+
 class Shards(Protocol):
     """The shards of a domain, wherever they lie."""
 
@@ -33,17 +48,8 @@ class Shards(Protocol):
     def sizes_now(self) -> Iterator[int | None]:
         """Bytes that each shard has now; None where it is missing."""
 
-    def read(
-        self,
-        number: int,
-        offset: int,
-        size: int,
-        crc: int | None,
-        where: str,
-        kind: str,
-        span: Callable[[], Span] | None = None,
-    ) -> bytes:
-        """``size`` bytes of a shard, which have the CRC-32 ``crc``; raises SampleError."""
+    def read(self, member: Member, span: Callable[[], Span] | None = None) -> bytes:
+        """The bytes of a member; raises SampleError."""
 
 
 class ShardReader:
@@ -80,44 +86,36 @@ class ShardReader:
             for found in pool.map(lambda part: [self.size_now(number) for number in part], parts):
                 yield from found
 
-    def read(
-        self,
-        number: int,
-        offset: int,
-        size: int,
-        crc: int | None,
-        where: str,
-        kind: str,
-        span: Callable[[], Span] | None = None,
-    ) -> bytes:
-        """``size`` bytes of a shard, which have the CRC-32 ``crc``; ``span`` is for shards elsewhere.
+    def read(self, member: Member, span: Callable[[], Span] | None = None) -> bytes:
+        """The bytes of a member; ``span`` is for shards elsewhere.
 
         Raises:
             SampleError: the shard is missing, unreadable, truncated or changed, or the checksum is another.
         """
         try:
-            raw = self._read(number, offset, size)
+            raw = self._read(member)
         except OSError:
-            self._close(number)  # perhaps a stale handle of a network file system: open it again
-            raw = self._read_or_say_why(number, offset, size, where)
-        if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
+            self._close(member.shard)  # perhaps a stale handle of a network file system: open it again
+            raw = self._read_or_say_why(member)
+        if member.has(raw):
             return raw
-        error = self._what_happened(number, size - len(raw), where, kind)
-        self._close(number)
+        error = self._what_happened(member, member.size - len(raw))
+        self._close(member.shard)
         raise error
 
-    def _read_or_say_why(self, number: int, offset: int, size: int, where: str) -> bytes:
+    def _read_or_say_why(self, member: Member) -> bytes:
         try:
-            return self._read(number, offset, size)
+            return self._read(member)
         except FileNotFoundError as error:
             detail = f"cannot read the shard: {error.strerror}; bring it back"
-            raise SampleError(where, "shard_missing", detail) from None
+            raise SampleError(member.where, "shard_missing", detail) from None
         except OSError as error:
-            self._close(number)
-            raise SampleError(where, "shard_unreadable", f"cannot read the shard: {error.strerror}") from None
+            self._close(member.shard)
+            detail = f"cannot read the shard: {error.strerror}"
+            raise SampleError(member.where, "shard_unreadable", detail) from None
 
-    def _read(self, number: int, offset: int, size: int) -> bytes:
-        file = self._file(number)
+    def _read(self, member: Member) -> bytes:
+        file, size, offset = self._file(member.shard), member.size, member.offset
         raw = os.pread(file, size, offset)
         while len(raw) < size and (more := os.pread(file, size - len(raw), offset + len(raw))):
             raw += more
@@ -137,8 +135,9 @@ class ShardReader:
             self._first.setdefault(number, (found.st_size, found.st_mtime_ns))
         return self._open[number]
 
-    def _what_happened(self, number: int, short: int, where: str, kind: str) -> SampleError:
+    def _what_happened(self, member: Member, short: int) -> SampleError:
         """Why a member is not what was indexed: ``short`` bytes of it were not there."""
+        number, where = member.shard, member.where
         try:
             now = os.fstat(self._open[number])
         except OSError as error:
@@ -153,7 +152,7 @@ class ShardReader:
         if now.st_size != indexed:
             detail = f"the shard has {now.st_size} bytes, its index says {indexed}; copy or index it again"
             return SampleError(where, "shard_changed", detail)
-        detail = f"the {kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
+        detail = f"the {member.kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
         return SampleError(where, "checksum", detail)
 
     def _close(self, number: int) -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from ppar_dist.data.shards.manifest import ARRAYS, NAME, REMEDY, Shard, read_domain_file
-from ppar_dist.data.shards.reader import Span
+from ppar_dist.data.shards.reader import Member, Span
 from ppar_dist.data.shards.sample import SampleError
 from ppar_dist.errors import DataError
 from ppar_dist.files.durable import fingerprint, sync_folder, write
@@ -118,46 +117,39 @@ class RemoteShards:
         if span.stop <= self.shards[number].bytes and not self.cache.has(unit):
             self.cache.read(unit, 0, 0, lambda: self._fetched(number, span), bytes)
 
-    def read(
-        self,
-        number: int,
-        offset: int,
-        size: int,
-        crc: int | None,
-        where: str,
-        kind: str,
-        span: Callable[[], Span] | None = None,
-    ) -> bytes:
-        """``size`` bytes of a shard, which have the CRC-32 ``crc``; with them the ``span`` is fetched.
+    def read(self, member: Member, span: Callable[[], Span] | None = None) -> bytes:
+        """The bytes of a member; with them the ``span`` is fetched.
 
         Raises:
             SampleError: the shard is missing, truncated or changed, or the checksum is another.
             StorageDenied, StorageUnavailable: as of ``Storage``.
         """
-        part = Span(offset, offset + size) if span is None else span()
-        if not part.start <= offset <= offset + size <= part.stop <= self.shards[number].bytes:
-            part = Span(offset, offset + size)  # records around this one are damaged
+        number, alone = member.shard, Span(member.offset, member.offset + member.size)
+        part = alone if span is None else span()
+        if not part.start <= alone.start <= alone.stop <= part.stop <= self.shards[number].bytes:
+            part = alone  # records around this one are damaged
         unit = self.unit(number, part)
         for _ in range(2):
             try:
                 raw = self.cache.read(
                     unit,
-                    offset - part.start,
-                    size,
+                    member.offset - part.start,
+                    member.size,
                     lambda: self._fetched(number, part),
-                    lambda: self._fetched(number, Span(offset, offset + size)),
+                    lambda: self._fetched(number, alone),
                 )
             except FileNotFoundError:
-                raise SampleError(where, "shard_missing", "no such object; bring it back") from None
-            if len(raw) == size and (crc is None or zlib.crc32(raw) == crc):
+                raise SampleError(member.where, "shard_missing", "no such object; bring it back") from None
+            if member.has(raw):
                 return raw
             self.cache.drop(unit)  # damaged on the node, or on its way: storage answers once more
-        raise self._what_happened(number, size - len(raw), where, kind)
+        raise self._what_happened(member, member.size - len(raw))
 
     def _fetched(self, number: int, span: Span) -> bytes:
         return self.node.storage.read_range(self.domain / self.shards[number].name, span.start, span.stop)
 
-    def _what_happened(self, number: int, short: int, where: str, kind: str) -> SampleError:
+    def _what_happened(self, member: Member, short: int) -> SampleError:
+        number, where = member.shard, member.where
         try:
             now = self.node.storage.facts(self.domain / self.shards[number].name)
         except FileNotFoundError:
@@ -171,5 +163,5 @@ class RemoteShards:
         if now.bytes != indexed:
             detail = f"the object has {now.bytes} bytes, its index says {indexed}; copy or index it again"
             return SampleError(where, "shard_changed", detail)
-        detail = f"the {kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
+        detail = f"the {member.kind} is not what was indexed (CRC-32 differs); copy or index the shard again"
         return SampleError(where, "checksum", detail)
