@@ -4,7 +4,7 @@
 
 Finished runs with ``refit.prototypes`` predict 80 images of two labelled domains that no run of the bench
 trains on or is judged on, as they are and in four made weathers, and the held-out images of their sources,
-once for each ``refit.prototype_share``. 0 is a prediction without prototypes of the image. The weathers are
+once for each ``refit.share``. 0 is a prediction without prototypes of the image. The weathers are
 rough: they show what happens where much of an image is misread, not what a night is worth.
 """
 
@@ -28,6 +28,7 @@ from ppar_dist.data.sources import holdout_range
 from ppar_dist.evaluation.counting import confusion
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.survey import evenly
+from ppar_dist.models.image_prototypes import FARTHEST
 from ppar_dist.models.segmentor import Segmentor
 
 DOMAINS = ("idd_lite_train", "labelmefacade_train")
@@ -106,7 +107,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", type=Path, default=Path("shards"))
-    parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.01, 0.035, 0.1])
+    parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.15, 0.5, 1.5])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="with refit.prototypes")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -119,7 +120,7 @@ def main() -> None:
         known = segmentor.image_prototypes.shares > 0
         rows = []
         for share in options.share:
-            segmentor.image_prototypes.shares.copy_(share * known)
+            segmentor.image_prototypes.shares.copy_(share * FARTHEST * known)
             rows.append(measure(segmentor, config, options.shards))
         found.append(rows)
     print(f"| domain | {' | '.join(f'{share:g}' for share in options.share)} |")

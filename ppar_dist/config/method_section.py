@@ -93,4 +93,4 @@ class RefitConfig(Section):
     linear: bool = False  # fit the linear classifier again
     prototypes: bool = False  # correct a prediction by the prototypes of its image
     images: Count = 48  # of each source
-    prototype_share: Ratio = 0.035  # α: how far prototypes of the sources move to those of the image
+    share: NonNegative = 0.5  # how far prototypes move to those of the image; 1: 7 % of the way

@@ -147,6 +147,11 @@ def _load_weights(segmentor: Segmentor, weights: dict[str, Tensor], checkpoint: 
     try:
         segmentor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
+        if "prototype_weights" in weights:
+            raise UserError(
+                f"{checkpoint} was trained with an earlier form of refit.prototypes, which this version does "
+                "not have; train it again"
+            ) from None
         raise UserError(
             f"{checkpoint} does not fit the model of the run's config.yaml: {one_line(error)}; "
             "restore that config.yaml"

@@ -20,6 +20,7 @@ from torch import Tensor
 from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.evaluation.survey import source_cells
+from ppar_dist.models.image_prototypes import FARTHEST
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.ppar.gaussian import Moments, pooled_moments, shrink
 from ppar_dist.ppar.trust import Cells
@@ -67,7 +68,7 @@ def refit(
         pooled = pooled_moments(moments, votes.double() * there)
         found["image_prototypes.means"] = pooled.means.float()
         found["image_prototypes.precision"] = torch.linalg.inv(_never_flat(pooled.covariance)).float()
-        found["image_prototypes.shares"] = options.prototype_share * pooled.known.float()
+        found["image_prototypes.shares"] = options.share * FARTHEST * pooled.known.float()
     return found
 
 

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+FARTHEST = 0.07  # α of ``refit.share`` 1
 _SURE = 0.9  # probability above which a cell speaks for its class
 _HALF = 0.03  # share of the image at which a class has half of its α
 

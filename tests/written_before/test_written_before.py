@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from ppar_dist.checkpoint import find_checkpoint, list_checkpoints, verify
+from ppar_dist.config.load import dump_config, load_config
 from ppar_dist.data.reading import read_sample
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.shards.sample import SampleError
@@ -94,3 +97,15 @@ def test_its_run_resumes_and_computes_what_the_earlier_program_did(run: Path) ->
     assert {line["reason"] for line in bad} == {"checksum"}
     assert len(bad) == 4
     assert (run / "report.html").exists()
+
+
+def test_every_key_that_a_run_wrote_is_still_a_key() -> None:
+    """A run's own config.yaml has all keys, so one that goes would take every earlier run with it."""
+    config = load_config(HERE / "config.yaml")
+    written, now = yaml.safe_load((HERE / "config.yaml").read_text()), yaml.safe_load(dump_config(config))
+    assert _named(now, written) == written
+
+
+def _named(values: Any, like: Any) -> Any:
+    """The part of ``values`` whose keys ``like`` has."""
+    return {key: _named(values[key], like[key]) for key in like} if isinstance(like, dict) else values

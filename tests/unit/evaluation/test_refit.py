@@ -13,6 +13,8 @@ from ppar_dist.class_sets import class_set
 from ppar_dist.config.load import parse_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.errors import UserError
+from ppar_dist.evaluation.load import _load_weights
 from ppar_dist.evaluation.refit import _DECAY, _logistic, _never_flat, refit
 from ppar_dist.evaluation.survey import source_cells
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
@@ -143,7 +145,7 @@ def test_prototypes_are_means_of_cells_and_classes_without_cells_have_no_share(
     for k in range(6):
         own = [each.features[each.labels == k] for each in domains]
         present = [features.mean(0) for features in own if len(features)]
-        assert found["image_prototypes.shares"][k] == (0.035 if present else 0)
+        assert found["image_prototypes.shares"][k] == (pytest.approx(0.035) if present else 0)
         if present:  # sources count alike, whatever their number of cells
             torch.testing.assert_close(
                 found["image_prototypes.means"][k], torch.stack(present).mean(0), rtol=1e-4, atol=1e-5
@@ -155,3 +157,11 @@ def test_a_feature_that_is_flat_in_the_sources_does_not_decide() -> None:
     covariance = torch.diag(torch.tensor([1.0, 2.0, 0.0], dtype=torch.float64))
     precision = torch.linalg.inv(_never_flat(covariance))
     torch.testing.assert_close(precision.diagonal(), torch.tensor([1.0, 0.5, 1e3]).double())
+
+
+def test_prototypes_of_an_earlier_form_are_refused(tiny: tuple[Config, list[DomainIndex]]) -> None:
+    model, _ = build_segmentor(tiny[0], class_set("roads6"))
+    weights = {name: value for name, value in model.state_dict().items() if name not in PROTOTYPES}
+    weights |= {"prototype_weights": torch.zeros(6, 3), "prototype_biases": torch.zeros(6)}
+    with pytest.raises(UserError, match=r"an earlier form of refit\.prototypes.*train it again"):
+        _load_weights(model, weights, Path("run/checkpoints/step-00000002"))
