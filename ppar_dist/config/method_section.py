@@ -93,4 +93,6 @@ class RefitConfig(Section):
     linear: bool = False  # fit the linear classifier again
     prototypes: bool = False  # correct a prediction by the prototypes of its image
     images: Count = 48  # of each source
-    share: NonNegative = 0.5  # how far prototypes move to those of the image; 1: 7 % of the way
+    share: Annotated[Number, Field(ge=0, le=10)] = (
+        0.5  # how far prototypes move to those of the image; 1: 7 % of the way
+    )

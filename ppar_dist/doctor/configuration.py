@@ -196,7 +196,8 @@ def trust(case: ConfigCase) -> Finding | None:
     section = case.config.ppar
     if not (section.enabled and section.reweighting.enabled and section.reweighting.trust.enabled):
         return None
-    return warning(*RANDOM_TOWER) if is_random(case.config) else None
+    random = case.config.init_from is None and is_random(case.config.model.backbone)
+    return warning(*RANDOM_TOWER) if random else None
 
 
 CHECKS = (

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import heapq
 import json
+import logging
 import math
 import shutil
 from collections.abc import Callable, Iterator
@@ -41,12 +42,21 @@ from ppar_dist.data.sources import node_storage
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.counting import LeftOut
 from ppar_dist.evaluation.palette_images import palette_image, write_picture
-from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells, survey_sources
+from ppar_dist.evaluation.survey import (
+    RANDOM_TOWER,
+    TowerFeatures,
+    evenly,
+    is_random,
+    labels_of_cells,
+    survey_sources,
+)
 from ppar_dist.models.backbone import build_backbone
 from ppar_dist.ppar.cells import cells_to_pixels
 from ppar_dist.ppar.gaussian import LinearClassifier
 from ppar_dist.ppar.trust import Survey, reliability
 from ppar_dist.run import paths
+
+log = logging.getLogger(__name__)
 
 _DISTRUSTED = 0.5  # p_y / max p below which a cell belongs to a region
 _FEWEST = 4  # cells of a region: a cell at the border of two classes says nothing
@@ -144,6 +154,8 @@ def audit(
     """
     run = Path(run)
     config, classes, indexes = _sources(run)
+    if is_random(config.model.backbone):  # what init_from brought is not looked up again
+        log.warning("audit: %s", RANDOM_TOWER[0])
     torch.manual_seed(config.seed)
     backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
     judged = survey_sources(backbone, config, indexes, classes.num_classes, device)

@@ -27,6 +27,7 @@ from ppar_dist.ppar.trust import Cells
 
 _MOST_CELLS = 60_000  # of all sources
 _SHRINKAGE = 0.05
+_NO_VARIANCE = 1e-8  # below it features do not vary at all; its inverse is far from fp32's largest number
 _LEAST_VARIANCE = 1e-3  # of a feature, as a share of the mean over features
 _DECAY = 1e-3  # on squared weights of standardised features
 _ITERATIONS = 60
@@ -66,6 +67,10 @@ def refit(
         moments = [Moments.of(cells.features, cells.labels, num_classes) for cells in domains]
         there = torch.stack([each.counts > 0 for each in moments])
         pooled = pooled_moments(moments, votes.double() * there)
+        assert segmentor.image_prototypes is not None
+        segmentor.image_prototypes.forget()
+        if not pooled.known.any():
+            return found  # no labelled cell: a prediction stays as it is
         found["image_prototypes.means"] = pooled.means.float()
         found["image_prototypes.precision"] = torch.linalg.inv(_never_flat(pooled.covariance)).float()
         found["image_prototypes.shares"] = options.share * FARTHEST * pooled.known.float()
@@ -78,8 +83,8 @@ def _never_flat(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     A feature that the sources hardly ever move must not decide where a target does.
     """
     shrunk = shrink(covariance, _SHRINKAGE)
-    floor = _LEAST_VARIANCE * shrunk.diagonal().mean()
-    shrunk.diagonal().clamp_(min=floor)
+    floor = _LEAST_VARIANCE * float(shrunk.diagonal().mean())
+    shrunk.diagonal().clamp_(min=max(floor, _NO_VARIANCE))
     return shrunk
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
@@ -32,10 +33,9 @@ _MOST = 2000  # cells of a class of a domain
 _SPARE = 8  # times its even share: what an image may give, for classes that few images have
 
 
-def is_random(config: Config) -> bool:
-    """Whether the tower begins with random weights, by which nothing can be judged."""
-    backbone = config.model.backbone
-    return backbone.pretrained is None and config.init_from is None and ":" not in backbone.name
+def is_random(backbone: BackboneConfig) -> bool:
+    """Whether the library builds the tower with random weights, by which nothing can be judged."""
+    return backbone.pretrained is None and ":" not in backbone.name
 
 
 class TowerFeatures:

@@ -139,6 +139,10 @@ def _training(config: Config, manifest: Mapping[str, Any], state: Mapping[str, A
         ("precision", config.engine.precision),
         ("pretrained weights", pretrained),
         ("text prototypes", config.text.file.name if config.text.file else "the backbone's text tower"),
+        (
+            "prediction",
+            "corrected by prototypes of its image" if config.refit.prototypes else "of the network",
+        ),
         ("code", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"),
         ("configuration", f"config.json, sha256 {str(manifest.get('config_sha256', 'unknown'))[:16]}"),
     ]

@@ -3,7 +3,7 @@
 Another camera or weather moves the features of a class; what the prediction is sure of in an image shows
 where to. Each class is a Gaussian around the sources' prototype, all with one covariance S. For an image
 
-    q_nk = p_nk where max_k p_nk > 0.9, else 0        s_k = mean_n q_nk        m_k = Σ_n q_nk f_n / Σ_n q_nk
+    q_nk = p_nk where p_nk > 0.9, else 0        s_k = mean_n q_nk        m_k = Σ_n q_nk f_n / Σ_n q_nk
     v_k = μ_k + α_k (m_k − μ_k)                       α_k = α s_k / (s_k + 0.03)
 
 with p the softmax of the logits, f the features, μ the sources' prototypes, and the logits grow by
@@ -37,6 +37,12 @@ class ImagePrototypes(nn.Module):
         self.register_buffer("precision", torch.zeros(width, width))  # S⁻¹
         self.register_buffer("shares", torch.zeros(num_classes))  # α; 0 for a class without prototype
 
+    @torch.no_grad()
+    def forget(self) -> None:
+        """Correct nothing, as before prototypes were fitted."""
+        for buffer in self.buffers():
+            buffer.zero_()
+
     def forward(
         self, logits: Float[Tensor, "B K h w"], features: Float[Tensor, "B V h w"]
     ) -> Float[Tensor, "B K h w"]:
@@ -46,7 +52,7 @@ class ImagePrototypes(nn.Module):
             means = self.means - centre  # numbers near 0 lose fewer digits
             seen = features.float().flatten(2).transpose(1, 2) - centre  # (B, N, V)
             probable = logits.flatten(2).softmax(1)  # (B, K, N)
-            sure = probable * (probable.amax(1, keepdim=True) > _SURE)
+            sure = probable * (probable > _SURE)
             covered = sure.mean(2)  # (B, K)
             own = sure @ seen / sure.sum(2, keepdim=True).clamp_min(1e-6)  # (B, K, V)
             alpha = self.shares * covered / (covered + _HALF)

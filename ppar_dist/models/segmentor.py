@@ -118,11 +118,11 @@ class Segmentor(nn.Module):
 
     def dense(self, images: Shaped[Tensor, "B 3 H W"]) -> Float[Tensor, "B D h w"]:
         """Only the features to align, of raw images."""
-        if self.features == "dense":
-            with self._autocast(images):
+        with self._autocast(images):
+            if self.features == "dense":
                 return self.backbone.dense_features(images)
-        prediction: Prediction = self(images)
-        return prediction.dense
+            found = self.backbone(self.backbone.prepare(images), dense=False)
+            return self._dense(found, self.decoder(found.pyramid), True, images.shape[-2], images.shape[-1])
 
     def _autocast(self, images: Tensor) -> AbstractContextManager[object]:
         return torch.autocast(images.device.type, torch.bfloat16) if self.bf16 else nullcontext()

@@ -29,6 +29,7 @@ from ppar_dist.class_sets import RECORD, to_record
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.models.average import AVERAGE, averaged_values
+from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
@@ -83,6 +84,7 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     """
     learner.engine.load(read_model(found), read_moments(found))
     method = load_file(found / METHOD)
+    state = learner.state = TrainState.from_json(read_state(found))
     if learner.teacher is not None:
         named = {k.removeprefix(_TEACHER): v for k, v in method.items() if k.startswith(_TEACHER)}
         learner.teacher.load_state_dict(named or load_file(found / TEACHER))
@@ -93,13 +95,25 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     mine = load_file(found / GENERATOR).get(f"rank-{world.rank:05d}")
     if mine is not None:
         torch.set_rng_state(mine)
-    state = learner.state = TrainState.from_json(read_state(found))
+    if state.step < plan.config.train.steps:
+        forget_prototypes(learner)
     batch = plan.config.train.global_batch
     if state.samples_seen - state.stepped_over != state.step * batch:
         raise UserError(
             f"{state.samples_seen} samples in {state.step} steps are not global batches of {batch}; "
             "keep train.global_batch"
         )
+
+
+def forget_prototypes(learner: Learner) -> None:
+    """Of an end that was given more steps: the network moves away from what they were fitted to."""
+    model = learner.engine.module
+    if isinstance(model, Segmentor) and model.image_prototypes is not None:
+        model.image_prototypes.forget()
+        if learner.average is not None:
+            with learner.average.in_place(model):
+                model.image_prototypes.forget()
+                learner.average.take(model)
 
 
 def _frozen(model: nn.Module) -> set[str]:

@@ -48,7 +48,8 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
     """Let the sources judge each other's labels; a checkpoint brings the trust. Collective.
 
     Returns:
-        A line for each source whose labels the others distrust: its name, its classes, and what to do.
+        A line for each source whose labels the others distrust: its name, its classes, and what to do. One
+        before them where the tower cannot tell.
     """
     state, config = learner.objective.state, plan.config
     if state is None or state.trust is None:
@@ -65,9 +66,9 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
 
     state.trust.copy_(world.on_main(look))
     advice = f"the other sources disagree, ppar-dist audit {config.run.dir} draws where"
-    if is_random(config):
-        advice += f"; {': '.join(RANDOM_TOWER)}"
     lines = []
+    if config.init_from is None and is_random(config.model.backbone):
+        lines.append(f"trust in the labels of sources: {': '.join(RANDOM_TOWER)}")
     for index, row in zip(plan.indexes, state.trust.tolist(), strict=True):
         low = [f"{label} {value:.2f}" for label, value in zip(classes, row, strict=True) if value < _LOW]
         if low:

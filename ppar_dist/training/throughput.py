@@ -93,7 +93,7 @@ def flops_per_image(model: Segmentor, size: tuple[int, int], dense: bool) -> flo
         known[id(parameter)] = nn.Parameter(fakes.from_tensor(parameter.detach()), parameter.requires_grad)
     bare = copy.deepcopy(model, known).eval()  # without noise, and batch norm takes a single image
     compute_once(bare)
-    bare.training = True  # the segmentor itself: in evaluation it adds the logits of prototypes
+    bare.training = True  # the segmentor itself: in evaluation prototypes correct its logits
     device = next(model.parameters()).device
     with fakes, sdpa_kernel(SDPBackend.MATH), _Counter(flop_registry) as counter:
         image = torch.empty(1, 3, *size, dtype=torch.uint8, device=device)

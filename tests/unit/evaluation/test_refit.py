@@ -165,3 +165,25 @@ def test_prototypes_of_an_earlier_form_are_refused(tiny: tuple[Config, list[Doma
     weights |= {"prototype_weights": torch.zeros(6, 3), "prototype_biases": torch.zeros(6)}
     with pytest.raises(UserError, match=r"an earlier form of refit\.prototypes.*train it again"):
         _load_weights(model, weights, Path("run/checkpoints/step-00000002"))
+
+
+def test_without_a_labelled_cell_a_prediction_stays_as_it_is(tmp_path: Path) -> None:
+    write_blocks_domain(tmp_path / "left", samples=4, seed=0, rare_in=None)
+    tree = tiny_config(tmp_path, tmp_path / "run")
+    tree["data"]["sources"], tree["refit"] = ["left"], {"prototypes": True, "images": 2}
+    config = parse_config(tree)
+    model, _ = build_segmentor(config, class_set("roads6"))
+    model.eval()
+    image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
+    before = model(image).logits
+    fitted = refit(
+        model, config, [DomainIndex.open(tmp_path / "left")], torch.zeros(1, 6)
+    )  # nobody is trusted
+    assert not fitted
+    model.load_refit(fitted)
+    assert torch.equal(model(image).logits, before)
+
+
+def test_features_that_never_vary_give_finite_numbers() -> None:
+    precision = torch.linalg.inv(_never_flat(torch.zeros(3, 3, dtype=torch.float64))).float()
+    assert precision.isfinite().all()

@@ -38,7 +38,7 @@ def by_loops(prototypes: ImagePrototypes, logits: Tensor, features: Tensor) -> T
             (features[b, :, i, j], logits[b, :, i, j].softmax(0), i, j) for i in range(5) for j in range(6)
         ]
         for k in range(K):
-            votes = [float(p[k]) if p.max() > _SURE else 0.0 for _, p, _, _ in cells]
+            votes = [float(p[k]) if p[k] > _SURE else 0.0 for _, p, _, _ in cells]
             if not sum(votes):
                 continue
             covered = sum(votes) / len(votes)
@@ -88,6 +88,16 @@ def test_sure_cells_bring_unsure_ones_of_their_kind_to_their_class() -> None:
     truth = torch.tensor([0] * 8 + [1] * 8 + [0, 1])
     assert logits.argmax(1).flatten()[-1] == 0 != truth[-1]
     assert torch.equal(prototypes(logits, places.view(1, 1, 1, -1)).argmax(1).flatten(), truth)
+
+
+def test_a_class_that_no_cell_is_sure_of_does_not_take_the_cells_of_another() -> None:
+    prototypes = ImagePrototypes(2, 1)
+    prototypes.means.copy_(torch.tensor([[0.0], [9.0]]))
+    prototypes.precision.fill_(1.0)
+    prototypes.shares.fill_(0.5)
+    logits = torch.tensor([3.0, 0.0]).log_softmax(0).view(1, 2, 1, 1).expand(1, 2, 4, 4)  # sure of class 0
+    features = torch.ones(1, 1, 4, 4)
+    assert torch.equal(prototypes(logits, features)[:, 1], logits[:, 1])
 
 
 def test_half_precision_is_left() -> None:
