@@ -97,3 +97,19 @@ def tensors(of: Learner) -> Iterator[torch.Tensor]:
     assert of.teacher is not None
     for part in (of.engine.module, of.teacher, SimpleNamespace(state_dict=of.objective.state_dict)):
         yield from part.state_dict().values()
+
+
+def test_prototypes_of_an_end_are_forgotten_where_more_steps_follow(world: World, tmp_path: Path) -> None:
+    for number, name in enumerate(("left", "right")):
+        write_blocks_domain(tmp_path / name, 8, number, None)
+    first, plan = learner(tmp_path, world, "student", seed=1)
+    steps, batch = plan.config.train.steps, plan.config.train.global_batch
+    first.engine.module.image_prototypes.shares.fill_(0.5)
+    first.state.step, first.state.samples_seen = steps, steps * batch
+    folder = checkpoint.publish(tmp_path / "run", snapshot.snapshot(first, plan, world))
+    for more, kept in ((0, 0.5), (1, 0.0)):
+        train = plan.config.train.model_copy(update={"steps": steps + more})
+        longer = make_plan(plan.config.model_copy(update={"train": train}), 1)
+        second = build_learner(longer, world)
+        snapshot.restore(second, folder, longer, world)
+        assert (second.engine.module.image_prototypes.shares == kept).all()
