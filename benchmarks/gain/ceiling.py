@@ -10,13 +10,13 @@ regularisation of the last layer can be expected to gain as much.
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.arguments import described
 from benchmarks.bootstrap import mean_iou
 from benchmarks.streets import TARGETS
 from ppar_dist.config.load import load_config
@@ -61,9 +61,7 @@ def measure(run: Path, targets: dict[str, DomainIndex]) -> dict[str, tuple[float
 
 def main() -> None:
     """Print a row for each target and the mean."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="with a linear classifier")
     options = parser.parse_args()

@@ -10,7 +10,6 @@ rough: they show what happens where much of an image is misread, not what a nigh
 
 from __future__ import annotations
 
-import argparse
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.arguments import described
 from benchmarks.bootstrap import mean_iou
 from benchmarks.streets import prepare_streets
 from ppar_dist.config.schema import Config
@@ -103,9 +103,7 @@ def measure(segmentor: Segmentor, config: Config, shards: Path) -> dict[str, flo
 
 def main() -> None:
     """Print a row for each domain and weather, a column for each share."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = described(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.15, 0.5, 1.5])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="with refit.prototypes")
