@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.gain.equal_time import Runs
 from benchmarks.harmful.cells import cell_auroc
 from benchmarks.harmful.separation import chart
-from benchmarks.harmful.spoil import RECORD, spoiled_keys
+from benchmarks.harmful.spoil import RECORD, shuffle_domains, spoiled_keys
 from benchmarks.harmful.tables import (
     NOTE,
     RATIO,
@@ -30,7 +30,7 @@ from benchmarks.harmful.tables import (
     separation,
     separation_table,
 )
-from benchmarks.harmful.variants import CLEAN, PLAIN, PRESENT, SHARES, SPOILERS, VARIANTS
+from benchmarks.harmful.variants import CLEAN, PLAIN, PRESENT, SHARES, SHUFFLED, SPOILERS, VARIANTS
 from benchmarks.judge import HELD_OUT
 from benchmarks.options import page, parser
 from benchmarks.pages import insert, markdown
@@ -40,6 +40,7 @@ from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import find_weights
 from ppar_dist.data.shards.index import DomainIndex
+from ppar_dist.data.shards.manifest import NAME
 from ppar_dist.data.sources import holdout_range
 
 CHART_WINDOWS = 15
@@ -55,6 +56,16 @@ def shared_sources(config: Config, spoiled: str, share: float) -> str:
     weights = {name: (1 - share) * size / total for name, size in sizes.items()} | {spoiled: share}
     listed = ", ".join(f"{{name: {name}, weight: {weight:.5f}}}" for name, weight in weights.items())
     return f"data.sources=[{listed}]"
+
+
+def shuffled_sources(config: Config, spoiled: Path, share: float) -> str:
+    """The override of `shared_sources`, with as many domains that hold samples of all; they are made once."""
+    names = [f"{spoiled.name}_{share:.0%}_{part}".replace("%", "") for part in range(len(CLEAN) + 1)]
+    folders = [spoiled.parent / name for name in names]
+    if not (folders[-1] / NAME).exists():
+        clean = [DomainIndex.open(config.data.root / name) for name in CLEAN]
+        shuffle_domains(clean, DomainIndex.open(spoiled), folders, share)
+    return f"data.sources=[{', '.join(names)}]"
 
 
 def make_spoiled(spoiler: str, shards: Path, size: int, limit: int | None) -> Path:
@@ -131,6 +142,8 @@ class Bench:
         for spoiler, share in self._cases():
             sources = shared_sources(self.config, self.folders[spoiler].name, share)
             for name in self.options.variant:
+                if name == SHUFFLED:
+                    sources = shuffled_sources(self.config, self.folders[spoiler], share)
                 cases.append((_name(spoiler, share, name), (sources, *VARIANTS[name])))
         track, out = self.options.track, self.options.out
         return [

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +97,37 @@ def samples_of(index: DomainIndex) -> Iterator[ShardSample]:
     for number in range(len(index)):
         raw = index.read(number)
         yield ShardSample(raw.key, raw.image, raw.label, index.metadata(number))
+
+
+def shuffle_domains(
+    clean: Sequence[DomainIndex], spoiled: DomainIndex, folders: Sequence[Path], share: float, seed: int = 0
+) -> None:
+    """Deal the samples of all sources out to domains at random, so that none of them has a policy of its own.
+
+    Of the spoiled source as many samples are taken, at random, as give it its share.
+
+    Args:
+        clean: all of their samples are dealt out.
+        spoiled: the source that has ``share`` of the samples.
+        folders: of the domains to write; the last one is there when all are.
+        share: 0 to 1.
+        seed: of the dealing.
+    """
+    wanted = round(share / (1 - share) * sum(len(index) for index in clean))
+    rng = np.random.default_rng(seed)
+    taken = rng.permutation(len(spoiled))[:wanted].tolist()
+    pool = [(index, number) for index in clean for number in range(len(index))]
+    pool += [(spoiled, number) for number in taken]
+    order = rng.permutation(len(pool)).tolist()
+    for part, folder in enumerate(folders):
+        mine = [pool[at] for at in order[part :: len(folders)]]
+        own = (_renamed(index, number) for index, number in mine)
+        write_domain(folder, spoiled.class_set, own)
+
+
+def _renamed(index: DomainIndex, number: int) -> ShardSample:
+    raw = index.read(number)  # keys of different sources may be the same
+    return ShardSample(f"{index.name}_{raw.key}", raw.image, raw.label, index.metadata(number))
 
 
 def _permuted(label: bytes, permutation: Array) -> Array:

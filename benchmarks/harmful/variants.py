@@ -17,6 +17,9 @@ from ppar_dist.data.shards.index import DomainIndex
 PLAIN = "plain"  # fine-tuning without the method: its loss of mIoU is the harm
 PRESENT = "PPAR, sample weights"  # reweighting of samples alone
 
+# PPAR, but its domains are the samples of all sources, dealt out at random: the control of "leave one out".
+SHUFFLED = "PPAR, domains shuffled"
+
 _NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("ppar.enabled=false", *_NO_REFIT),
@@ -24,6 +27,7 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PPAR, trust": ("ppar.reweighting.trust.enabled=true", *_NO_REFIT),
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
     "PPAR": ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true"),
+    SHUFFLED: ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true"),
 }
 
 SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes

@@ -17,7 +17,7 @@ from benchmarks.harmful.from_life import (
     true_labels,
     wrong_legend,
 )
-from benchmarks.harmful.spoil import spoiled_keys
+from benchmarks.harmful.spoil import shuffle_domains, spoiled_keys
 from benchmarks.harmful.tables import harm_rows, harm_taken_away, separation_table
 from benchmarks.harmful.variants import CLEAN, PLAIN, SPOILERS, VARIANTS
 from benchmarks.judge import HELD_OUT
@@ -118,6 +118,24 @@ def test_a_domain_without_its_record_is_not_whole(
     with pytest.raises(OSError, match="disk full"):
         shift_labels(DomainIndex.open(shards / "camvid_Seq05VD"), tmp_path / "shifted", 8, 180)
     assert not (tmp_path / "shifted" / "spoiled.json").exists()
+
+
+def test_shuffled_domains_hold_all_sources_in_their_shares(tmp_path: Path) -> None:
+    clean = [make_domain(tmp_path / name, 30, seed) for seed, name in enumerate("ab")]
+    spoiled = make_domain(tmp_path / "s", 90, 2)
+    folders = [tmp_path / f"part{number}" for number in range(3)]
+    shuffle_domains(clean, spoiled, folders, 0.4)
+    parts = [[index.key(number) for number in range(len(index))] for index in map(DomainIndex.open, folders)]
+    everything = [key for part in parts for key in part]
+    assert len(set(everything)) == len(everything) == 100
+    assert sum(key.startswith("s_") for key in everything) == 40
+    for part in parts:
+        assert {key[0] for key in part} == {"a", "b", "s"}
+    first = DomainIndex.open(folders[0]).read(0)
+    source = {index.name: index for index in (*clean, spoiled)}[first.key[0]]
+    originals = {source.key(number): source.read(number) for number in range(len(source))}
+    original = originals[first.key[2:]]
+    assert (first.image, first.label) == (original.image, original.label)
 
 
 def test_a_spoiled_source_takes_its_share_and_size_divides_the_rest(tmp_path: Path) -> None:
