@@ -121,14 +121,19 @@ def test_more_images_than_a_source_has_are_all_of_them(
         assert torch.equal(value, fitted[1][name])
 
 
-def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
-    """A text classifier keeps its text: only prototypes are fitted."""
-    write_blocks_domain(tmp_path / "left", samples=4, seed=0, rare_in=None)
-    tree = tiny_config(tmp_path, tmp_path / "run")
+def of_one_source(root: Path) -> tuple[Segmentor, Config, DomainIndex]:
+    """A model with a text classifier, untrained, and its only source."""
+    write_blocks_domain(root / "left", samples=4, seed=0, rare_in=None)
+    tree = tiny_config(root, root / "run")
     tree["data"]["sources"], tree["refit"] = ["left"], {"prototypes": True, "images": 2}
     config = parse_config(tree)
-    model, _ = build_segmentor(config, class_set("roads6"))
-    fitted = refit(model, config, [DomainIndex.open(tmp_path / "left")], None)
+    return build_segmentor(config, class_set("roads6"))[0], config, DomainIndex.open(root / "left")
+
+
+def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
+    """A text classifier keeps its text: only prototypes are fitted."""
+    model, config, index = of_one_source(tmp_path)
+    fitted = refit(model, config, [index], None)
     assert set(fitted) == PROTOTYPES
 
 
@@ -168,17 +173,11 @@ def test_prototypes_of_an_earlier_form_are_refused(tiny: tuple[Config, list[Doma
 
 
 def test_without_a_labelled_cell_a_prediction_stays_as_it_is(tmp_path: Path) -> None:
-    write_blocks_domain(tmp_path / "left", samples=4, seed=0, rare_in=None)
-    tree = tiny_config(tmp_path, tmp_path / "run")
-    tree["data"]["sources"], tree["refit"] = ["left"], {"prototypes": True, "images": 2}
-    config = parse_config(tree)
-    model, _ = build_segmentor(config, class_set("roads6"))
+    model, config, index = of_one_source(tmp_path)
     model.eval()
     image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
     before = model(image).logits
-    fitted = refit(
-        model, config, [DomainIndex.open(tmp_path / "left")], torch.zeros(1, 6)
-    )  # nobody is trusted
+    fitted = refit(model, config, [index], torch.zeros(1, 6))  # nobody is trusted
     assert not fitted
     model.load_refit(fitted)
     assert torch.equal(model(image).logits, before)
