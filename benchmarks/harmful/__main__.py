@@ -15,6 +15,7 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from math import isnan
 from pathlib import Path
 
 from benchmarks.gain.equal_time import Runs
@@ -123,7 +124,8 @@ class Bench:
             config = load_config(self.file, [*self.common, sources])
             weights = Path(os.environ.get("PPAR_WEIGHTS", "."))
             by_trust, by_both = cell_auroc(find_weights(config, weights))
-            rows.append([spoiler, f"{by_trust:.2f}", f"{by_both:.2f}"])
+            figures = (by_trust, by_both)
+            rows.append([spoiler, *("none spoiled" if isnan(x) else f"{x:.2f}" for x in figures)])
         return markdown(rows)
 
     def draw(self, path: Path) -> bool:

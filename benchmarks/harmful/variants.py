@@ -36,7 +36,7 @@ CLEAN = ("camvid_0016E5", "camvid_0006R0", "camvid_Seq05VD")
 
 @dataclass(frozen=True)
 class Spoiler:
-    """How a spoiled source is made: make(shards, folder of the new domain, data.size, images or None)."""
+    """A source that may do harm; made by make(shards, folder of the new domain, data.size, images or None)."""
 
     domain: str  # {size} is replaced by data.size
     make: Callable[[Path, Path, int, int | None], object]
@@ -54,6 +54,11 @@ def _wrong_legend(shards: Path, folder: Path, size: int, limit: int | None) -> o
     return wrong_legend(shards, folder, limit)
 
 
+def _as_labelled(shards: Path, folder: Path, size: int, limit: int | None) -> object:
+    """It is there: `prepare_streets` makes it."""
+    return DomainIndex.open(folder)
+
+
 def _exchanged(shards: Path, folder: Path, size: int, limit: int | None) -> object:
     return exchange_classes(DomainIndex.open(shards / "labelmefacade_train"), folder, "road", "sidewalk")
 
@@ -68,6 +73,9 @@ def _irrelevant(shards: Path, folder: Path, size: int, limit: int | None) -> obj
 
 SPOILERS: dict[str, Spoiler] = {
     "wrong legend": Spoiler("idd_lite_wrong_legend", _wrong_legend, ("idd",)),
+    # Labels that are right, by the habits of another data set: what distrust must not cost.
+    "IDD-Lite as labelled": Spoiler("idd_lite_train", _as_labelled, ("idd",)),
+    "facades as labelled": Spoiler("labelmefacade_train", _as_labelled, ("facade",)),
     "road and sidewalk exchanged": Spoiler("labelmefacade_train_exchanged", _exchanged, ("facade",)),
     "labels shifted by 8 pixels": _shifted(8),
     "labels shifted by 16 pixels": _shifted(16),

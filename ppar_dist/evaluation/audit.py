@@ -3,7 +3,8 @@
 ::
 
     <run>/audit/
-      regions.json      trust by domain and class, and the regions, each with
+      regions.json      trust by domain and class, the classes that distrusted labels may stand for
+                        (may_be: domain, label, class, likelihood), and the regions, each with
                         domain, key, class, judged_as, trust, weight, pixels, box, picture
       000.png           a region outlined in its image and in its label map
 
@@ -59,6 +60,7 @@ from ppar_dist.run import paths
 log = logging.getLogger(__name__)
 
 _DISTRUSTED = 0.5  # p_y / max p below which a cell belongs to a region
+_MENTIONED = 0.1  # likelihood above which a class that a label may stand for is listed
 _FEWEST = 4  # cells of a region: a cell at the border of two classes says nothing
 _RED = np.array([255, 40, 40], np.uint8)
 
@@ -99,6 +101,7 @@ class Audit:
 
     images: dict[str, int]  # looked at, by domain
     trust: dict[str, dict[str, float]]  # by domain and class, where it was judged
+    may_be: dict[str, dict[str, dict[str, float]]]  # domain, label, other class: likelihood, 1 at most
     regions: list[Region]  # the most distrusted first
     folder: Path
 
@@ -108,7 +111,7 @@ class Audit:
         return self.folder / paths.REGIONS
 
     def table(self) -> str:
-        """Trust by domain and class as plain text columns."""
+        """Trust by domain and class as plain text columns; below it, what distrusted labels may stand for."""
         names = sorted({name for row in self.trust.values() for name in row})
         rows = [["domain", "images", *names]]
         for domain, row in self.trust.items():
@@ -121,7 +124,15 @@ class Audit:
             )
             for row in rows
         )
-        return "\n".join(lines)
+        return "\n".join([*lines, *self._meanings()])
+
+    def _meanings(self) -> Iterator[str]:
+        """A line for each distrusted label that may stand for another class."""
+        for domain, labels in self.may_be.items():
+            for label, others in labels.items():
+                ranked = sorted(others.items(), key=lambda each: -each[1])
+                found = ", ".join(f"{other} {value:.2f}" for other, value in ranked)
+                yield f"{domain}: {label} may be {found}"
 
 
 @dataclass(frozen=True)
@@ -174,7 +185,8 @@ def audit(
         looked[name] = len(chosen) - left_out.count
     ranked = worst.ranked()
     trust = _by_class(list(looked), classes, judged)
-    result = Audit(looked, trust, [one.region for one in ranked], paths.audit(run))
+    may_be = _other_classes(list(looked), classes, judged)
+    result = Audit(looked, trust, may_be, [one.region for one in ranked], paths.audit(run))
     _write(result, ranked, classes)
     return result
 
@@ -224,6 +236,20 @@ def _by_class(names: list[str], classes: ClassSet, judged: Survey) -> dict[str, 
         }
         for name, values, agreement in zip(names, judged.trust, judged.agreement, strict=True)
     }
+
+
+def _other_classes(
+    names: list[str], classes: ClassSet, judged: Survey
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The classes that a distrusted label may stand for, by domain and label, with their likelihood."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for name, table in zip(names, judged.likelihood.tolist(), strict=True):
+        for label, row in zip(classes.classes, table, strict=True):
+            others = zip(classes.classes, row, strict=True)
+            likely = {other: value for other, value in others if other != label and value >= _MENTIONED}
+            if likely:
+                found.setdefault(name, {})[label] = likely
+    return found
 
 
 @dataclass(frozen=True)
@@ -299,7 +325,7 @@ def _write(result: Audit, found: list[_Found], classes: ClassSet) -> None:
         name = f"{number:03d}.png"
         write_picture(_picture(one, classes), result.folder / name)
         rows.append({**one.region.to_dict(), "picture": name})
-    text = {"images": result.images, "trust": result.trust, "regions": rows}
+    text = {"images": result.images, "trust": result.trust, "may_be": result.may_be, "regions": rows}
     write_atomically(result.folder / paths.REGIONS, json.dumps(text, indent=1) + "\n")
 
 

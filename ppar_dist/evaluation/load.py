@@ -18,6 +18,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation import model_folder
 from ppar_dist.models.average import averaged_values
+from ppar_dist.models.image_prototypes import refuse_former
 from ppar_dist.models.segmentor import Segmentor, build_segmentor
 from ppar_dist.run import paths
 from ppar_dist.text import one_line
@@ -144,14 +145,10 @@ def _read_weights(checkpoint: Path, weights: str) -> dict[str, Tensor]:
 
 
 def _load_weights(segmentor: Segmentor, weights: dict[str, Tensor], checkpoint: Path) -> None:
+    refuse_former(weights, checkpoint)
     try:
         segmentor.load_state_dict(weights, strict=True)
     except RuntimeError as error:
-        if "prototype_weights" in weights:
-            raise UserError(
-                f"{checkpoint} was trained with an earlier form of refit.prototypes, which this version does "
-                "not have; train it again"
-            ) from None
         raise UserError(
             f"{checkpoint} does not fit the model of the run's config.yaml: {one_line(error)}; "
             "restore that config.yaml"

@@ -35,7 +35,8 @@ _SPARE = 8  # times its even share: what an image may give, for classes that few
 
 def is_random(backbone: BackboneConfig) -> bool:
     """Whether the library builds the tower with random weights, by which nothing can be judged."""
-    return backbone.pretrained is None and ":" not in backbone.name
+    loaded_by_options = backbone.options.get("pretrained") or backbone.options.get("checkpoint_path")
+    return backbone.pretrained is None and ":" not in backbone.name and not loaded_by_options
 
 
 class TowerFeatures:

@@ -15,9 +15,14 @@ Letters: B images, K classes, V width of the features, (h, w) grid of the logits
 
 from __future__ import annotations
 
+from collections.abc import Container
+from pathlib import Path
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from ppar_dist.errors import UserError
 
 FARTHEST = 0.07  # α of ``refit.share`` 1
 _SURE = 0.9  # probability above which a cell speaks for its class
@@ -61,3 +66,16 @@ class ImagePrototypes(nn.Module):
             # log N(f; μ + d) − log N(f; μ) = (f − μ − d/2)ᵀ S⁻¹ d
             gain = towards @ seen.transpose(1, 2) - ((means + moved / 2) * towards).sum(2, keepdim=True)
             return logits + gain.view_as(logits)
+
+
+def refuse_former(weights: Container[str], checkpoint: Path) -> None:
+    """Refuse weights with prototypes of an earlier form of ``refit.prototypes``.
+
+    Raises:
+        UserError: they are among the names in ``weights``.
+    """
+    if "prototype_weights" in weights:
+        raise UserError(
+            f"{checkpoint} was trained with an earlier form of refit.prototypes, which this version does not "
+            "have; train it again"
+        )

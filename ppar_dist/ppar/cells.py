@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64, Integer
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -199,8 +198,3 @@ def cell_features(
 def valid_cells(cells: Int64[Tensor, "*shape"]) -> Bool[Tensor, "*shape"]:
     """Mask of the cells that carry a class."""
     return cells != IGNORE_INDEX
-
-
-def cell_cross_entropy(logits: Float[Tensor, "B K N"], cells: Int64[Tensor, "B N"]) -> Float[Tensor, "B N"]:
-    """-log p(true class) per cell, 0 where ignored."""
-    return F.cross_entropy(logits, cells, ignore_index=IGNORE_INDEX, reduction="none")

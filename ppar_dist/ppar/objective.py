@@ -4,10 +4,10 @@ One step of one rank, with any number of micro-batches:
 
     settings = objective.begin_step(progress)
     for each micro-batch:
-        weights = objective.label_weights(domains)
-        seg_loss = segmentation_loss(logits, labels, weights and weights.of(labels))
+        likelihood = objective.label_likelihood(domains)
+        seg_loss = segmentation_loss(logits, labels, likelihood)
         losses = objective.losses(
-            settings, dense, labels, domains, seg_loss, batch_slots, label_weights=weights
+            settings, dense, labels, domains, seg_loss, batch_slots, label_likelihood=likelihood
         )
         (losses.total.sum() / images_of_the_step_on_this_rank).backward()
     all-reduce objective.buffer.flat (SUM)      # may start before the last backward pass
@@ -32,14 +32,13 @@ from torch import Tensor
 
 from ppar_dist.config.method_section import PparConfig
 from ppar_dist.errors import UserError
-from ppar_dist.models.losses import masked_mean
+from ppar_dist.models.losses import cross_entropy, masked_mean
 from ppar_dist.ppar import alignment, cells, reweighting, statistics
 from ppar_dist.ppar.alignment import Term
 from ppar_dist.ppar.diagnostics import Detail, Figures
 from ppar_dist.ppar.state import MethodState
 from ppar_dist.ppar.step_settings import StepSettings
 from ppar_dist.ppar.sync import SyncBuffer
-from ppar_dist.ppar.trust import LabelWeights
 
 __all__ = ["BatchLosses", "Figures", "Objective", "StepSettings"]
 
@@ -116,11 +115,14 @@ class Objective:
             return StepSettings(stage=alignment.stage_at(progress, self.config.alignment.boundaries))
         return self.state.settings(progress)
 
-    def label_weights(self, domains: Int64[Tensor, " B"]) -> LabelWeights | None:
-        """Weights of a micro-batch's labels, from the trust in its domains; None where all count the same."""
-        if self.state is None or self.state.trust is None:
+    def label_likelihood(self, domains: Int64[Tensor, " B"]) -> Float[Tensor, "B K K"] | None:
+        """What the labels of a micro-batch may stand for; None where all domains are trusted in full.
+
+        It depends on the run's domains, not on those of the micro-batch: ranks take the same path.
+        """
+        if self.state is None or self.state.likelihood is None or not self.state.corrects:
             return None
-        return LabelWeights(self.state.trust[domains])
+        return self.state.likelihood[domains]
 
     def losses(
         self,
@@ -132,7 +134,7 @@ class Objective:
         batch_slots: Int64[Tensor, " B"] | None = None,
         teacher_dense: Float[Tensor, "B D h2 w2"] | None = None,
         attempts: Int64[Tensor, " B"] | None = None,
-        label_weights: LabelWeights | None = None,
+        label_likelihood: Float[Tensor, "B K K"] | None = None,
     ) -> BatchLosses:
         """Losses and weights of a micro-batch; its sums go to the buffer.
 
@@ -146,7 +148,7 @@ class Objective:
             teacher_dense: features of the teacher, with ``bank.teacher`` frozen or ema: these feed the
                 bank, and on steps without them it is left alone.
             attempts: bad samples that each sample stands for, to be reported too; None: none.
-            label_weights: of the micro-batch; the pixel stage weighs its cells by them, too.
+            label_likelihood: of the micro-batch; the pixel stage reads its labels by it, too.
 
         Raises:
             UserError: features and text prototypes differ in width.
@@ -156,7 +158,7 @@ class Objective:
         if self.state is not None:
             assert dense is not None, "the method is on: it needs dense features"
             with torch.autocast(dense.device.type, enabled=False):
-                aligned = self._align(settings, dense, labels, domains, teacher_dense, label_weights)
+                aligned = self._align(settings, dense, labels, domains, teacher_dense, label_likelihood)
         weights, u, known = self._weigh(settings, aligned)
         total = seg_loss.float()
         for term in aligned.terms.values():
@@ -254,7 +256,7 @@ class Objective:
         labels: Tensor,
         domains: Tensor,
         teacher: Tensor | None,
-        weights: LabelWeights | None,
+        likelihood: Tensor | None,
     ) -> _Aligned:
         text, prototypes = settings.text, settings.prototypes
         assert text is not None
@@ -273,7 +275,7 @@ class Objective:
         if visual:
             terms["visual_text"] = Term(settings.visual_weight, -r, valid)  # minus the reliability
         if features.cosines is not None:
-            terms |= self._pixel(settings, features.cosines, features.labels, weights)
+            terms |= self._pixel(settings, features.cosines, features.labels, likelihood)
         if self.config.bank.teacher == "student":
             assert teacher is None, "teacher features were given and bank.teacher is student"
             self._feed_bank(features, domains)
@@ -282,7 +284,7 @@ class Objective:
         return _Aligned(terms, r.detach(), valid)
 
     def _pixel(
-        self, settings: StepSettings, cosines: Tensor, labels: Tensor, weights: LabelWeights | None
+        self, settings: StepSettings, cosines: Tensor, labels: Tensor, likelihood: Tensor | None
     ) -> dict[str, Term]:
         """Pixel loss of the admitted cells; the difficulty comes from the same logits.
 
@@ -291,15 +293,16 @@ class Objective:
         """
         align = self.config.alignment
         cosines = _tracked(cosines, settings.pixel_weight > 0)
-        loss = cells.cell_cross_entropy(cosines / align.temperature, labels)  # (B, N)
+        logits = cosines / align.temperature
+        loss = cross_entropy(logits, labels)  # (B, N)
         hard, valid = alignment.difficulty(loss.detach()), cells.valid_cells(labels)
         self.buffer.add("difficulty", alignment.difficulty_histogram(hard, valid, align.difficulty_bins))
         if settings.pixel_weight == 0:
             return {}
         admitted = alignment.admitted_cells(hard, valid, settings.threshold)
         self.buffer.add("admission", torch.stack([admitted.sum(), valid.sum()]))
-        if weights is not None:
-            loss = loss * weights.of(labels)
+        if likelihood is not None:
+            loss = cross_entropy(logits, labels, likelihood)
         return {"pixel": Term(settings.pixel_weight, masked_mean(loss, admitted), admitted.any(1))}
 
     @torch.no_grad()

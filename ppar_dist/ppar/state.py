@@ -47,11 +47,24 @@ class MethodState:
         self.bank = PrototypeBank(num_domains, classes, width, config.bank.momentum, device)
         self.moments = MovingMoments(config.reweighting.momentum)
         self.difficulty = alignment.DifficultyHistogram(config.alignment.difficulty_bins)
-        self.trust: Tensor | None = None  # (M, K), see `ppar.trust`; it stays what the survey found
+        # (M, K) and (M, K, K), see `ppar.trust`; they stay what the survey found
+        self.trust: Tensor | None = None
+        self.likelihood: Tensor | None = None
+        self.corrects = False  # whether any label may stand for another class than its own
         if config.reweighting.enabled and config.reweighting.trust.enabled:
             self.trust = torch.ones(num_domains, classes, device=device)
+            self.likelihood = torch.eye(classes, device=device).repeat(num_domains, 1, 1)
         self.prototypes = self._visual_text()  # (K, D)
         self._before = self.prototypes
+
+    def believe(self, trust: Float[Tensor, "M K"], likelihood: Float[Tensor, "M K K"]) -> None:
+        """Take over what a survey found, where the configuration asks for it."""
+        assert self.trust is not None
+        assert self.likelihood is not None
+        self.trust.copy_(trust)
+        self.likelihood.copy_(likelihood)
+        own = torch.eye(self.likelihood.shape[1], device=self.likelihood.device)
+        self.corrects = bool((self.likelihood != own).any())
 
     def settings(self, progress: float) -> StepSettings:
         """What the step at ``progress`` (0 to 1) uses: statistics of the steps before, prototypes, λ."""
@@ -131,6 +144,8 @@ class MethodState:
         }
         if self.trust is not None:
             state["reweighting.trust"] = self.trust.clone()
+        if self.likelihood is not None:
+            state["reweighting.likelihood"] = self.likelihood.clone()
         return state
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -146,6 +161,11 @@ class MethodState:
             for name, value in mine.items()
             if name in state and state[name].shape != value.shape
         ]
+        if wrong == ["reweighting.likelihood"]:
+            raise UserError(
+                "the checkpoint was written by a version that weighed distrusted labels instead of reading "
+                "them as what they may stand for; finish it with that version, or train it again"
+            )
         if wrong:
             raise UserError(
                 f"the checkpoint's statistics do not fit this configuration: {'; '.join(wrong)}; "
@@ -156,7 +176,7 @@ class MethodState:
         self.moments.sums = state["reweighting.moments"].tolist()
         self.difficulty.counts = state["alignment.difficulty"].tolist()
         if self.trust is not None:
-            self.trust.copy_(state["reweighting.trust"])
+            self.believe(state["reweighting.trust"], state["reweighting.likelihood"])
         self.prototypes = self._before = self._visual_text()
 
     def _visual_text(self) -> Tensor:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int64, Integer
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ppar_dist.config.method_section import TrustConfig
@@ -24,6 +24,7 @@ _FEWEST = 20  # cells of a class of a domain that say anything
 _SHRINKAGE = 0.1
 _ROUNDS = 10  # of judging by those that are trusted; the table settles in four or five
 _SETTLED = 1e-3
+_PRIOR = 20.0  # cells: c₀
 
 
 @dataclass(frozen=True)
@@ -51,24 +52,12 @@ class Cells:
 
 
 @dataclass(frozen=True)
-class LabelWeights:
-    """Weights of the labels of a micro-batch."""
-
-    table: Float[Tensor, "B K"]  # the trust in each class of the image's domain
-
-    def of(self, labels: Integer[Tensor, " B *rest"]) -> Float[Tensor, " B *rest"]:
-        """The weight of each label; 1 where it is ignored."""
-        num_classes = self.table.shape[1]
-        padded = torch.cat([self.table, torch.ones_like(self.table[:, :1])], 1)  # (B, K + 1)
-        return padded.gather(1, labels.long().clamp(max=num_classes).flatten(1)).view(labels.shape)
-
-
-@dataclass(frozen=True)
 class Survey:
     """What the domains say about each other's labels."""
 
     agreement: Float[Tensor, "M K"]  # mean p_y / max p of the domain's cells of the class; nan: not judged
     trust: Float[Tensor, "M K"]  # 0 to 1; 1 where not judged
+    likelihood: Float[Tensor, "M K K"]  # of each label in each class; see `label_likelihood`
     judges: list[LinearClassifier]  # by domain; that of domain m has never seen a label of m
 
 
@@ -88,7 +77,36 @@ def survey(domains: Sequence[Cells], num_classes: int, config: TrustConfig) -> S
         before, trust = trust, _trust(agreement, trust, config) * there
         if (trust - before).abs().max() < _SETTLED:
             break
-    return Survey(agreement, torch.where(agreement.isnan(), 1.0, trust), judges)
+    trust = torch.where(agreement.isnan(), 1.0, trust)
+    return Survey(agreement, trust, label_likelihood(domains, judges, trust), judges)
+
+
+def label_likelihood(
+    domains: Sequence[Cells], judges: Sequence[LinearClassifier], trust: Float[Tensor, "M K"]
+) -> Float[Tensor, "M K K"]:
+    """A_myj: how likely label y of domain m is on class j, beside the class on which it is likeliest.
+
+    A label that is trusted in full is its class: 1 there and 0 elsewhere. Of one that is not, the judge
+    says on which classes the domain's cells with that label lie.
+
+        c_yj = t_y n_y [y = j] + (1 - t_y) Σ_n p_nj + c₀ [y = j]         over the n_y cells n with label y
+        P(y | j) = c_yj / Σ_y' c_y'j             A_yj = P(y | j) / max_j' P(y | j')
+
+    Only ratios within a label count in a loss. c₀ cells keep what few cells say near the label itself.
+    """
+    classes = trust.shape[1]
+    own = torch.eye(classes, dtype=torch.float64)
+    found = []
+    for cells, judge, vote in zip(domains, judges, trust.double().unsqueeze(2), strict=True):
+        count = torch.bincount(cells.labels, minlength=classes)[:classes].double()
+        judged = torch.zeros(classes, classes, dtype=torch.float64)
+        if judge.biases.isfinite().any():
+            probable = judge.log_probabilities(cells.features).exp().double()
+            judged.index_add_(0, cells.labels, probable)
+        joint = vote * count.diag() + (1.0 - vote) * judged + _PRIOR * own
+        given_class = joint / joint.sum(0)
+        found.append(given_class / given_class.amax(1, keepdim=True))
+    return torch.stack(found)
 
 
 def _without(votes: Float[Tensor, "M K"], domain: int) -> Float[Tensor, "M K"]:

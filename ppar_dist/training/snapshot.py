@@ -29,6 +29,7 @@ from ppar_dist.class_sets import RECORD, to_record
 from ppar_dist.distributed.world import World
 from ppar_dist.errors import UserError
 from ppar_dist.models.average import AVERAGE, averaged_values
+from ppar_dist.models.image_prototypes import refuse_former
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.learner import Learner
@@ -79,10 +80,13 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     4. generator: rng.safetensors, where this rank had one
 
     Raises:
-        UserError: its data position does not fit ``train.global_batch``.
+        UserError: its data position does not fit ``train.global_batch``, or it has what an earlier version
+            alone has.
         RuntimeError, KeyError, ValueError, OSError: it does not fit the model, or is damaged.
     """
-    learner.engine.load(read_model(found), read_moments(found))
+    model = read_model(found)
+    refuse_former(model, found)
+    learner.engine.load(model, read_moments(found))
     method = load_file(found / METHOD)
     state = learner.state = TrainState.from_json(read_state(found))
     if learner.teacher is not None:

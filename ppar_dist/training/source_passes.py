@@ -5,7 +5,7 @@ Rank 0 makes the survey and the refit, and the result goes to all; for scores ea
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -42,6 +42,7 @@ def measure_styles(plan: RunPlan, world: World, alive: Callable[[], None]) -> St
 
 
 _LOW = 0.5  # trust below which a class of a source is named
+_LIKELY = 0.5  # likelihood above which a class that its label may stand for is named
 
 
 def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], None]) -> list[str]:
@@ -52,28 +53,41 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
         before them where the tower cannot tell.
     """
     state, config = learner.objective.state, plan.config
-    if state is None or state.trust is None:
+    if state is None or state.trust is None or state.likelihood is None:
         return []
     segmentor, classes = learner.engine.module, plan.classes.classes
     assert isinstance(segmentor, Segmentor)
 
-    def look() -> Tensor:
+    def look() -> tuple[Tensor, Tensor]:
         with as_written(config):
             found = survey_sources(
                 segmentor.backbone, config, plan.indexes, len(classes), world.device, alive
             )
-        return found.trust.float()
+        return found.trust.float(), found.likelihood.float()
 
-    state.trust.copy_(world.on_main(look))
+    state.believe(*world.on_main(look))
     advice = f"the other sources disagree, ppar-dist audit {config.run.dir} draws where"
     lines = []
     if config.init_from is None and is_random(config.model.backbone):
         lines.append(f"trust in the labels of sources: {': '.join(RANDOM_TOWER)}")
-    for index, row in zip(plan.indexes, state.trust.tolist(), strict=True):
-        low = [f"{label} {value:.2f}" for label, value in zip(classes, row, strict=True) if value < _LOW]
+    for index, row, likelihood in zip(
+        plan.indexes, state.trust.tolist(), state.likelihood.tolist(), strict=True
+    ):
+        low = [
+            f"{label} {value:.2f}{_other_meanings(label, classes, by_class)}"
+            for label, value, by_class in zip(classes, row, likelihood, strict=True)
+            if value < _LOW
+        ]
         if low:
             lines.append(f"trust in the labels of {index.name} is low, 1 is full: {', '.join(low)}; {advice}")
     return lines
+
+
+def _other_meanings(label: str, classes: Sequence[str], likelihood: Sequence[float]) -> str:
+    """Which other classes a label may stand for, as the end of its name."""
+    others = [name for name, value in zip(classes, likelihood, strict=True) if value >= _LIKELY]
+    others = [name for name in others if name != label]
+    return f" (may be {' or '.join(others)})" if others else ""
 
 
 def score_held_out(learner: Learner, plan: RunPlan, world: World, watch: Watchdog) -> HeldOutScore:

@@ -225,17 +225,17 @@ class Trainer:
         objective, labels = self.learner.objective, batch.labels
         images = batch.pictures()
         prediction = self.learner.engine.forward(images, self.config.ppar.enabled)
-        weights = objective.label_weights(batch.domains)
+        likelihood = objective.label_likelihood(batch.domains)
         losses = objective.losses(
             settings,
             prediction.dense,
             labels,
             batch.domains,
-            segmentation_loss(prediction.logits, labels, None if weights is None else weights.of(labels)),
+            segmentation_loss(prediction.logits, labels, likelihood),
             batch_slots=batch.positions - self.state.samples_seen,
             teacher_dense=self._teacher_features(images),
             attempts=batch.attempts,
-            label_weights=weights,
+            label_likelihood=likelihood,
         )
         return losses.total.mean()
 

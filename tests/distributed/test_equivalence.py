@@ -27,6 +27,7 @@ _RELATIVE, _ABSOLUTE = 2e-3, 2e-4
 _OF_GRADIENT = 1e-2  # a pixel on the edge of a threshold has one or none
 _DATA = {"data": {"sources": ["left", "right", "mixed"]}}
 _HISTOGRAM, _TRUST = "alignment.difficulty", "reweighting.trust"
+_LIKELIHOOD = "reweighting.likelihood"
 
 
 class Run:
@@ -113,6 +114,11 @@ def test_the_source_that_contradicts_is_trusted_less(one_rank: Run) -> None:
     assert (trust[:2] == 1).all()
     assert ((trust[2, :2] > 0.1) & (trust[2, :2] < 0.9)).all()
     assert (trust[2, 2:] == 1).all()
+    likelihood = one_rank.method[_LIKELIHOOD]
+    own = torch.eye(6)
+    assert torch.equal(likelihood[:2], own.repeat(2, 1, 1))
+    assert ((likelihood[2] - own)[:2, :2].abs() > 0.05).any()  # the loss of this run reads labels by it
+    assert torch.equal(likelihood[2, 2:], own[2:])
     for step in one_rank.steps:
         assert step["trust/mixed/road"] == pytest.approx(float(trust[2, 0]))
         assert step["trust/left/road"] == 1

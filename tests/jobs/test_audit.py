@@ -46,8 +46,8 @@ def test_training_says_which_labels_it_distrusts(run: Path) -> None:
     assert len(lines) == 2
     assert "the tower's weights are random" in lines[0]
     assert "labels of wrong is low" in lines[1]
-    assert "road 0.0" in lines[1]
-    assert "sidewalk 0.0" in lines[1]
+    assert "road 0.00 (may be sidewalk)" in lines[1]
+    assert "sidewalk 0.00 (may be road)" in lines[1]
     assert f"ppar-dist audit {run}" in lines[1]
 
 
@@ -61,6 +61,9 @@ def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
         assert found["trust"]["wrong"][label] < 0.1
         assert found["trust"]["left"][label] > 0.9
     assert found["trust"]["wrong"]["sky"] > 0.9
+    assert found["may_be"].keys() == {"wrong"}
+    assert found["may_be"]["wrong"]["road"]["sidewalk"] == 1.0
+    assert found["may_be"]["wrong"]["sidewalk"]["road"] == 1.0
     assert "car" not in found["trust"]["left"]  # no source has one: not judged
     assert 1 <= len(found["regions"]) <= 12
     losses = [

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.data.reading import EvalSample
-from ppar_dist.evaluation.survey import TowerFeatures, evenly, labels_of_cells
+from ppar_dist.evaluation.survey import TowerFeatures, evenly, is_random, labels_of_cells
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.features import Features, FeatureShape
 
@@ -74,3 +74,10 @@ def test_labels_of_cells_are_those_of_the_image_as_it_is_seen() -> None:
     label[:, 16:24], label[:, 24:48], label[:16, 48:] = 1, 2, 255
     sample = EvalSample(key="a", image=torch.zeros(3, 16, 32, dtype=torch.uint8), label=label, sample=0)
     assert labels_of_cells(sample, (2, 4), 6, 0.75).tolist() == [[0, 255, 2, 255], [0, 255, 2, 0]]
+
+
+def test_weights_that_the_library_loads_are_not_random() -> None:
+    tower = {"kind": "timm", "name": "resnet18", "embed_dim": 16}
+    assert is_random(BackboneConfig.model_validate(tower))
+    for options in ({"pretrained": True}, {"checkpoint_path": "trunk.safetensors"}):
+        assert not is_random(BackboneConfig.model_validate({**tower, "options": options}))

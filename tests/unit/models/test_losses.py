@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 
+import pytest
 import torch
 from torch import Tensor
 
-from ppar_dist.models.losses import masked_mean, segmentation_loss
+from ppar_dist.models.losses import cross_entropy, masked_mean, segmentation_loss
 
 
 def naive_upsample(plane: Tensor, height: int, width: int) -> list[list[float]]:
@@ -32,9 +33,9 @@ def naive_upsample(plane: Tensor, height: int, width: int) -> list[list[float]]:
     return rows
 
 
-def naive_segmentation(logits: Tensor, labels: Tensor) -> list[float]:
+def naive_segmentation(logits: Tensor, labels: Tensor, likelihood: Tensor) -> list[float]:
     losses = []
-    for image, label in zip(logits, labels, strict=True):
+    for image, label, table in zip(logits, labels, likelihood, strict=True):
         planes = [naive_upsample(plane, *label.shape) for plane in image]
         total, count = 0.0, 0
         for i in range(label.shape[0]):
@@ -43,7 +44,8 @@ def naive_segmentation(logits: Tensor, labels: Tensor) -> list[float]:
                 if k == 255:
                     continue
                 exps = [math.exp(plane[i][j]) for plane in planes]
-                total -= math.log(exps[k] / sum(exps))
+                probable = sum(float(a) * x for a, x in zip(table[k], exps, strict=True))
+                total -= math.log(probable / sum(exps))
                 count += 1
         losses.append(total / count if count else 0.0)
     return losses
@@ -59,16 +61,50 @@ def random_case() -> tuple[Tensor, Tensor]:
     return logits, labels
 
 
-def test_segmentation_loss_is_the_loop_over_pixels() -> None:
-    logits, labels = random_case()
-    expected = torch.tensor(naive_segmentation(logits, labels), dtype=torch.float64)
-    torch.testing.assert_close(segmentation_loss(logits, labels), expected)
-    torch.testing.assert_close(segmentation_loss(logits.float(), labels.long()), expected.float())
+OWN = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)  # every label is its class
+OTHER = OWN.clone()  # images 0 and 3 have labels that may stand for other classes
+OTHER[0, 1] = torch.tensor([0.0, 1.0, 0.7])
+OTHER[3] = torch.tensor([[0.3, 1.0, 0.0], [1.0, 0.2, 0.1], [0.0, 0.0, 1.0]])
 
 
-def test_segmentation_loss_gradient() -> None:
+@pytest.mark.parametrize("likelihood", [None, OWN, OTHER])
+def test_segmentation_loss_is_the_loop_over_pixels(likelihood: Tensor | None) -> None:
     logits, labels = random_case()
-    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, labels), logits.requires_grad_())
+    table = OWN if likelihood is None else likelihood
+    expected = torch.tensor(naive_segmentation(logits, labels, table), dtype=torch.float64)
+    torch.testing.assert_close(segmentation_loss(logits, labels, likelihood), expected)
+    likelihood = None if likelihood is None else likelihood.float()
+    found = segmentation_loss(logits.float(), labels.long(), likelihood)
+    torch.testing.assert_close(found, expected.float())
+
+
+@pytest.mark.parametrize("likelihood", [None, OTHER])
+def test_segmentation_loss_gradient(likelihood: Tensor | None) -> None:
+    logits, labels = random_case()
+    logits.requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: segmentation_loss(x, labels, likelihood), logits)
+
+
+def test_a_label_that_may_stand_for_any_class_teaches_nothing() -> None:
+    logits = torch.randn(1, 3, 5, dtype=torch.float64, requires_grad=True)
+    cross_entropy(logits, torch.tensor([[0, 1, 2, 2, 1]]), torch.ones(1, 3, 3).double()).sum().backward()
+    assert logits.grad.abs().max() < 1e-15
+
+
+def test_an_exchanged_label_teaches_the_class_it_stands_for() -> None:
+    logits = torch.randn(1, 3, 5, dtype=torch.float64)
+    labels, exchanged = torch.tensor([[0, 1, 2, 0, 255]]), torch.tensor([[1, 0, 2, 1, 255]])
+    table = OWN[:1, [1, 0, 2]]
+    torch.testing.assert_close(cross_entropy(logits, labels, table), cross_entropy(logits, exchanged))
+
+
+def test_unlikely_classes_leave_numbers() -> None:
+    """Probabilities of 0 in any precision, under labels that may be nothing else."""
+    logits = torch.tensor([[[0.0, 0.0], [200.0, -200.0], [0.0, 0.0]]], requires_grad=True)
+    loss = cross_entropy(logits, torch.tensor([[0, 1]]), OTHER[:1].float())
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert logits.grad.isfinite().all()
 
 
 def test_an_image_without_labels_has_no_loss_and_no_gradient() -> None:

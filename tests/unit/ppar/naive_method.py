@@ -50,6 +50,7 @@ class NaiveMethod:
     r_sums: Vector = field(default_factory=lambda: np.zeros(3))
     u_sums: Vector = field(default_factory=lambda: np.zeros(2))
     trust: dict[tuple[int, int], float] = field(default_factory=dict)  # by domain and class; 1 where absent
+    likelihood: Vector | None = None  # (M, K, K): of a domain's label in a class; None: a label is its class
 
     def prototypes(self) -> Vector:
         """v_k = norm((1 - α_k) t_k + α_k norm(trusted mean of the domains' unit centroids))."""
@@ -80,7 +81,7 @@ class NaiveMethod:
         return 1.0
 
     def trusted(self, domain: int, k: int) -> float:
-        """The weight of a pixel or cell of class ``k``."""
+        """The weight of the domain's centroid of class ``k``."""
         return self.trust.get((domain, k), 1.0)
 
     def step(self, images: list[Image], progress: float) -> list[Sample]:
@@ -94,16 +95,17 @@ class NaiveMethod:
         samples, rs, us, difficulties, found = [], [], [], [], []
         for image in images:
             units, label = self._cells(image)
-            factor = [self.trusted(image.domain, k) for k in label]
-            cells = list(zip(factor, units, label, strict=True))
+            cells = list(zip(units, label, strict=True))
             found += [(image.domain, k, u) for u, k in zip(units, label, strict=True) if k != 255]
             classes = sorted(set(label) - {255})
-            pooled = {k: norm(sum(u for _, u, c in cells if c == k)) for k in classes}
+            pooled = {k: norm(sum(u for u, c in cells if c == k)) for k in classes}
             text = average([self._surprise(pooled[k], self.text, k) for k in classes])
             visual = average([self._surprise(pooled[k], v, k) for k in classes])
-            pixels = [(f, self._surprise(u, v, k)) for f, u, k in cells if k != 255]
-            difficulties += [1 - math.exp(-x) for _, x in pixels]
-            pixel = average([f * x for f, x in pixels if 1 - math.exp(-x) <= limit])
+            pixels = [
+                (self._surprise(u, v, k), self._read(u, v, k, image.domain)) for u, k in cells if k != 255
+            ]
+            difficulties += [1 - math.exp(-x) for x, _ in pixels]
+            pixel = average([read for x, read in pixels if 1 - math.exp(-x) <= limit])
             losses = {}
             if align.enabled:
                 losses = {"text": text} if stage >= 1 else {}
@@ -152,6 +154,13 @@ class NaiveMethod:
         """-log p(k | feature): cross-entropy of cosines over τ."""
         logits = [float(feature @ p) / self.config.alignment.temperature for p in prototypes]
         return math.log(sum(math.exp(x) for x in logits)) - logits[k]
+
+    def _read(self, feature: Vector, prototypes: Vector, k: int, domain: int) -> float:
+        """-log p(label k | feature), where the label may stand for other classes."""
+        if self.likelihood is None:
+            return self._surprise(feature, prototypes, k)
+        row = enumerate(self.likelihood[domain, k])
+        return -math.log(sum(a * math.exp(-self._surprise(feature, prototypes, j)) for j, a in row))
 
     def _fold_bank(self, found: list[tuple[int, int, Vector]]) -> None:
         momentum = self.config.bank.momentum

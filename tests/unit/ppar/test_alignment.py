@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppar_dist.config.method_section import AlignmentConfig
-from ppar_dist.models.losses import masked_mean
+from ppar_dist.models.losses import cross_entropy, masked_mean
 from ppar_dist.ppar.alignment import (
     DifficultyHistogram,
     Stage,
@@ -23,7 +23,7 @@ from ppar_dist.ppar.alignment import (
     stage_at,
     stage_weights,
 )
-from ppar_dist.ppar.cells import cell_cross_entropy, unit
+from ppar_dist.ppar.cells import unit
 
 TAU = 0.1
 
@@ -99,10 +99,10 @@ def random_cells() -> tuple[torch.Tensor, torch.Tensor]:
 
 def test_pixel_loss_is_the_loop_over_admitted_cells() -> None:
     cosines, cells = random_cells()
-    cross_entropy = cell_cross_entropy(cosines / TAU, cells)
-    hard = difficulty(cross_entropy)
+    surprise = cross_entropy(cosines / TAU, cells)
+    hard = difficulty(surprise)
     admitted = admitted_cells(hard, cells != 255, 0.8)
-    loss = masked_mean(cross_entropy, admitted)
+    loss = masked_mean(surprise, admitted)
     for i in range(3):
         kept = []
         for n in range(6):
@@ -121,11 +121,9 @@ def test_pixel_loss_is_the_loop_over_admitted_cells() -> None:
 
 def test_pixel_loss_gradient() -> None:
     cosines, cells = random_cells()
-    admitted = admitted_cells(difficulty(cell_cross_entropy(cosines / TAU, cells)), cells != 255, 0.8)
+    admitted = admitted_cells(difficulty(cross_entropy(cosines / TAU, cells)), cells != 255, 0.8)
     cosines.requires_grad_()
-    assert torch.autograd.gradcheck(
-        lambda x: masked_mean(cell_cross_entropy(x / TAU, cells), admitted), cosines
-    )
+    assert torch.autograd.gradcheck(lambda x: masked_mean(cross_entropy(x / TAU, cells), admitted), cosines)
 
 
 def test_an_empty_threshold_admits_nothing_and_one_admits_all() -> None:

@@ -16,6 +16,9 @@ from tests.unit.ppar.naive_method import Image, NaiveMethod, Sample
 
 M, K, D, GRID, STRIDE, G = 3, 4, 6, (3, 4), 4, 8
 TRUST = [[1.0, 0.3, 0.05, 0.7], [0.6, 1.0, 0.2, 0.4], [1.0, 1.0, 1.0, 0.5]]  # (M, K)
+LIKELIHOOD = torch.eye(K).repeat(M, 1, 1)  # (M, K, K); domain 2 is read as it is
+LIKELIHOOD[0, :2] = torch.tensor([[0.2, 1.0, 0.0, 0.1], [1.0, 0.4, 0.0, 0.0]])
+LIKELIHOOD[1, 2] = torch.tensor([0.05, 0.9, 1.0, 0.3])
 TRUSTED = {"reweighting": {"trust": {"enabled": True}}}
 PROGRESS = (0.0, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 0.9)  # every stage, at least twice
 
@@ -32,11 +35,11 @@ def config(**changes: dict) -> PparConfig:
 
 
 def build(**changes: dict) -> Objective:
-    """An objective, which trusts as TRUST says where its configuration weighs labels."""
+    """An objective, which reads labels as TRUST and LIKELIHOOD say where its configuration has trust."""
     objective = Objective(config(**changes), text(), M, K, G)
     assert objective.state is not None
     if objective.state.trust is not None:
-        objective.state.trust.copy_(torch.tensor(TRUST))
+        objective.state.believe(torch.tensor(TRUST), LIKELIHOOD)
     return objective
 
 
@@ -79,8 +82,8 @@ def run_step(
         first, last = number * G // len(ranks), (number + 1) * G // len(ranks)
         for start in range(first, last, micro):
             cut = slice(start, min(start + micro, last))
-            weights = rank.label_weights(batch[2][cut])
-            more = {"batch_slots": torch.arange(G)[cut], "label_weights": weights}
+            likelihood = rank.label_likelihood(batch[2][cut])
+            more = {"batch_slots": torch.arange(G)[cut], "label_likelihood": likelihood}
             parts.append(rank.losses(settings, *(x[cut] for x in batch), **more))
     whole = BatchLosses(
         torch.cat([p.total for p in parts]),
@@ -118,8 +121,10 @@ def naive_step(naive: NaiveMethod, step: int, progress: float, one_domain: bool)
 )
 def test_every_step_is_the_loop(changes: dict, one_domain: bool) -> None:
     objective = build(**changes)
-    trust = {(m, k): TRUST[m][k] for m in range(M) for k in range(K)} if changes == TRUSTED else {}
-    naive = NaiveMethod(config(**changes), text().double().numpy(), STRIDE, trust=trust)
+    naive = NaiveMethod(config(**changes), text().double().numpy(), STRIDE)
+    if changes == TRUSTED:
+        naive.trust = {(m, k): TRUST[m][k] for m in range(M) for k in range(K)}
+        naive.likelihood = LIKELIHOOD.double().numpy()
     for step, progress in enumerate(PROGRESS):
         (figures,), terms, _ = run_step([objective], step, progress, one_domain=one_domain)
         samples = naive_step(naive, step, progress, one_domain)
@@ -235,8 +240,12 @@ def test_a_state_of_another_configuration_is_refused() -> None:
     del state["bank.counts"]
     with pytest.raises(UserError, match=r"bank\.counts"):
         Objective(config(), text(), M, K, G).load_state_dict(state)
-    with pytest.raises(UserError, match=r"reweighting\.trust"):
+    with pytest.raises(UserError, match=r"reweighting\.likelihood; reweighting\.trust"):
         build(**TRUSTED).load_state_dict(build().state_dict())
+    weighed = build(**TRUSTED).state_dict()
+    del weighed["reweighting.likelihood"]
+    with pytest.raises(UserError, match=r"a version that weighed distrusted labels.*train it again"):
+        build(**TRUSTED).load_state_dict(weighed)
     with pytest.raises(UserError, match=r"ppar\.enabled is false"):
         Objective(PparConfig(enabled=False), None, M, K).load_state_dict(state)
 
@@ -330,18 +339,17 @@ def test_reliability_follows_the_labels() -> None:
     assert (clean.weights > spoiled.weights)[valid].all()
 
 
-def test_a_distrusted_label_has_less_of_the_pixel_loss() -> None:
-    objective = build(**TRUSTED)
-    for step in range(8):
-        run_step([objective], step, PROGRESS[step])
-    dense, labels, domains, losses = global_batch(9)
-    settings, found = objective.begin_step(0.9), []
-    for weights in (objective.label_weights(domains), None):
-        terms = objective.losses(settings, dense, labels, domains, losses, label_weights=weights)
-        found.append(terms.named["pixel"])
-    assert (found[0] <= found[1]).all()
-    assert found[0].sum() < 0.9 * found[1].sum()
-    assert build().label_weights(domains) is None
+def test_labels_of_trusted_domains_are_read_as_they_are() -> None:
+    """Also in a run that has another domain, whose labels are not."""
+    domains = torch.tensor([2, 0])
+    found = build(**TRUSTED).label_likelihood(domains)
+    assert found is not None
+    assert torch.equal(found, LIKELIHOOD[domains])
+    assert build().label_likelihood(domains) is None
+    trusting = Objective(config(**TRUSTED), text(), M, K, G)
+    assert trusting.label_likelihood(domains) is None
+    trusting.load_state_dict(build(**TRUSTED).state_dict())
+    assert trusting.label_likelihood(domains) is not None
 
 
 def test_trust_is_among_the_figures() -> None:

@@ -1,4 +1,4 @@
-"""Trust in sources and classes: weights of labels against a loop, and whom a survey believes."""
+"""Trust in sources and classes: whom a survey believes, and what it takes distrusted labels for."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from ppar_dist.config.method_section import TrustConfig
-from ppar_dist.ppar.trust import Cells, LabelWeights, Survey, reliability, survey
+from ppar_dist.ppar.trust import Cells, Survey, reliability, survey
 
 K, D = 4, 6
 CONFIG = TrustConfig(enabled=True)
@@ -38,18 +38,6 @@ def judged(domains: Sequence[Cells]) -> Survey:
 def assert_trust(found: Survey, expected: Sequence[Sequence[float]]) -> None:
     """Each entry is at most 0.1 away from 0 or 1."""
     assert (found.trust - torch.tensor(expected)).abs().max() < 0.1, found.trust
-
-
-def test_weights_of_labels_are_the_loop() -> None:
-    table = torch.rand(2, K, generator=torch.Generator().manual_seed(1))
-    weights = LabelWeights(table)
-    pixels = torch.tensor([[[0, 3, 255], [1, 1, 2]], [[255, 0, 0], [3, 2, 255]]], dtype=torch.uint8)
-    for labels in (pixels, pixels.long(), pixels.flatten(1)):
-        found = weights.of(labels)
-        assert found.shape == labels.shape
-        rows = zip(labels.flatten(1).tolist(), table.tolist(), strict=True)
-        expected = [[1.0 if k == 255 else row[k] for k in image] for image, row in rows]
-        torch.testing.assert_close(found.flatten(1), torch.tensor(expected))
 
 
 def test_thinned_keeps_some_of_every_class_spread_evenly() -> None:
@@ -126,6 +114,7 @@ def test_the_order_of_the_domains_does_not_matter() -> None:
     found, expected = judged([domains[m] for m in order]), judged(domains)
     torch.testing.assert_close(found.trust, expected.trust[order])
     torch.testing.assert_close(found.agreement, expected.agreement[order])
+    torch.testing.assert_close(found.likelihood, expected.likelihood[order])
     for judge, m in zip(found.judges, order, strict=True):
         torch.testing.assert_close(judge.weights, expected.judges[m].weights)
 
@@ -143,6 +132,7 @@ def test_the_judge_of_a_domain_has_never_seen_its_labels() -> None:
 def test_a_single_domain_is_trusted_and_not_judged() -> None:
     found = judged([wrong(domain(0))])
     assert (found.trust == 1).all()
+    assert torch.equal(found.likelihood[0], torch.eye(K, dtype=torch.float64))
     assert found.agreement.isnan().all()
 
 
@@ -197,4 +187,53 @@ def test_agreements_that_vanish_spoil_nothing() -> None:
     right = Cells(places[labels] + noise, labels)
     found = judged([right, wrong(right), right, wrong(right)])
     assert found.trust.isfinite().all()
+    assert found.likelihood.isfinite().all()
     assert (found.trust[:, 2:] == 1).all()
+
+
+def test_labels_that_are_trusted_in_full_are_their_classes() -> None:
+    found = judged([domain(0), domain(1), domain(2), wrong(domain(3))])
+    own = torch.eye(K, dtype=torch.float64)
+    assert torch.equal(found.likelihood[:3], own.repeat(3, 1, 1))
+    assert torch.equal(found.likelihood[3, 2:], own[2:])
+
+
+def test_exchanged_labels_are_taken_for_each_other() -> None:
+    found = judged([domain(0), domain(1), domain(2), wrong(domain(3, each=500))])
+    expected = torch.eye(K)[EXCHANGED]
+    assert (found.likelihood[3] - expected).abs().max() < 0.1, found.likelihood[3]
+
+
+def test_a_label_that_covers_two_classes_may_be_either() -> None:
+    """As in a legend that calls both by one name."""
+    cells = domain(3, each=500)
+    merged = replace(cells, labels=torch.where(cells.labels == 1, 0, cells.labels))
+    found = judged([domain(0), domain(1), domain(2), merged])
+    assert found.trust[3, 0] < 0.1
+    assert (found.likelihood[3, 0, :2] > 0.9).all()
+    assert (found.likelihood[3, 0, 2:] < 0.1).all()
+
+
+def test_labels_at_random_say_next_to_nothing() -> None:
+    random = torch.randint(0, K, (2000 * K,), generator=torch.Generator().manual_seed(5))
+    found = judged([domain(0), domain(1), domain(2), replace(domain(3, each=2000), labels=random)])
+    assert (found.likelihood[3] > 0.85).all()
+
+
+def test_the_likelihood_is_the_formula() -> None:
+    domains = [domain(0), domain(1), domain(2), wrong(domain(3))]
+    mixed = torch.arange(100 * K) % 8 < 4
+    domains[3] = replace(domains[3], labels=torch.where(mixed, domain(3).labels, domains[3].labels))
+    found = survey(domains, K, TrustConfig(enabled=True, gamma=0.3))
+    assert 0.2 < found.trust[3, 0] < 0.9
+    probable = found.judges[3].log_probabilities(domains[3].features).exp()
+    counts = [[0.0] * K for _ in range(K)]
+    for cell, y in zip(probable.tolist(), domains[3].labels.tolist(), strict=True):
+        trust = float(found.trust[3, y])
+        for j in range(K):
+            counts[y][j] += trust * (y == j) + (1 - trust) * cell[j]
+    for y in range(K):
+        counts[y][y] += 20
+    given = [[counts[y][j] / sum(row[j] for row in counts) for j in range(K)] for y in range(K)]
+    expected = [[value / max(row) for value in row] for row in given]
+    torch.testing.assert_close(found.likelihood[3], torch.tensor(expected, dtype=torch.float64))

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from ppar_dist import checkpoint
 from ppar_dist.config.load import dump_config, parse_config
 from ppar_dist.distributed.world import World
+from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.export import export
 from ppar_dist.training import snapshot
@@ -113,3 +114,14 @@ def test_prototypes_of_an_end_are_forgotten_where_more_steps_follow(world: World
         second = build_learner(longer, world)
         snapshot.restore(second, folder, longer, world)
         assert (second.engine.module.image_prototypes.shares == kept).all()
+
+
+def test_prototypes_of_an_earlier_form_are_refused_in_a_line(world: World, tmp_path: Path) -> None:
+    for number, name in enumerate(("left", "right")):
+        write_blocks_domain(tmp_path / name, 8, number, None)
+    first, plan = learner(tmp_path, world, "student", seed=1)
+    taken = snapshot.snapshot(first, plan, world)
+    taken.tensors[checkpoint.MODEL]["prototype_weights"] = torch.zeros(6, 3)
+    folder = checkpoint.publish(tmp_path / "run", taken)
+    with pytest.raises(UserError, match=r"an earlier form of refit\.prototypes.*train it again"):
+        snapshot.restore(first, folder, plan, world)

@@ -28,7 +28,7 @@ def test_student_and_teacher_see_the_colours_drawn() -> None:
     trainer = MagicMock(spec=Trainer)
     trainer.config = trainer.learner = trainer.state = MagicMock()
     trainer.learner.engine.forward = forward
-    trainer.learner.objective.label_weights.return_value = None
+    trainer.learner.objective.label_likelihood.return_value = None
     trainer.learner.teacher.features = seen.append
     trainer._teacher_features = lambda given: Trainer._teacher_features(trainer, given)
     Trainer._loss(trainer, batch, MagicMock())
