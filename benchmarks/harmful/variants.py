@@ -36,7 +36,7 @@ CLEAN = ("camvid_0016E5", "camvid_0006R0", "camvid_Seq05VD")
 
 @dataclass(frozen=True)
 class Spoiler:
-    """A source that may do harm; made by make(shards, folder of the new domain, data.size, images or None)."""
+    """A source that may do harm, of make(shards, folder of the new domain, data.size, images or None)."""
 
     domain: str  # {size} is replaced by data.size
     make: Callable[[Path, Path, int, int | None], object]
