@@ -4,7 +4,8 @@
 
     <run>/audit/
       regions.json      trust by domain and class, the classes that distrusted labels may stand for
-                        (may_be: domain, label, class, likelihood), and the regions, each with
+                        (may_be: domain, label, class, likelihood beside that of the likeliest class),
+                        and the regions, each with
                         domain, key, class, judged_as, trust, weight, pixels, box, picture
       000.png           a region outlined in its image and in its label map
 
@@ -82,7 +83,7 @@ class Region:
 
     @property
     def loss(self) -> tuple[float, float]:
-        """What ranks regions: pixels that trust takes away, then those that the judge would.
+        """What ranks regions: pixels by how little their label is trusted, then by the judge's own view.
 
         A judge errs on hard cells of a right source, so a region of a class that is trusted comes last.
         """
@@ -101,7 +102,7 @@ class Audit:
 
     images: dict[str, int]  # looked at, by domain
     trust: dict[str, dict[str, float]]  # by domain and class, where it was judged
-    may_be: dict[str, dict[str, dict[str, float]]]  # domain, label, other class: likelihood, 1 at most
+    may_be: dict[str, dict[str, dict[str, float]]]  # domain, label, class: likelihood, of distrusted labels
     regions: list[Region]  # the most distrusted first
     folder: Path
 
@@ -124,15 +125,14 @@ class Audit:
             )
             for row in rows
         )
-        return "\n".join([*lines, *self._meanings()])
+        return "\n".join([*lines, *self._lines_of_meanings()])
 
-    def _meanings(self) -> Iterator[str]:
-        """A line for each distrusted label that may stand for another class."""
+    def _lines_of_meanings(self) -> Iterator[str]:
         for domain, labels in self.may_be.items():
-            for label, others in labels.items():
-                ranked = sorted(others.items(), key=lambda each: -each[1])
-                found = ", ".join(f"{other} {value:.2f}" for other, value in ranked)
-                yield f"{domain}: {label} may be {found}"
+            for label, likely in labels.items():
+                ranked = sorted(likely.items(), key=lambda each: -each[1])
+                found = ", ".join(f"{one} {value:.2f}" for one, value in ranked)
+                yield f"{domain}: label {label} may be {found}"
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def audit(
         looked[name] = len(chosen) - left_out.count
     ranked = worst.ranked()
     trust = _by_class(list(looked), classes, judged)
-    may_be = _other_classes(list(looked), classes, judged)
+    may_be = _meanings(list(looked), classes, judged)
     result = Audit(looked, trust, may_be, [one.region for one in ranked], paths.audit(run))
     _write(result, ranked, classes)
     return result
@@ -238,16 +238,15 @@ def _by_class(names: list[str], classes: ClassSet, judged: Survey) -> dict[str, 
     }
 
 
-def _other_classes(
-    names: list[str], classes: ClassSet, judged: Survey
-) -> dict[str, dict[str, dict[str, float]]]:
-    """The classes that a distrusted label may stand for, by domain and label, with their likelihood."""
+def _meanings(names: list[str], classes: ClassSet, judged: Survey) -> dict[str, dict[str, dict[str, float]]]:
+    """The classes that a label may stand for, with their likelihood, where it is not its own class alone."""
     found: dict[str, dict[str, dict[str, float]]] = {}
     for name, table in zip(names, judged.likelihood.tolist(), strict=True):
         for label, row in zip(classes.classes, table, strict=True):
-            others = zip(classes.classes, row, strict=True)
-            likely = {other: value for other, value in others if other != label and value >= _MENTIONED}
-            if likely:
+            likely = {
+                one: value for one, value in zip(classes.classes, row, strict=True) if value >= _MENTIONED
+            }
+            if likely.keys() != {label}:
                 found.setdefault(name, {})[label] = likely
     return found
 

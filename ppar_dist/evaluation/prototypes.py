@@ -26,7 +26,10 @@ def final_cosines(run: Path, config: Config) -> list[list[float]] | None:
         state = load_file(found[-1] / METHOD)
         text, domains = _text(config, found[-1]), len(config.data.sources)
         method = MethodState(config.ppar, text, domains, torch.device("cpu"))
-        method.load_state_dict({k: v for k, v in state.items() if not k.startswith("teacher.")})
+        values = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        if method.likelihood is not None:  # an earlier version has none, and prototypes do not use it
+            values.setdefault("reweighting.likelihood", method.likelihood)
+        method.load_state_dict(values)
     except (OSError, SafetensorError, UserError):
         return None  # a damaged checkpoint, or a text file that was moved
     prototypes = method.prototypes

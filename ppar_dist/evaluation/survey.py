@@ -133,7 +133,7 @@ def source_cells(
                 parts.append(cells.thinned(num_classes, share))
             alive()
         found.append(parts)
-    return [Cells.joined(parts, width).thinned(num_classes, most) for parts in found]
+    return [Cells.joined(parts, width, num_classes).thinned(num_classes, most) for parts in found]
 
 
 def survey_sources(

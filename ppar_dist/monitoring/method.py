@@ -30,7 +30,11 @@ class MethodMetrics:
         self.quantile = gauge("sample_weight_quantile", "Of the last batch.", "domain", "quantile")
         self.ess = gauge("effective_sample_size_ratio", "(sum w)^2 / sum w^2 over the batch size.")
         self.reliability = gauge("reliability", "Mean log probability of a domain's classes.", "domain")
-        self.risk = gauge("source_risk", "Weighted source risk.", "domain")
+        self.risk = gauge(
+            "source_risk",
+            "Weighted source risk; a label that may stand for many classes costs little.",
+            "domain",
+        )
         self.trust = gauge(
             "trust", "Trust in the labels of a domain and class, 1 is full.", "domain", "class"
         )

@@ -96,7 +96,7 @@ def pooled_alignment(
 
 
 def difficulty(cross_entropy: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """1 - p(true class) from -log p, without the rounding of 1 - exp(x) near 0."""
+    """1 - p(label) from -log p, without the rounding of 1 - exp(x) near 0."""
     return -torch.expm1(-cross_entropy)
 
 

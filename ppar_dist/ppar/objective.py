@@ -293,16 +293,13 @@ class Objective:
         """
         align = self.config.alignment
         cosines = _tracked(cosines, settings.pixel_weight > 0)
-        logits = cosines / align.temperature
-        loss = cross_entropy(logits, labels)  # (B, N)
+        loss = cross_entropy(cosines / align.temperature, labels, likelihood)  # (B, N)
         hard, valid = alignment.difficulty(loss.detach()), cells.valid_cells(labels)
         self.buffer.add("difficulty", alignment.difficulty_histogram(hard, valid, align.difficulty_bins))
         if settings.pixel_weight == 0:
             return {}
         admitted = alignment.admitted_cells(hard, valid, settings.threshold)
         self.buffer.add("admission", torch.stack([admitted.sum(), valid.sum()]))
-        if likelihood is not None:
-            loss = cross_entropy(logits, labels, likelihood)
         return {"pixel": Term(settings.pixel_weight, masked_mean(loss, admitted), admitted.any(1))}
 
     @torch.no_grad()

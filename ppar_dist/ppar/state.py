@@ -154,7 +154,12 @@ class MethodState:
         Raises:
             UserError: an entry is missing, unknown or of another shape.
         """
-        mine = self.state_dict()
+        state, mine = dict(state), self.state_dict()
+        trust = state.get("reweighting.trust")
+        if self.likelihood is not None and trust is not None and bool((trust == 1).all()):
+            # An earlier version has no likelihood; where all is trusted in full a label is its class.
+            own = torch.eye(self.likelihood.shape[1]).expand_as(self.likelihood)
+            state.setdefault("reweighting.likelihood", own)
         wrong = sorted(mine.keys() ^ state.keys())
         wrong += [
             f"{name} is {tuple(state[name].shape)}, not {tuple(value.shape)}"

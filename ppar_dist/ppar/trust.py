@@ -24,7 +24,7 @@ _FEWEST = 20  # cells of a class of a domain that say anything
 _SHRINKAGE = 0.1
 _ROUNDS = 10  # of judging by those that are trusted; the table settles in four or five
 _SETTLED = 1e-3
-_PRIOR = 20.0  # cells: c₀
+_RARE = 0.1  # share of an even share of the cells, below which a domain hardly has a class
 
 
 @dataclass(frozen=True)
@@ -33,13 +33,19 @@ class Cells:
 
     features: Float[Tensor, "N D"]
     labels: Int64[Tensor, " N"]
+    seen: Int64[Tensor, " K"] | None = None  # cells by label before some were left out; None: all are here
 
     @classmethod
-    def joined(cls, parts: Sequence[Cells], width: int) -> Cells:
+    def joined(cls, parts: Sequence[Cells], width: int, num_classes: int) -> Cells:
         """The cells of all parts; none of ``width`` features where there is no part."""
         features = [torch.zeros(0, width), *(part.features for part in parts)]
         labels = [torch.zeros(0, dtype=torch.int64), *(part.labels for part in parts)]
-        return cls(torch.cat(features), torch.cat(labels))
+        seen = [torch.zeros(num_classes, dtype=torch.int64), *(part.by_label(num_classes) for part in parts)]
+        return cls(torch.cat(features), torch.cat(labels), torch.stack(seen).sum(0))
+
+    def by_label(self, num_classes: int) -> Int64[Tensor, " K"]:
+        """How many cells the domain has of each label, those that were left out included."""
+        return torch.bincount(self.labels, minlength=num_classes) if self.seen is None else self.seen
 
     def thinned(self, num_classes: int, most: int) -> Cells:
         """At most ``most`` cells of each class, spread evenly."""
@@ -48,7 +54,7 @@ class Cells:
             own = (self.labels == k).nonzero().flatten()
             kept.append(own[torch.arange(min(most, len(own))) * len(own) // max(1, min(most, len(own)))])
         chosen = torch.cat(kept)
-        return Cells(self.features[chosen], self.labels[chosen])
+        return Cells(self.features[chosen], self.labels[chosen], self.by_label(num_classes))
 
 
 @dataclass(frozen=True)
@@ -89,23 +95,26 @@ def label_likelihood(
     A label that is trusted in full is its class: 1 there and 0 elsewhere. Of one that is not, the judge
     says on which classes the domain's cells with that label lie.
 
-        c_yj = t_y n_y [y = j] + (1 - t_y) Σ_n p_nj + c₀ [y = j]         over the n_y cells n with label y
-        P(y | j) = c_yj / Σ_y' c_y'j             A_yj = P(y | j) / max_j' P(y | j')
+        s_yj = t_y [y = j] + (1 - t_y) mean_n p_nj             over the cells n with label y
+        c_yj = N_y s_yj                                        N_y: how many cells have the label
+        A_yj ∝ c_yj / (Σ_y' c_y'j + c₀)                        c₀ = 0.1 Σ_y'j' c_y'j' / K
 
-    Only ratios within a label count in a loss. c₀ cells keep what few cells say near the label itself.
+    Without c₀ this is P(label y | class j), which says nothing of a class that the domain hardly has: c₀
+    keeps a label from standing for such a class. Only ratios within a label count in a loss.
     """
     classes = trust.shape[1]
     own = torch.eye(classes, dtype=torch.float64)
     found = []
     for cells, judge, vote in zip(domains, judges, trust.double().unsqueeze(2), strict=True):
-        count = torch.bincount(cells.labels, minlength=classes)[:classes].double()
         judged = torch.zeros(classes, classes, dtype=torch.float64)
         if judge.biases.isfinite().any():
             probable = judge.log_probabilities(cells.features).exp().double()
             judged.index_add_(0, cells.labels, probable)
-        joint = vote * count.diag() + (1.0 - vote) * judged + _PRIOR * own
-        given_class = joint / joint.sum(0)
-        found.append(given_class / given_class.amax(1, keepdim=True))
+        here = torch.bincount(cells.labels, minlength=classes).clamp_min(1).unsqueeze(1)
+        said = vote * own + (1.0 - vote) * judged / here
+        count = cells.by_label(classes).clamp_min(1).unsqueeze(1) * said
+        likely = count / (count.sum(0) + _RARE * count.sum() / classes)
+        found.append(likely / likely.amax(1, keepdim=True))
     return torch.stack(found)
 
 

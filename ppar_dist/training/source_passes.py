@@ -43,6 +43,7 @@ def measure_styles(plan: RunPlan, world: World, alive: Callable[[], None]) -> St
 
 _LOW = 0.5  # trust below which a class of a source is named
 _LIKELY = 0.5  # likelihood above which a class that its label may stand for is named
+_NAMED = 2  # such classes, beside the label's own; a label with more says nothing
 
 
 def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], None]) -> list[str]:
@@ -84,10 +85,13 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
 
 
 def _other_meanings(label: str, classes: Sequence[str], likelihood: Sequence[float]) -> str:
-    """Which other classes a label may stand for, as the end of its name."""
-    others = [name for name, value in zip(classes, likelihood, strict=True) if value >= _LIKELY]
-    others = [name for name in others if name != label]
-    return f" (may be {' or '.join(others)})" if others else ""
+    """Which other classes a label may stand for, the likeliest first, as the end of its name."""
+    likely = dict(zip(classes, likelihood, strict=True))
+    own = likely.pop(label)
+    others = sorted((name for name, value in likely.items() if value >= _LIKELY), key=lambda x: -likely[x])
+    if len(others) > _NAMED:
+        return " (may be anything)"
+    return f" ({'or' if own >= _LIKELY else 'rather'} {' or '.join(others)})" if others else ""
 
 
 def score_held_out(learner: Learner, plan: RunPlan, world: World, watch: Watchdog) -> HeldOutScore:

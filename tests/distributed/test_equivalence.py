@@ -117,11 +117,24 @@ def test_the_source_that_contradicts_is_trusted_less(one_rank: Run) -> None:
     likelihood = one_rank.method[_LIKELIHOOD]
     own = torch.eye(6)
     assert torch.equal(likelihood[:2], own.repeat(2, 1, 1))
-    assert ((likelihood[2] - own)[:2, :2].abs() > 0.05).any()  # the loss of this run reads labels by it
+    assert ((likelihood[2] - own)[:2, :2].abs() > 0.05).any()
     assert torch.equal(likelihood[2, 2:], own[2:])
     for step in one_rank.steps:
         assert step["trust/mixed/road"] == pytest.approx(float(trust[2, 0]))
         assert step["trust/left/road"] == 1
+
+
+def test_labels_of_that_source_are_read_by_their_likelihood(
+    one_rank: Run, sources: Path, tmp_path: Path
+) -> None:
+    """Beside a run that trusts all: the first step begins with the same weights."""
+    ppar = tiny_config(sources, tmp_path / "run")["ppar"]
+    weighing = {**ppar["reweighting"], "trust": {"enabled": True, "gamma": 0.0}}
+    trusting = train(sources, tmp_path / "run", 1, ppar={**ppar, "reweighting": weighing})
+    read, plain = one_rank.steps[0], trusting.steps[0]
+    assert read["risk/mixed"] < 0.98 * plain["risk/mixed"]
+    for name in ("risk/left", "risk/right"):
+        assert read[name] == pytest.approx(plain[name], rel=1e-5)
 
 
 def test_a_class_of_a_single_image_is_in_the_bank(one_rank: Run) -> None:

@@ -46,8 +46,8 @@ def test_training_says_which_labels_it_distrusts(run: Path) -> None:
     assert len(lines) == 2
     assert "the tower's weights are random" in lines[0]
     assert "labels of wrong is low" in lines[1]
-    assert "road 0.00 (may be sidewalk)" in lines[1]
-    assert "sidewalk 0.00 (may be road)" in lines[1]
+    assert "road 0.00 (rather sidewalk)" in lines[1]
+    assert "sidewalk 0.00 (rather road)" in lines[1]
     assert f"ppar-dist audit {run}" in lines[1]
 
 

@@ -101,11 +101,9 @@ class NaiveMethod:
             pooled = {k: norm(sum(u for u, c in cells if c == k)) for k in classes}
             text = average([self._surprise(pooled[k], self.text, k) for k in classes])
             visual = average([self._surprise(pooled[k], v, k) for k in classes])
-            pixels = [
-                (self._surprise(u, v, k), self._read(u, v, k, image.domain)) for u, k in cells if k != 255
-            ]
-            difficulties += [1 - math.exp(-x) for x, _ in pixels]
-            pixel = average([read for x, read in pixels if 1 - math.exp(-x) <= limit])
+            pixels = [self._read(u, v, k, image.domain) for u, k in cells if k != 255]
+            difficulties += [1 - math.exp(-x) for x in pixels]
+            pixel = average([x for x in pixels if 1 - math.exp(-x) <= limit])
             losses = {}
             if align.enabled:
                 losses = {"text": text} if stage >= 1 else {}

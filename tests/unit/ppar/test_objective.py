@@ -242,8 +242,12 @@ def test_a_state_of_another_configuration_is_refused() -> None:
         Objective(config(), text(), M, K, G).load_state_dict(state)
     with pytest.raises(UserError, match=r"reweighting\.likelihood; reweighting\.trust"):
         build(**TRUSTED).load_state_dict(build().state_dict())
-    weighed = build(**TRUSTED).state_dict()
+    weighed = build(**TRUSTED).state_dict()  # as an earlier version wrote it
     del weighed["reweighting.likelihood"]
+    everything = {**weighed, "reweighting.trust": torch.ones(M, K)}
+    trusting = build(**TRUSTED)
+    trusting.load_state_dict(everything)
+    assert trusting.label_likelihood(torch.tensor([0, 1])) is None
     with pytest.raises(UserError, match=r"a version that weighed distrusted labels.*train it again"):
         build(**TRUSTED).load_state_dict(weighed)
     with pytest.raises(UserError, match=r"ppar\.enabled is false"):
@@ -339,8 +343,7 @@ def test_reliability_follows_the_labels() -> None:
     assert (clean.weights > spoiled.weights)[valid].all()
 
 
-def test_labels_of_trusted_domains_are_read_as_they_are() -> None:
-    """Also in a run that has another domain, whose labels are not."""
+def test_labels_have_the_likelihood_of_their_domain_where_any_is_distrusted() -> None:
     domains = torch.tensor([2, 0])
     found = build(**TRUSTED).label_likelihood(domains)
     assert found is not None

@@ -214,10 +214,44 @@ def test_a_label_that_covers_two_classes_may_be_either() -> None:
     assert (found.likelihood[3, 0, 2:] < 0.1).all()
 
 
-def test_labels_at_random_say_next_to_nothing() -> None:
-    random = torch.randint(0, K, (2000 * K,), generator=torch.Generator().manual_seed(5))
-    found = judged([domain(0), domain(1), domain(2), replace(domain(3, each=2000), labels=random)])
-    assert (found.likelihood[3] > 0.85).all()
+@pytest.mark.parametrize("each", [40, 100, 2000])
+def test_labels_at_random_say_next_to_nothing(each: int) -> None:
+    """Of the likelihoods of two classes, no label says that they differ much."""
+    random = torch.randint(0, K, (each * K,), generator=torch.Generator().manual_seed(5))
+    found = judged([domain(0), domain(1), domain(2), replace(domain(3, each=each), labels=random)])
+    likelihood = found.likelihood[3] / found.likelihood[3].mean(0)  # a class may be likelier under any label
+    assert (likelihood.amax(0) < 2.5).all()
+    if each == 2000:
+        assert (found.likelihood[3] > 0.85).all()
+
+
+@pytest.mark.parametrize("part", [100, 400, 2000, 4000])
+def test_a_label_of_a_class_that_is_not_there_stands_for_what_is(part: int) -> None:
+    """Label 0 on some cells of class 1, in a domain without a cell of class 0."""
+    cells = without(domain(3, each=4000), 0)
+    ones = (cells.labels == 1).nonzero().flatten()[:part]
+    labels = cells.labels.clone()
+    labels[ones] = 0
+    found = judged([domain(0), domain(1), domain(2), replace(cells, labels=labels)])
+    assert found.trust[3, 0] < 0.1
+    assert found.likelihood[3, 0, 1] == 1
+    assert found.likelihood[3, 0, 0] < 0.4
+    assert torch.equal(found.likelihood[3, 1], torch.eye(K, dtype=torch.float64)[1])
+
+
+def test_cells_that_were_left_out_count() -> None:
+    """Two thirds of class 1 are called 0; of each label as many cells are kept."""
+    cells = domain(3, each=6000)
+    labels = cells.labels.clone()
+    ones = (labels == 1).nonzero().flatten()
+    labels[ones[: 2 * len(ones) // 3]] = 0
+    whole = replace(cells, labels=labels)
+    found = judged([domain(0), domain(1), domain(2), whole]).likelihood[3]
+    thinned = judged([domain(0), domain(1), domain(2), whole.thinned(K, 497)]).likelihood[3]
+    assert 0.5 < found[0, 1] < 0.8  # 4000 of 6000 cells of class 1, and all of class 0
+    torch.testing.assert_close(thinned, found, rtol=0, atol=0.02)
+    parts = [whole.thinned(K, 497), Cells(torch.zeros(0, D), torch.zeros(0, dtype=torch.int64))]
+    assert Cells.joined(parts, D, K).by_label(K).tolist() == torch.bincount(labels).tolist()
 
 
 def test_the_likelihood_is_the_formula() -> None:
@@ -226,14 +260,16 @@ def test_the_likelihood_is_the_formula() -> None:
     domains[3] = replace(domains[3], labels=torch.where(mixed, domain(3).labels, domains[3].labels))
     found = survey(domains, K, TrustConfig(enabled=True, gamma=0.3))
     assert 0.2 < found.trust[3, 0] < 0.9
-    probable = found.judges[3].log_probabilities(domains[3].features).exp()
+    labels = domains[3].labels.tolist()
+    probable = found.judges[3].log_probabilities(domains[3].features).exp().tolist()
     counts = [[0.0] * K for _ in range(K)]
-    for cell, y in zip(probable.tolist(), domains[3].labels.tolist(), strict=True):
-        trust = float(found.trust[3, y])
-        for j in range(K):
-            counts[y][j] += trust * (y == j) + (1 - trust) * cell[j]
     for y in range(K):
-        counts[y][y] += 20
-    given = [[counts[y][j] / sum(row[j] for row in counts) for j in range(K)] for y in range(K)]
-    expected = [[value / max(row) for value in row] for row in given]
+        trust = float(found.trust[3, y])
+        own = [row for row, label in zip(probable, labels, strict=True) if label == y]
+        for j in range(K):
+            mean = sum(row[j] for row in own) / len(own)
+            counts[y][j] = len(own) * (trust * (y == j) + (1 - trust) * mean)
+    floor = 0.1 * sum(map(sum, counts)) / K
+    likely = [[counts[y][j] / (sum(row[j] for row in counts) + floor) for j in range(K)] for y in range(K)]
+    expected = [[value / max(row) for value in row] for row in likely]
     torch.testing.assert_close(found.likelihood[3], torch.tensor(expected, dtype=torch.float64))
