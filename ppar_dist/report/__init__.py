@@ -18,7 +18,12 @@ from ppar_dist.report.against import comparison
 from ppar_dist.report.cleaning import is_figure
 from ppar_dist.report.confusion import confusion_charts
 from ppar_dist.report.curves import held_out_curves, prototype_charts, training_charts, weight_charts
-from ppar_dist.report.images import distrusted_regions, example_groups, reliability_groups
+from ppar_dist.report.images import (
+    distrusted_regions,
+    example_groups,
+    meanings_of_labels,
+    reliability_groups,
+)
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.timeline import STAGES, stage_list, timeline
 from ppar_dist.run import paths
@@ -72,6 +77,7 @@ def _content(records: RunRecords, other: RunRecords | None) -> dict[str, Any]:
         "examples": example_groups(records),
         "reliable": reliability_groups(records, classes),
         "regions": distrusted_regions(records),
+        "meanings": meanings_of_labels(records),
         **_events(records),
         "config": dump_config(config),
         **training_charts(records),

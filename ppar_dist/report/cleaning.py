@@ -111,6 +111,20 @@ def audited_regions(value: Any) -> list[dict[str, Any]]:
     ]
 
 
+def label_meanings(value: Any) -> list[dict[str, Any]]:
+    """The distrusted labels of an audit: domain, label, and figures of the classes it may stand for."""
+    tables = value.get("may_be") if isinstance(value, dict) else None
+    rows = []
+    for domain, labels in (tables if isinstance(tables, dict) else {}).items():
+        for label, likely in (labels if isinstance(labels, dict) else {}).items():
+            figures = (
+                {} if not isinstance(likely, dict) else {k: v for k, v in likely.items() if is_figure(v)}
+            )
+            if figures:
+                rows.append({"domain": domain, "label": label, "classes": figures})
+    return rows
+
+
 def _target(item: dict[str, Any]) -> dict[str, Any]:
     kept = _without_bad_figures(item, ("miou", "pixel_accuracy"))
     for name in ("images", "left_out"):

@@ -55,6 +55,16 @@ def distrusted_regions(records: RunRecords) -> list[dict[str, Any]]:
     return shown
 
 
+def meanings_of_labels(records: RunRecords) -> list[dict[str, str]]:
+    """What the labels that the last audit distrusts may stand for, the likeliest class first."""
+    shown = []
+    for row in records.meanings:
+        ranked = sorted(row["classes"].items(), key=lambda each: -each[1])
+        classes = ", ".join(f"{name} {value:.2f}" for name, value in ranked)
+        shown.append({"domain": row["domain"], "label": row["label"], "classes": classes})
+    return shown
+
+
 def reliability_groups(records: RunRecords, classes: ClassSet) -> list[dict[str, Any]]:
     """The samples of lowest and of highest mean reliability, seen with weights in use."""
     samples = _mean_by_sample(records)

@@ -19,6 +19,7 @@ from ppar_dist.report.cleaning import (
     counts_matrix,
     eval_record,
     example_entries,
+    label_meanings,
     results_table,
     sample_record,
     train_record,
@@ -50,6 +51,7 @@ class RunRecords:
     results: dict[str, Any] | None = None
     examples: list[dict[str, Any]] = field(default_factory=list)
     regions: list[dict[str, Any]] = field(default_factory=list)  # of the last audit
+    meanings: list[dict[str, Any]] = field(default_factory=list)  # of the labels that it distrusts
     confusion: list[list[int]] | None = None  # counts of the last evaluation; rows are labels
     unreadable: int = 0
     sample_stride: int = 1  # one of so many logged steps gave ``samples``
@@ -71,7 +73,7 @@ class RunRecords:
         found.samples = found._samples(paths.metrics_file(run, "samples"))
         found.results = found._json(run / paths.RESULTS, results_table)
         found.examples = found._json(paths.predictions(run) / paths.EXAMPLES, example_entries) or []
-        found.regions = found._regions(paths.audit(run) / paths.REGIONS)
+        found._read_audit(paths.audit(run) / paths.REGIONS)
         return found
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -124,11 +126,11 @@ class RunRecords:
         except OSError:
             self.unreadable += 1  # what had been read of it stays
 
-    def _regions(self, path: Path) -> list[dict[str, Any]]:
+    def _read_audit(self, path: Path) -> None:
         value = self._json(path, lambda found: found)
-        kept = audited_regions(value)
-        self.unreadable += value is not None and kept != (isinstance(value, dict) and value.get("regions"))
-        return kept
+        self.regions, self.meanings = audited_regions(value), label_meanings(value)
+        whole = isinstance(value, dict) and value.get("regions") == self.regions
+        self.unreadable += value is not None and not whole
 
     def _json(self, path: Path, clean: Callable[[Any], Any]) -> Any:
         """A file's value, cleaned; what ``clean`` refuses or changes counts as unreadable."""

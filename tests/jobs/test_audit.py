@@ -109,6 +109,8 @@ def test_the_report_shows_the_regions(run: Path) -> None:
     assert run_command(["report", str(run)]).returncode == 0
     page = (run / "report.html").read_text()
     first = json.loads((run / "audit" / "regions.json").read_text())["regions"][0]
+    assert "Distrusted labels" in page
+    assert "<td>wrong</td><td><b>road</b></td><td>sidewalk 1.00" in page
     assert "Most distrusted regions" in page
     assert f"labelled <b>{first['class']}</b>, judged as <b>{first['judged_as']}</b>" in page
 

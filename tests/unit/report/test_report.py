@@ -27,6 +27,7 @@ from ppar_dist.evaluation.evaluate import evaluate
 from ppar_dist.evaluation.prototypes import final_cosines
 from ppar_dist.report import TEMPLATE, write_report
 from ppar_dist.report.charts import Series, Span, bar_chart, bin_mean, line_chart, matrix_chart, ticks
+from ppar_dist.report.cleaning import label_meanings
 from ppar_dist.report.records import RunRecords
 from ppar_dist.report.thinning import Thinned
 from ppar_dist.report.timeline import planned_stages, stage_list, timeline
@@ -433,3 +434,12 @@ def test_charts_survive_flat_single_and_empty_data() -> None:
     bars = ElementTree.fromstring(str(bar_chart([0.5, math.nan, -0.2], ["a", "b", "c"], title="t")))
     assert len([item for item in bars if item.tag == "rect"]) == 2
     ElementTree.fromstring(str(matrix_chart([[1.0, -0.3], [-0.3, 1.0]], ["a<b", "c&d"], title="t")))
+
+
+def test_meanings_of_labels_are_read_where_they_are_figures() -> None:
+    value = {
+        "may_be": {"india": {"car": {"car": 1.0, "building": "0.2"}, "sky": 3, "road": {}}, "facades": []}
+    }
+    assert label_meanings(value) == [{"domain": "india", "label": "car", "classes": {"car": 1.0}}]
+    for damaged in (None, [], {}, {"may_be": [1]}, {"may_be": None}):
+        assert label_meanings(damaged) == []
