@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -22,6 +23,7 @@ from typing import Any
 _KEPT = "PPAR_IMAGE_STORE"  # a folder: an image in it is used again, or built there and kept
 REPOSITORY = Path(__file__).resolve().parents[2]
 _BUILD_S = 1800  # on a busy machine
+_BUILD_GIB = 25  # PyTorch with CUDA: in the container, as a layer, and as buildah's copy of it in /var/tmp
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _PIP_OPTIONS = ("index-url", "extra-index-url", "find-links", "trusted-host", "proxy")
 _APT_OPTIONS = re.compile(r"Acquire::(https?::Proxy|Check-)")
@@ -81,6 +83,7 @@ def built(folder: Path) -> Iterator[Image]:
     (folder / "base").mkdir(parents=True)
     try:
         if not kept or "localhost/ppar-dist" not in buildah(store, "images"):
+            _check_disk(folder, Path(os.environ.get("TMPDIR", "/var/tmp")))
             with _timed(seconds, "base"), _in_memory(folder / "base"):
                 _make_base(store, folder / "base")
             with _timed(seconds, "build"):
@@ -93,6 +96,15 @@ def built(folder: Path) -> Iterator[Image]:
             buildah(store, "rmi", "--all", "--force")
         # overlay mounts its folder upon itself
         subprocess.run(["umount", "--quiet", store / "graph" / "overlay"], check=False, timeout=60)
+
+
+def _check_disk(*places: Path) -> None:
+    for place in places:
+        free = shutil.disk_usage(place).free / 2**30
+        assert free >= _BUILD_GIB, (
+            f"building the image takes {_BUILD_GIB} GiB of disk for some minutes, and {place} has {free:.1f} "
+            "GiB free: free some, or name another disk (pytest's --basetemp, buildah's TMPDIR)"
+        )
 
 
 def buildah(store: Path, *arguments: str) -> str:
