@@ -21,6 +21,7 @@ from ppar_dist.distributed import board, rendezvous
 from ppar_dist.distributed.world import World
 from ppar_dist.monitoring.monitor import Monitor
 from ppar_dist.processes.signals import Preemption
+from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.lock import RunLock
 from ppar_dist.training.plan import make_plan
 from ppar_dist.training.trainer import Trainer
@@ -68,14 +69,10 @@ def build_trainer(config: Config, world: World, monitor: Monitor | None = None) 
     limits = config.faults.stall_s, config.faults.peer_s
     watch = Watchdog(world, board.open_board(world), *limits, config.run.dir)
     with contextlib.redirect_stdout(io.StringIO()):
-        return Trainer(
-            make_plan(config, 1),
-            world,
-            Preemption(),
-            watch,
-            monitor or Monitor(config, world),
-            RunLock(config.run.dir, config.faults.peer_s),
-        )
+        plan = make_plan(config, 1)
+        claim = RunClaim(plan.config, world, RunLock(config.run.dir, config.faults.peer_s), plan.classes)
+        claim.claim()
+        return Trainer(plan, world, claim, Preemption(), watch, monitor or Monitor(config, world))
 
 
 def batches_in_memory(trainer: Trainer, steps: int) -> list[Batch]:

@@ -53,7 +53,7 @@ class Mirror:
     def open(self, alive: Callable[[], object]) -> None:
         """Claim the place, and take what it has newer than ``run.dir``, whose lock is held.
 
-        ``alive`` is called meanwhile.
+        ``alive`` is called meanwhile. `close` gives the place back, where this raises as well.
 
         Raises:
             UserError: another run or job has the place, or none of its checkpoints is whole.

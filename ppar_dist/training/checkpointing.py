@@ -184,7 +184,6 @@ class Checkpointing:
         """Wait for the write under way and end the thread."""
         self._writer.close()
         self._copies.note()
-        self._claim.close()
 
     def _joint_save(self) -> JointSave | None:
         """What ties the ranks' writes together; None for a rank alone."""

@@ -7,6 +7,7 @@ agree on: bad samples, whether the step is finite, whether one of them was asked
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -53,29 +54,26 @@ class Trainer:
         self,
         plan: RunPlan,
         world: World,
+        claim: RunClaim,
         preemption: Preemption,
         watch: Watchdog,
         monitor: Monitor,
-        lock: RunLock,
-        accept_changes: bool = False,
     ) -> None:
         """Build what learns, and resume from the newest checkpoint of ``run.dir``. Collective.
 
-        The order matters:
+        ``claim`` has been made: nothing is written into a folder that another job uses. The order matters:
 
-        1. claim: nothing is written into a folder that another job uses
-        2. monitor: a rank can be watched while it builds and resumes, which may take minutes
-        3. build: at step 0
-        4. resume: from here on the state is known
-        5. record: config.yaml is written only when nothing has refused to continue with it
-        6. log: metric files open at the state, where records of later steps are dropped
+        1. monitor: a rank can be watched while it builds and resumes, which may take minutes
+        2. build: at step 0
+        3. resume: from here on the state is known
+        4. record: config.yaml is written only when nothing has refused to continue with it
+        5. log: metric files open at the state, where records of later steps are dropped
         """
         self.plan, self.config, self.world = plan, plan.config, world
         self.preemption, self.watch = preemption, watch
         self.domains = [index.name for index in plan.indexes]
         self.order = order_of(self.config, plan.indexes)
-        self.claim = RunClaim(self.config, world, lock, plan.classes)
-        self.claim.claim(accept_changes, watch.alive)
+        self.claim = claim
         is_new = not world.on_main(self.claim.has_checkpoints)
         check_precision(self.config, world, is_new)
         monitor.open(self.domains, plan.classes.classes, watch.report)
@@ -391,8 +389,11 @@ def train_rank(
     """
     watch.phase("start", 0)
     plan = make_plan(config, world.world_size)
-    trainer = Trainer(plan, world, preemption, watch, monitor, lock, accept_changes)
-    try:
-        return trainer.fit()
-    finally:
-        trainer.close()
+    # Closed whatever happens: a start that is refused must not keep the remote from the next one.
+    with contextlib.closing(RunClaim(plan.config, world, lock, plan.classes)) as claim:
+        claim.claim(accept_changes, watch.alive)
+        trainer = Trainer(plan, world, claim, preemption, watch, monitor)
+        try:
+            return trainer.fit()
+        finally:
+            trainer.close()

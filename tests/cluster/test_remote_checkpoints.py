@@ -6,14 +6,15 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Set
+import threading
+from collections.abc import Callable, Iterator, Set
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from ppar_dist import checkpoint
-from ppar_dist.checkpoint.owner import OWNER
 from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.errors import InUse, UserError
 from ppar_dist.run.mirror import Mirror
@@ -31,8 +32,8 @@ STORAGE = Storage(20.0)
 @pytest.fixture
 def bucket(
     object_store: ObjectServer, storage_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Remote:
-    """A bucket of its own, behind the proxy."""
+) -> Iterator[Remote]:
+    """A bucket of its own, behind the proxy; a beat that goes on after the test would ask the next one's."""
     for name, value in object_store.environment(storage_proxy.endpoint).items():
         monkeypatch.setenv(name, value)
     import s3fs
@@ -42,7 +43,9 @@ def bucket(
     name = f"runs-{os.getpid()}-{abs(hash(tmp_path)):x}"
     s3fs.S3FileSystem(skip_instance_cache=True).mkdir(name)
     remote._new_driver.cache_clear()  # the proxy has another port
-    return Remote(f"s3://{name}")
+    yield Remote(f"s3://{name}")
+    left = [each.name for each in threading.enumerate() if each.name == "remote-owner"]
+    assert not left, "a mirror is still open"
 
 
 def mirror_of(run: Path, place: Remote, silent_s: float) -> Mirror:
@@ -215,14 +218,16 @@ def test_a_damaged_or_incomplete_one_is_passed_over(
     for wrong in (whole[:-1], whole[:-1] + b"!"):
         STORAGE.write(blob, wrong)
         run = tmp_path / f"fresh-{len(wrong)}-{wrong[-1]}"
-        mirror_of(run, place, 60.0).open(lambda: None)
+        with closing(mirror_of(run, place, 60.0)) as mirror:
+            mirror.open(lambda: None)
         assert [checkpoint.step_of(each) for each in checkpoint.list_checkpoints(run)] == [20]
         assert "step-00000030" in caplog.text
-        owner = json.loads(STORAGE.read(place / OWNER))
-        STORAGE.write(place / OWNER, json.dumps(owner | {"ended": True}).encode())
     STORAGE.remove(place / "checkpoints" / "step-00000020" / "manifest.json")
-    with pytest.raises(UserError, match="none of the 1 checkpoints"):
-        mirror_of(tmp_path / "none", place, 60.0).open(lambda: None)
+    with (
+        closing(mirror_of(tmp_path / "none", place, 60.0)) as mirror,
+        pytest.raises(UserError, match="none of the 1 checkpoints"),
+    ):
+        mirror.open(lambda: None)
 
 
 def test_a_remote_keeps_one_run_and_one_job(bucket: Remote, tmp_path: Path) -> None:
@@ -255,6 +260,7 @@ def test_a_rollback_holds_though_the_remote_cannot_be_reached(
     checkpoint.withdraw(checkpoint.list_checkpoints(run)[-1])
     with storage_proxy.rule(Error(503, "ServiceUnavailable")), pytest.raises(OSError, match="cannot"):
         mirror.copy(checkpoint.list_checkpoints(run)[-1], last_two)
+    mirror.close()
     again = Mirror(run, place, STORAGE, 60.0)
     again.open(lambda: None)
     assert checkpoint.step_of(checkpoint.list_checkpoints(run)[-1]) == 20

@@ -230,6 +230,8 @@ def test_jobs_that_stop_break_and_are_killed_from_the_server(
         "-q",
         "-p",
         "no:cacheprovider",
+        "-o",
+        "tmp_path_retention_policy=all",  # looked through below
         *(str(tests / name) for name in AGAIN),
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

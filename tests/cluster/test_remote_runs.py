@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 from ppar_dist.checkpoint import fetched_checkpoint, list_checkpoints, read_state, step_of, verify
+from ppar_dist.checkpoint.owner import OWNER
 from ppar_dist.checkpoint.remote import RemoteRun
 from ppar_dist.run.audit import audit
 from ppar_dist.storage.location import Remote
@@ -93,6 +94,29 @@ def test_a_last_checkpoint_that_did_not_arrive_is_sent_by_the_next_start(
     with job(command, tmp_path / "finished.log", **environment) as running:
         assert running.wait() == 0, running.output
     assert "already finished" in running.output
+
+
+def test_a_start_that_is_refused_gives_the_remote_back(
+    bucket: Remote, object_store: ObjectServer, blocks: Path, tmp_path: Path
+) -> None:
+    """Or the next start would wait for ``faults.peer_s`` of silence."""
+    place, environment = bucket / "run", object_store.environment()
+    keep, short = {"every": 3, "remote": place.url}, TRAIN | {"steps": 3}
+    _, config = tiny_run(blocks, tmp_path, train=short, checkpoint=keep)
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "log", **environment) as running:
+        assert running.wait() == 0, running.output
+    before = json.loads(Storage(20.0).read(place / OWNER))
+    with job(
+        ours("train", config, "seed=5", "--nproc", "1"), tmp_path / "refused.log", **environment
+    ) as running:
+        assert running.wait() == 78, running.output
+    assert "was started with another configuration" in running.output
+    owner = json.loads(Storage(20.0).read(place / OWNER))
+    assert owner["job"] != before["job"], "it had the place"
+    assert owner["ended"]
+    with job(ours("train", config, "--nproc", "1"), tmp_path / "again.log", **environment) as running:
+        assert running.wait() == 0, running.output
+    assert "waiting" not in running.output
 
 
 def test_over_a_slow_line_all_that_is_kept_arrives_with_the_results(
