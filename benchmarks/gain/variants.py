@@ -36,6 +36,15 @@ VARIANTS: dict[str, tuple[str, ...]] = {
         "refit.prototypes=false",
         "augment.random_convolution=0.5",
     ),
+    "PPAR, style exchange": ("augment.style_exchange=0.5",),
+    "plain, refitted, style exchange": (
+        "ppar.enabled=false",
+        "refit.linear=true",
+        "refit.prototypes=false",
+        "augment.style_exchange=0.5",
+    ),
+    "PPAR, ema teacher": ("ppar.bank.teacher=ema",),
+    "PPAR, alignment × 4": tuple(f"ppar.alignment.{each}_weight=0.4" for each in ("text", "visual", "pixel")),
 }
 
 # As the variant on the right, with as many steps as cost no more CPU time than PLAIN's.
