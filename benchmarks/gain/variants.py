@@ -12,13 +12,17 @@ import numpy as np
 PLAIN = "plain"  # fine-tuning without the method: what the others are compared with
 
 _NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
+_PLAIN = ("ppar.enabled=false", *_NO_REFIT)
+# The control: what PPAR does after the last step, without the method.
+_REFITTED = ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false")
+_FACTORS = tuple(f"augment.{each}=0.8" for each in ("brightness", "contrast", "saturation"))
+_STRONG_COLOURS = ("augment.photometric=1.0", *_FACTORS, "augment.gamma=[0.33,3.0]")
 RANDOM_TEXT = "random_text.npz"  # beside the shards
 # ``{shards}`` stands for the folder of the shards.
 VARIANTS: dict[str, tuple[str, ...]] = {
-    PLAIN: ("ppar.enabled=false", *_NO_REFIT),
+    PLAIN: _PLAIN,
     "PPAR": (),
-    # The control: what PPAR does after the last step, without the method.
-    "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
+    "plain, refitted": _REFITTED,
     "PPAR without refit": _NO_REFIT,
     # What the prototypes of the image do for a network that was trained without the method.
     "plain, refitted, image prototypes": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=true"),
@@ -30,19 +34,19 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     "PPAR, random text": (f"text.file={{shards}}/{RANDOM_TEXT}",),  # is it CLIP's text that helps?
     "PPAR without VTP": ("ppar.vtp.enabled=false",),
     "PPAR, random convolution": ("augment.random_convolution=0.5",),
-    "plain, refitted, random convolution": (
-        "ppar.enabled=false",
-        "refit.linear=true",
-        "refit.prototypes=false",
-        "augment.random_convolution=0.5",
-    ),
+    "plain, random convolution": (*_PLAIN, "augment.random_convolution=0.5"),
+    "plain, refitted, random convolution": (*_REFITTED, "augment.random_convolution=0.5"),
     "PPAR, style exchange": ("augment.style_exchange=0.5",),
-    "plain, refitted, style exchange": (
-        "ppar.enabled=false",
-        "refit.linear=true",
-        "refit.prototypes=false",
-        "augment.style_exchange=0.5",
-    ),
+    "plain, style exchange": (*_PLAIN, "augment.style_exchange=0.5"),
+    "plain, refitted, style exchange": (*_REFITTED, "augment.style_exchange=0.5"),
+    "PPAR, strong colours": _STRONG_COLOURS,
+    "plain, refitted, strong colours": (*_REFITTED, *_STRONG_COLOURS),
+    "PPAR, averaged weights": ("train.weight_average=0.95",),
+    "plain, averaged weights": (*_PLAIN, "train.weight_average=0.95"),
+    "plain, refitted, averaged weights": (*_REFITTED, "train.weight_average=0.95"),
+    # Normalised features and prototypes in place of the linear classifier, which alone can be fitted again.
+    "PPAR, cosine classifier": (*_NO_REFIT, "model.classifier=otp"),
+    "plain, cosine classifier": (*_PLAIN, "model.classifier=otp"),
     "PPAR, ema teacher": ("ppar.bank.teacher=ema",),
     "PPAR, alignment × 4": tuple(f"ppar.alignment.{each}_weight=0.4" for each in ("text", "visual", "pixel")),
 }

@@ -21,13 +21,24 @@ PRESENT = "PPAR, sample weights"  # reweighting of samples alone
 SHUFFLED = "PPAR, domains shuffled"
 
 _NO_REFIT = ("refit.linear=false", "refit.prototypes=false")
+_PPAR = ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true")
 VARIANTS: dict[str, tuple[str, ...]] = {
     PLAIN: ("ppar.enabled=false", *_NO_REFIT),
     PRESENT: ("ppar.reweighting.trust.enabled=false", *_NO_REFIT),
     "PPAR, trust": ("ppar.reweighting.trust.enabled=true", *_NO_REFIT),
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
-    "PPAR": ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true"),
-    SHUFFLED: ("ppar.reweighting.trust.enabled=true", "refit.linear=true", "refit.prototypes=true"),
+    "PPAR": _PPAR,
+    # When the weights of samples begin; the default is stage 1, after a tenth of the steps.
+    "PPAR, weights from stage 0": (*_PPAR, "ppar.reweighting.start_stage=0"),
+    "PPAR, weights from stage 3": (*_PPAR, "ppar.reweighting.start_stage=3"),
+    # The parts that find faults, one without the other.
+    "PPAR without trust": (
+        "ppar.reweighting.trust.enabled=false",
+        "refit.linear=true",
+        "refit.prototypes=true",
+    ),
+    "PPAR without sample weights": (*_PPAR, "ppar.reweighting.beta=0"),
+    SHUFFLED: _PPAR,
 }
 
 SHARES = (0.10, 0.25, 0.40)  # of the positions that the spoiled source takes
