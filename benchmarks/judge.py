@@ -34,6 +34,8 @@ Counts = npt.NDArray[np.int64]
 def judge(run: Path, targets: Mapping[str, Path], source: str) -> bool:
     """Judge a run on the targets and on its held-out source data, where that was not done.
 
+    A run that keeps averaged weights is judged by those.
+
     Returns whether there was anything to do.
 
     Raises:
@@ -48,7 +50,8 @@ def judge(run: Path, targets: Mapping[str, Path], source: str) -> bool:
     missing = [name for name in parts if _known(run, name) != wanted[name]]
     if not missing:
         return False
-    segmentor, config, classes, _ = load_segmentor(run)
+    weights = "raw" if config.train.weight_average is None else "averaged"
+    segmentor, config, classes, _ = load_segmentor(run, weights=weights)
     for index, _ in (pair for part in parts.values() for pair in part):
         check_classes(index, classes)  # confusions here are of the model's own ids
     for name in missing:
