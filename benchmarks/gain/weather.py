@@ -1,16 +1,20 @@
-"""How far prototypes may move to those of the image: gains and losses in made weather.
+"""How a setting is chosen without its targets: gains and losses on other domains, and in made weather.
 
     python -m benchmarks.gain.weather --shards shards results/gain/by-name/pretrained-PPAR-seed*
+    python -m benchmarks.gain.weather --shards shards --compare results/gain/by-name/scratch-*
 
-Finished runs with ``refit.prototypes`` predict 80 images of two labelled domains that no run of the bench
-trains on or is judged on, as they are and in four made weathers, and the held-out images of their sources,
-once for each ``refit.share``. 0 is a prediction without prototypes of the image. The weathers are
+Finished runs predict 80 images of two labelled domains that no run of the bench trains on or is judged on,
+as they are and in four made weathers, and the held-out images of their sources. Runs with
+``refit.prototypes`` do so once for each ``refit.share``; 0 is a prediction without prototypes of the image. With ``--compare``
+runs are taken as they are, and those whose names differ in their seed alone share a column. The weathers are
 rough: they show what happens where much of an image is misread, not what a night is worth.
 """
 
 from __future__ import annotations
 
+import re
 import statistics
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
@@ -101,30 +105,39 @@ def measure(segmentor: Segmentor, config: Config, shards: Path) -> dict[str, flo
     return {**found, "held-out sources": statistics.mean(held_out)}
 
 
+def _by_share(
+    run: Path, shares: list[float], shards: Path, columns: dict[str, list[dict[str, float]]]
+) -> None:
+    segmentor, config = load_segmentor(run)[:2]
+    if segmentor.image_prototypes is None:
+        raise SystemExit(f"{run} was trained without refit.prototypes; give runs with it, or --compare")
+    known = segmentor.image_prototypes.shares > 0
+    for share in shares:
+        segmentor.image_prototypes.shares.copy_(share * FARTHEST * known)
+        columns[f"{share:g}"].append(measure(segmentor, config, shards))
+
+
 def main() -> None:
-    """Print a row for each domain and weather, a column for each share."""
+    """Print a row for each domain and weather, a column for each share or name of runs."""
     parser = described(__doc__)
     parser.add_argument("--shards", type=Path, default=Path("shards"))
     parser.add_argument("--share", type=float, nargs="+", default=[0.0, 0.15, 0.5, 1.5])
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="with refit.prototypes")
+    parser.add_argument("--compare", action="store_true", help="a column for each name of runs, as they are")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
     options = parser.parse_args()
     torch.set_num_threads(1)
     prepare_streets(options.shards)
-    found: list[list[dict[str, float]]] = []  # by run, then share
+    columns: dict[str, list[dict[str, float]]] = defaultdict(list)
     for run in options.runs:
-        segmentor, config = load_segmentor(run)[:2]
-        if segmentor.image_prototypes is None:
-            parser.error(f"{run} was trained without refit.prototypes; give runs with it")
-        known = segmentor.image_prototypes.shares > 0
-        rows = []
-        for share in options.share:
-            segmentor.image_prototypes.shares.copy_(share * FARTHEST * known)
-            rows.append(measure(segmentor, config, options.shards))
-        found.append(rows)
-    print(f"| domain | {' | '.join(f'{share:g}' for share in options.share)} |")
-    print("| --- |" + " --- |" * len(options.share))
-    for name in found[0][0]:
-        values = [statistics.mean(each[name] for each in runs) for runs in zip(*found, strict=True)]
+        if options.compare:
+            name = re.sub(r"-seed\d+$", "", run.name)
+            columns[name].append(measure(*load_segmentor(run)[:2], options.shards))
+        else:
+            _by_share(run, options.share, options.shards, columns)
+    print(f"| domain | {' | '.join(columns)} |")
+    print("| --- |" + " --- |" * len(columns))
+    for name in next(iter(columns.values()))[0]:
+        values = [statistics.mean(each[name] for each in runs) for runs in columns.values()]
         print(f"| {name} | {' | '.join(f'{value:.1f}' for value in values)} |")
 
 
