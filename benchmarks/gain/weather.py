@@ -5,9 +5,10 @@
 
 Finished runs predict 80 images of two labelled domains that no run of the bench trains on or is judged on,
 as they are and in four made weathers, and the held-out images of their sources. Runs with
-``refit.prototypes`` do so once for each ``refit.share``; 0 is a prediction without prototypes of the image. With ``--compare``
-runs are taken as they are, and those whose names differ in their seed alone share a column. The weathers are
-rough: they show what happens where much of an image is misread, not what a night is worth.
+``refit.prototypes`` do so once for each ``refit.share``; 0 is a prediction without prototypes of the image.
+With ``--compare`` runs are taken as they are, and those whose names differ in their seed alone share a
+column. The weathers are rough: they show what happens where much of an image is misread, not what a night is
+worth.
 """
 
 from __future__ import annotations
