@@ -26,19 +26,19 @@ def parser(
     add("--parallel", type=int, default=cores, help="runs at a time, of one thread each; default: cores")
     add("--steps", type=int, help="a shorter run, for a try; default: the configuration's")
     add("--limit", type=int, help="images per domain, for a try with --shards of its own")
-    add("--docs", type=Path, help="page that gets the tables; default: docs/results.md, of a try: none")
+    add("--docs", type=Path, help="page that gets the tables; default: its own below docs/, of a try none")
     return options
 
 
-def page(options: argparse.Namespace, markers: Sequence[str]) -> Path | None:
-    """The page that gets the tables, or None.
+def page(options: argparse.Namespace, name: str, markers: Sequence[str]) -> Path | None:
+    """The page that gets the tables, ``name`` below docs/ unless the options say otherwise, or None.
 
     Raises:
         ValueError: it lacks the markers; better now than after hours.
     """
     chosen: Path | None = options.docs
     if chosen is None and options.steps is None and options.limit is None:
-        chosen = ROOT / "docs" / "results.md"
+        chosen = ROOT / "docs" / name
     if chosen is not None:
         for marker in markers:
             block(chosen, marker)

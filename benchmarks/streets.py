@@ -14,6 +14,8 @@ TRACKS = {  # name → configuration
     "pretrained": ROOT / "configs" / "roads_pretrained.yaml",
     "scratch": ROOT / "configs" / "roads.yaml",
 }
+# Keys of every run of a track: a change of style is part of the variants that name it, for both sides.
+TRACK_KEYS: dict[str, tuple[str, ...]] = {"pretrained": (), "scratch": ("augment.random_convolution=0",)}
 TARGETS = {"dusk": "camvid_0001TP", "facade": "labelmefacade_test", "idd": "idd_lite_val"}
 
 

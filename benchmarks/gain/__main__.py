@@ -21,7 +21,7 @@ from benchmarks.judge import HELD_OUT
 from benchmarks.options import page, parser
 from benchmarks.pages import insert
 from benchmarks.runs import Run, plan_run, provenance, run_variants, stop_on_signals
-from benchmarks.streets import TARGETS, TRACKS, prepare_streets, weights_folder
+from benchmarks.streets import TARGETS, TRACK_KEYS, TRACKS, prepare_streets, weights_folder
 
 
 def needed(wanted: Iterable[str], against: str) -> list[str]:
@@ -58,7 +58,8 @@ class Bench:
         return "\n\n".join(parts)
 
     def _run(self, variants: dict[str, tuple[str, ...]], steps: int | None) -> None:
-        common = [f"data.root={self.options.shards}", *([f"train.steps={steps}"] if steps else [])]
+        common = [f"data.root={self.options.shards}", *TRACK_KEYS[self.track]]
+        common += [f"train.steps={steps}"] if steps else []
         planned: list[tuple[str, Run]] = []
         for seed in range(self.options.seeds):  # after the first seed there is a first table to look at
             for name, extra in variants.items():
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> int:
     described.add_argument("--track", choices=[*TRACKS, "both"], default="both")
     options = described.parse_args(arguments)
     tracks = list(TRACKS) if options.track == "both" else [options.track]
-    docs = page(options, [f"gain:{track}" for track in tracks])
+    docs = page(options, "results.md", [f"gain:{track}" for track in tracks])
     stop_on_signals()
     prepare_streets(options.shards, options.limit)
     write_random_text(weights_folder() / "clip-vit-b-16-openai-text-multi.npz", options.shards)

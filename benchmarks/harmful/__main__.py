@@ -36,7 +36,7 @@ from benchmarks.judge import HELD_OUT
 from benchmarks.options import page, parser
 from benchmarks.pages import insert, markdown
 from benchmarks.runs import Run, plan_run, provenance, run_variants, stop_on_signals
-from benchmarks.streets import TARGETS, TRACKS, prepare_streets
+from benchmarks.streets import TARGETS, TRACK_KEYS, TRACKS, prepare_streets
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.config.weights import find_weights
@@ -86,7 +86,7 @@ class Bench:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options, self.file = options, TRACKS[options.track]
         self.targets = {name: options.shards / domain for name, domain in TARGETS.items()}
-        self.common = [f"data.root={options.shards}", "train.log_every=1"]
+        self.common = [f"data.root={options.shards}", "train.log_every=1", *TRACK_KEYS[options.track]]
         self.common += [f"train.steps={options.steps}"] if options.steps else []
         self.config = load_config(self.file, self.common)
         size = self.config.data.size
@@ -190,7 +190,7 @@ def main(arguments: Sequence[str]) -> int:
     """Spoil, run what is missing, print the tables and put them into the page; 1 where a run failed."""
     options = _options(arguments)
     marker = f"harmful:{options.track}"
-    docs = page(options, [marker])
+    docs = page(options, "harmful.md", [marker])
     stop_on_signals()
     prepare_streets(options.shards, options.limit)
     bench = Bench(options)

@@ -151,6 +151,7 @@ def test_a_window_without_spoiled_draws_is_left_out_of_means(tmp_path: Path) -> 
     assert math.isnan(mean_known([math.nan]))
 
 
+@pytest.mark.process  # matplotlib's first start on a machine asks fc-list for the fonts
 def test_a_chart_is_drawn_where_matplotlib_is(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="matplotlib is not installed")
     assert chart({"scenario": {"weight": [[0.5, math.nan], [0.6, 1.0]]}}, tmp_path / "new" / "chart.png")

@@ -22,7 +22,7 @@ from benchmarks.harmful.tables import harm_rows, harm_taken_away, separation_tab
 from benchmarks.harmful.variants import CLEAN, PLAIN, SPOILERS, VARIANTS
 from benchmarks.judge import HELD_OUT
 from benchmarks.runs import Run
-from benchmarks.streets import MAPPINGS, TARGETS, TRACKS
+from benchmarks.streets import MAPPINGS, TARGETS, TRACK_KEYS, TRACKS
 from ppar_dist.config.load import load_config
 from ppar_dist.data.prepare import Options, prepare
 from ppar_dist.data.shards.index import DomainIndex
@@ -153,9 +153,9 @@ def test_a_spoiled_source_takes_its_share_and_size_divides_the_rest(tmp_path: Pa
 
 
 def test_the_tables_of_spoilers_and_variants_are_valid() -> None:
-    for track in TRACKS.values():
+    for track, file in TRACKS.items():
         for overrides in VARIANTS.values():
-            load_config(track, overrides)
+            assert load_config(file, [*TRACK_KEYS[track], *overrides]).augment.random_convolution == 0
     assert all(set(spoiler.related) < set(TARGETS) for spoiler in SPOILERS.values())
     domains = [spoiler.domain for spoiler in SPOILERS.values()]
     assert len(set(domains)) == len(domains)

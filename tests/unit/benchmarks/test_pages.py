@@ -50,12 +50,12 @@ def test_a_page_without_the_markers_is_refused_and_left_alone(tmp_path: Path, te
     assert page.read_text() == text
 
 
-def test_the_page_of_results_has_every_marker(tmp_path: Path) -> None:
-    page = tmp_path / "results.md"
-    page.write_text((ROOT / "docs" / "results.md").read_text(encoding="utf-8"), encoding="utf-8")
+@pytest.mark.parametrize(("bench", "name"), [("gain", "results.md"), ("harmful", "harmful.md")])
+def test_the_page_of_a_benchmark_has_its_markers(bench: str, name: str, tmp_path: Path) -> None:
+    page = tmp_path / name
+    page.write_text((ROOT / "docs" / name).read_text(encoding="utf-8"), encoding="utf-8")
     for track in TRACKS:
-        for bench in ("gain", "harmful"):
-            insert(page, f"{bench}:{track}", "python -m x", "table")
+        insert(page, f"{bench}:{track}", "python -m x", "table")
 
 
 def test_cells() -> None:

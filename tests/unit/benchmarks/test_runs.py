@@ -18,7 +18,7 @@ from benchmarks.gain.variants import EQUAL_TIME, PLAIN, VARIANTS
 from benchmarks.judge import HELD_OUT, judge, read_counts, read_source, stack
 from benchmarks.records import RECORD
 from benchmarks.runs import Run, plan_run, provenance, run_all, source_trees
-from benchmarks.streets import TRACKS
+from benchmarks.streets import TRACK_KEYS, TRACKS
 from ppar_dist.config.identity import determining
 from ppar_dist.config.load import load_config
 from ppar_dist.config.method_section import PparConfig
@@ -195,5 +195,24 @@ def test_variants_bring_what_they_are_compared_with() -> None:
 @pytest.mark.parametrize("track", TRACKS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_a_valid_configuration(track: str, variant: str) -> None:
-    load_config(TRACKS[track], [override.format(shards="shards") for override in VARIANTS[variant]])
+    load_config(
+        TRACKS[track],
+        [*TRACK_KEYS[track], *(override.format(shards="shards") for override in VARIANTS[variant])],
+    )
     assert all(base in VARIANTS for base in EQUAL_TIME.values())
+
+
+@pytest.mark.parametrize(
+    ("track", "variant"), [("pretrained", "PPAR"), ("scratch", "PPAR, random convolution")]
+)
+def test_the_configuration_that_users_have_is_a_variant_of_its_track(track: str, variant: str) -> None:
+    assert load_config(TRACKS[track], [*TRACK_KEYS[track], *VARIANTS[variant]]) == load_config(TRACKS[track])
+
+
+@pytest.mark.parametrize("track", TRACKS)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_variant_names_its_change_of_style(track: str, variant: str) -> None:
+    overrides = (override.format(shards="shards") for override in VARIANTS[variant])
+    augment = load_config(TRACKS[track], [*TRACK_KEYS[track], *overrides]).augment
+    assert (augment.random_convolution > 0) == ("random convolution" in variant)
+    assert (augment.style_exchange > 0) == ("style exchange" in variant)
