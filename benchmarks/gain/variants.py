@@ -1,6 +1,7 @@
 """What ``python -m benchmarks.gain`` compares. To add a variant, add a line: its name and keys it changes.
 
-Every variant of a track has the same configuration file, data, seeds and number of steps.
+Every variant of a track has the same configuration file, data, seeds and number of steps, and the keys of
+TRACK_KEYS.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """What ``python -m benchmarks.harmful`` compares, and on which spoiled sources.
 
 To add a variant, add a line to VARIANTS: its name and the keys it changes. To add a spoiled source, add a
-line to SPOILERS. Every variant trains on the three clean sources and one spoiled one.
+line to SPOILERS. Every variant trains on the three clean sources and one spoiled one, with the keys of its
+track (TRACK_KEYS). "PPAR" here has trust and the refit on either track.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ VARIANTS: dict[str, tuple[str, ...]] = {
     PRESENT: ("ppar.reweighting.trust.enabled=false", *_NO_REFIT),
     "PPAR, trust": ("ppar.reweighting.trust.enabled=true", *_NO_REFIT),
     "plain, refitted": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=false"),
+    # What does not look for faults: all that a run does after its training.
+    "plain, refitted, image prototypes": ("ppar.enabled=false", "refit.linear=true", "refit.prototypes=true"),
     "PPAR": _PPAR,
     # When the weights of samples begin; the default is stage 1, after a tenth of the steps.
     "PPAR, weights from stage 0": (*_PPAR, "ppar.reweighting.start_stage=0"),
