@@ -55,7 +55,9 @@ def test_the_page_of_a_benchmark_has_its_markers(bench: str, name: str, tmp_path
     page = tmp_path / name
     page.write_text((ROOT / "docs" / name).read_text(encoding="utf-8"), encoding="utf-8")
     for track in TRACKS:
-        insert(page, f"{bench}:{track}", "python -m x", "table")
+        insert(page, f"{bench}:{track}", "python -m x", f"table of {track}")
+    written = page.read_text(encoding="utf-8")
+    assert all(written.count(f"`python -m x`\n\ntable of {track}\n") == 1 for track in TRACKS)
 
 
 def test_cells() -> None:
