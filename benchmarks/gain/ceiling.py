@@ -54,7 +54,7 @@ def measure(run: Path, targets: dict[str, DomainIndex]) -> dict[str, tuple[float
     for name, index in targets.items():
         segmentor.load_refit(own)
         before = second_half(segmentor, index, config)
-        segmentor.load_refit(refit(segmentor, config, [index], None))
+        segmentor.load_refit(refit(segmentor, config, [index], None).values)
         found[name] = before, second_half(segmentor, index, config)
     return found
 

@@ -60,7 +60,7 @@ class TrustConfig(Section):
 class ReweightingConfig(Section):
     """Reliability weights of source samples."""
 
-    enabled: bool = True  # false: every sample weighs 1
+    enabled: bool = True  # false: every sample weighs 1, and trust is off; beta=0 keeps it
     start_stage: Annotated[Whole, Field(ge=0, le=3)] = 1  # of alignment
     beta: NonNegative = 1.5  # steepness: exp(β · standardised reliability)
     min: Positive = 0.05  # smallest weight

@@ -16,7 +16,7 @@ from ppar_dist.config.weights import REMEDY, weights_file
 from ppar_dist.doctor.case import ConfigCase
 from ppar_dist.doctor.findings import Check, Finding, counted, failure, listing, ok, size, warning
 from ppar_dist.errors import UserError
-from ppar_dist.evaluation.survey import RANDOM_TOWER, is_random
+from ppar_dist.evaluation.survey import NO_TRUST, RANDOM_TOWER, is_random, lacks_trust
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.models.timm_trunk import tagged_models
 
@@ -192,8 +192,10 @@ def windows(case: ConfigCase) -> Finding | None:
 
 
 def trust(case: ConfigCase) -> Finding | None:
-    """Trust is judged by the tower as it was loaded, which must have learned something."""
+    """Trust is on where it is asked for, and judged by a tower that has learned something."""
     section = case.config.ppar
+    if lacks_trust(section):
+        return warning(*NO_TRUST)
     if not (section.enabled and section.reweighting.enabled and section.reweighting.trust.enabled):
         return None
     random = case.config.init_from is None and is_random(case.config.model.backbone)

@@ -9,8 +9,8 @@
                         domain, key, class, judged_as, trust, weight, pixels, box, picture
       000.png           a region outlined in its image and in its label map
 
-The judges are those of ``ppar.trust``: they look at the tower as it was loaded, so what the run has learned
-does not matter, and it need not have used them. Images are seen at ``data.size``.
+The judges are those of ``ppar.trust``: they look at the tower as it was loaded, by ``init_from`` too, so what
+the run has learned does not matter, and it need not have used them. Images are seen at ``data.size``.
 Letters: K classes, (h, w) grid of cells, (H, W) pixels of the image seen.
 """
 
@@ -20,6 +20,7 @@ import heapq
 import json
 import logging
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -34,17 +35,20 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from ppar_dist import checkpoint
 from ppar_dist.checkpoint import write_atomically
 from ppar_dist.class_sets import ClassSet, recorded_class_set
 from ppar_dist.config.load import load_config
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
-from ppar_dist.data.sources import node_storage
+from ppar_dist.data.sources import open_sources
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.counting import LeftOut
+from ppar_dist.evaluation.load import read_segmentor
 from ppar_dist.evaluation.palette_images import palette_image, write_picture
 from ppar_dist.evaluation.survey import (
+    NOT_JUDGED,
     RANDOM_TOWER,
     TowerFeatures,
     evenly,
@@ -52,11 +56,12 @@ from ppar_dist.evaluation.survey import (
     labels_of_cells,
     survey_sources,
 )
-from ppar_dist.models.backbone import build_backbone
+from ppar_dist.models.backbone import Backbone, build_backbone
 from ppar_dist.ppar.cells import cells_to_pixels
 from ppar_dist.ppar.gaussian import LinearClassifier
 from ppar_dist.ppar.trust import Survey, reliability
 from ppar_dist.run import paths
+from ppar_dist.storage.location import Location
 
 log = logging.getLogger(__name__)
 
@@ -125,7 +130,7 @@ class Audit:
             )
             for row in rows
         )
-        return "\n".join([*lines, *self._lines_of_meanings()])
+        return "\n".join([*lines, *([] if names else [NOT_JUDGED]), *self._lines_of_meanings()])
 
     def _lines_of_meanings(self) -> Iterator[str]:
         for domain, labels in self.may_be.items():
@@ -161,19 +166,22 @@ def audit(
         progress: called with (domain, images done, images in all).
 
     Raises:
-        UserError: the run has fewer than two sources, or a source or the tower's weights cannot be used.
+        UserError: the run has fewer than two sources or cannot be written to, or a source or the tower's
+            weights cannot be used.
     """
     run = Path(run)
     config, classes, indexes = _sources(run)
-    if is_random(config.model.backbone):  # what init_from brought is not looked up again
+    if not os.access(run, os.W_OK):  # asked before the work, not after it
+        raise UserError(f"an audit is written into its run, and {run} may not be written; copy the run")
+    if config.init_from is None and is_random(config.model.backbone):
         log.warning("audit: %s", RANDOM_TOWER[0])
     torch.manual_seed(config.seed)
-    backbone = build_backbone(config.model.backbone).to(device).eval()  # as the run began
+    backbone = _as_the_run_began(config, run).to(device).eval()
     judged = survey_sources(backbone, config, indexes, classes.num_classes, device)
     worst, looked = _Worst(most), {}
     for number, index in enumerate(indexes):
         name = config.data.sources[number].name
-        chosen, left_out = evenly(len(index), images), LeftOut(name)
+        chosen, left_out = evenly(len(index), images), LeftOut(name, "audit")
         look = _Judge(
             TowerFeatures(backbone), judged.judges[number], judged.trust[number], name, config, classes
         )
@@ -201,9 +209,46 @@ def _sources(run: Path) -> tuple[Config, ClassSet, list[DomainIndex]]:
         raise UserError(
             f"an audit lets sources judge each other, and {run} has {names[0]} alone; give a run of several"
         )
-    root, most, node = config.data.root, config.data.max_bad_ratio, node_storage(config)
-    indexes = [DomainIndex.open(root / name, most, node) for name in names]
-    return config, recorded_class_set(config.data.classes, run), indexes
+    classes = recorded_class_set(config.data.classes, run)
+    return config, classes, open_sources(config, classes)
+
+
+def _as_the_run_began(config: Config, run: Path) -> Backbone:
+    """The backbone before the first step, without adapters, which change nothing there.
+
+    Raises:
+        UserError: the checkpoint that ``init_from`` took is gone, or another has its place.
+    """
+    backbone = build_backbone(config.model.backbone)
+    if backbone.adapters is not None:
+        backbone.remove_adapters(merge=False)
+    if config.init_from is not None:
+        found = _origin(config.init_from, run)
+        with checkpoint.reading(found), torch.random.fork_rng(devices=[]):
+            theirs = read_segmentor(found)[0].backbone.state_dict()
+        places = backbone.state_dict()
+        fits = [name for name in places if name in theirs and theirs[name].shape == places[name].shape]
+        if any(name.startswith("tower.") for name in fits):  # else only the decoder was taken
+            for name in fits:
+                places[name].copy_(theirs[name])
+    return backbone
+
+
+def _origin(place: Location, run: Path) -> Path:
+    """The checkpoint that a run began with, by the note in its newest one."""
+    newest = checkpoint.find_checkpoint(run)
+    noted = {} if newest is None else checkpoint.read_state(newest).get("started_from") or {}
+    name, whole = noted.get("checkpoint", ""), place
+    began = f"{run} began with init_from={place} {name}".rstrip() + ", whose tower judges"
+    if place.name != name and name:
+        whole = place / "checkpoints" / name
+    try:
+        found = checkpoint.resolve(whole) if isinstance(whole, Path) else checkpoint.fetched_checkpoint(whole)
+    except UserError as error:
+        raise UserError(f"{began}, and it cannot be read: {error}") from None
+    if noted and checkpoint.read_manifest(found)["manifest_sha256"] != noted["sha256"]:
+        raise UserError(f"{began}, and what lies at {found} is another by now; put that one back")
+    return found
 
 
 class _Worst:

@@ -130,18 +130,20 @@ def loading_of(config: Config, protocol: Protocol, rank: int, world_size: int) -
 
 
 class LeftOut:
-    """Counts the samples of a domain that an evaluation leaves out, and names them in the log."""
+    """Counts the samples of a domain that a pass over it leaves out, and names them in the log."""
 
-    def __init__(self, domain: str) -> None:
-        self.domain, self.count = domain, 0
+    def __init__(self, domain: str, purpose: str = "evaluation") -> None:
+        self.domain, self.purpose, self.count = domain, purpose, 0
 
     def __call__(self, sample: int, error: SampleError) -> None:
         """Leave out ``sample``."""
         self.count += 1
         if self.count <= _NAMED:
-            log.warning("left out of the evaluation of %s (%s): %s", self.domain, error.reason, error)
+            log.warning("left out of the %s of %s (%s): %s", self.purpose, self.domain, error.reason, error)
         elif self.count == _NAMED + 1:
-            log.warning("left out of the evaluation of %s: more samples, which are counted", self.domain)
+            log.warning(
+                "left out of the %s of %s: more samples, which are counted", self.purpose, self.domain
+            )
 
 
 def refuse_too_many(

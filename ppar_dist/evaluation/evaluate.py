@@ -37,6 +37,7 @@ from ppar_dist.evaluation.protocol import Protocol, held_out_protocol, protocol_
 from ppar_dist.evaluation.results import Results, TargetResult, keep_results
 from ppar_dist.models.segmentor import Segmentor
 from ppar_dist.run import paths
+from ppar_dist.run.state import TrainState
 from ppar_dist.storage.location import Location
 from ppar_dist.storage.node import NodeStorage
 
@@ -99,12 +100,16 @@ def evaluate(
         node = node_storage(config)
         opened_targets = {name: open_target(folder, classes, most, node) for name, folder in targets.items()}
         segmentor, _, _ = read_segmentor(checkpoint, device, weights)
-        step = int(read_state(checkpoint).get("step", 0))
+        state = TrainState.from_json(read_state(checkpoint))
         sources = read_manifest(checkpoint).get("data", {}).values()  # fingerprints
     run, protocol = config.run.name or config.run.dir.name, protocol_of(config)
     how = str(protocol) if weights == "raw" else f"{protocol}, {weights} weights"
     if ranks.world.is_main:
-        log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, step, how)
+        log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, state.step, how)
+        if state.lacks_refit(config.refit):
+            log.warning(
+                "%s is from before the refit at the end of the run, and scored as it is", checkpoint.name
+            )
     folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
     for number, (name, (index, subset)) in enumerate(opened_targets.items()):
@@ -114,7 +119,7 @@ def evaluate(
         watch.finish()
     if folder is not None:
         folder.close()
-    return Results(run, checkpoint.name, step, classes.classes, results, how)
+    return Results(run, checkpoint.name, state.step, classes.classes, results, how)
 
 
 def _score_target(

@@ -13,6 +13,7 @@ from ppar_dist.checkpoint import METHOD, MODEL, list_checkpoints
 from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import classes_of
+from ppar_dist.models.average import AVERAGE
 from ppar_dist.models.text import text_prototypes
 from ppar_dist.ppar.state import MethodState
 
@@ -26,7 +27,7 @@ def final_cosines(run: Path, config: Config) -> list[list[float]] | None:
         state = load_file(found[-1] / METHOD)
         text, domains = _text(config, found[-1]), len(config.data.sources)
         method = MethodState(config.ppar, text, domains, torch.device("cpu"))
-        values = {k: v for k, v in state.items() if not k.startswith("teacher.")}
+        values = {k: v for k, v in state.items() if not k.startswith(("teacher.", AVERAGE))}
         if method.likelihood is not None:  # an earlier version has none, and prototypes do not use it
             values.setdefault("reweighting.likelihood", method.likelihood)
         method.load_state_dict(values)

@@ -10,7 +10,8 @@ Letters: M domains, K classes, W decoder width, C channels of a level, D = W + C
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,13 @@ _DECAY = 1e-3  # on squared weights of standardised features
 _ITERATIONS = 60
 
 
+class Refit(NamedTuple):
+    """What was fitted, for `Segmentor.load_refit`, and the classes that had no cell to fit them to."""
+
+    values: dict[str, Tensor]
+    unseen: tuple[int, ...]  # they keep what training left
+
+
 def refit(
     segmentor: Segmentor,
     config: Config,
@@ -40,8 +48,11 @@ def refit(
     trust: Float[Tensor, "M K"] | None,
     device: torch.device | str = "cpu",
     alive: Callable[[], None] = lambda: None,
-) -> dict[str, Tensor]:
-    """What `Segmentor.load_refit` takes: classifiers fitted to the sources' images as they are.
+) -> Refit:
+    """Classifiers fitted to the sources' images as they are.
+
+    A class that no trusted cell shows keeps its trained classifier and gets no prototype of the image;
+    without any such cell nothing is fitted. Images that cannot be read are named in the log.
 
     Args:
         segmentor: trained.
@@ -56,25 +67,32 @@ def refit(
     was_training = segmentor.training
     segmentor.eval()
     domains = source_cells(
-        segmentor.pixel_features, config, indexes, num_classes, options.images, most, device, alive
+        segmentor.pixel_features, config, indexes, num_classes, options.images, most, device, alive, "refit"
     )
     segmentor.train(was_training)
     votes = torch.ones(len(domains), num_classes) if trust is None else trust.cpu()
-    found = {}
-    if options.linear:
-        found["linear.weight"], found["linear.bias"] = _logistic(domains, votes, segmentor.width)
+    there = torch.stack([cells.labels.bincount(minlength=num_classes) > 0 for cells in domains])
+    seen = (votes * there).sum(0) > 0
+    unseen = tuple((~seen).nonzero().flatten().tolist())
+    found: dict[str, Tensor] = {}
     if options.prototypes:
-        moments = [Moments.of(cells.features, cells.labels, num_classes) for cells in domains]
-        there = torch.stack([each.counts > 0 for each in moments])
-        pooled = pooled_moments(moments, votes.double() * there)
         assert segmentor.image_prototypes is not None
         segmentor.image_prototypes.forget()
-        if not pooled.known.any():
-            return found  # no labelled cell: a prediction stays as it is
+    if not seen.any():
+        return Refit(found, unseen)  # a prediction stays as it is
+    if options.linear:
+        assert segmentor.linear is not None
+        assert segmentor.linear.bias is not None
+        weights = segmentor.linear.weight.detach().float().cpu().flatten(1)
+        biases = segmentor.linear.bias.detach().float().cpu()
+        found["linear.weight"], found["linear.bias"] = _logistic(domains, votes, weights, biases)
+    if options.prototypes:
+        moments = [Moments.of(cells.features, cells.labels, num_classes) for cells in domains]
+        pooled = pooled_moments(moments, votes.double() * there)
         found["image_prototypes.means"] = pooled.means.float()
         found["image_prototypes.precision"] = torch.linalg.inv(_never_flat(pooled.covariance)).float()
         found["image_prototypes.shares"] = options.share * FARTHEST * pooled.known.float()
-    return found
+    return Refit(found, unseen)
 
 
 def _never_flat(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
@@ -88,34 +106,60 @@ def _never_flat(covariance: Float[Tensor, "D D"]) -> Float[Tensor, "D D"]:
     return shrunk
 
 
-def _logistic(domains: Iterable[Cells], votes: Float[Tensor, "M K"], width: int) -> tuple[Tensor, Tensor]:
+def _logistic(
+    domains: Sequence[Cells],
+    votes: Float[Tensor, "M K"],
+    weights: Float[Tensor, "K W"],
+    biases: Float[Tensor, " K"],
+) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression on the decoder's features; all domains count alike.
+
+    A class without a cell that counts keeps its trained logit, moved by the mean difference of
+    log Σ exp over the fitted classes: so it stays as probable as it was.
+
+    Args:
+        domains: their first W features are the decoder's. Some cell counts.
+        votes: of each domain and class.
+        weights: as trained.
+        biases: as trained.
 
     Returns:
         (K, W) weights and (K,) biases, for features that are not standardised.
     """
-    features, labels, weights = [], [], []
-    for cells, vote in zip(domains, votes, strict=True):
-        features.append(cells.features[:, :width])
-        labels.append(cells.labels)
-        weights.append(vote[cells.labels].float() / max(1, len(cells.labels)))
-    x, y, w = torch.cat(features), torch.cat(labels), torch.cat(weights)
+    width = weights.shape[1]
+    x = torch.cat([cells.features[:, :width] for cells in domains])
+    y = torch.cat([cells.labels for cells in domains])
+    w = torch.cat(
+        [
+            vote[cells.labels].float() / max(1, len(cells.labels))
+            for cells, vote in zip(domains, votes, strict=True)
+        ]
+    )
+    seen = torch.zeros(len(weights), dtype=torch.bool)
+    seen[y[w > 0]] = True
+    x, y, w = x[seen[y]], (seen.cumsum(0) - 1)[y[seen[y]]], w[seen[y]]
     w = w / w.sum()
     mean = w @ x
     scale = (w @ (x - mean).square()).sqrt().clamp_min(1e-6)
-    x = (x - mean) / scale
-    linear = torch.nn.Linear(width, votes.shape[1])
+    linear = torch.nn.Linear(width, int(seen.sum()))
     torch.nn.init.zeros_(linear.weight)
     torch.nn.init.zeros_(linear.bias)
     solver = torch.optim.LBFGS(linear.parameters(), max_iter=_ITERATIONS, line_search_fn="strong_wolfe")
+    standard = (x - mean) / scale
 
     def loss() -> Tensor:
         solver.zero_grad()
-        value = w @ F.cross_entropy(linear(x), y, reduction="none") + _DECAY * linear.weight.square().sum()
+        found = F.cross_entropy(linear(standard), y, reduction="none")
+        value = w @ found + _DECAY * linear.weight.square().sum()
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     with torch.enable_grad():
         solver.step(loss)  # type: ignore[no-untyped-call]
-    fitted = linear.weight.detach() / scale
-    return fitted, linear.bias.detach() - fitted @ mean
+    weight = linear.weight.detach() / scale
+    bias = linear.bias.detach() - weight @ mean
+    before = (x @ weights[seen].t() + biases[seen]).logsumexp(1)
+    moved = w @ ((x @ weight.t() + bias).logsumexp(1) - before)
+    weights, biases = weights.clone(), biases + moved
+    weights[seen], biases[seen] = weight, bias
+    return weights, biases

@@ -13,11 +13,13 @@ from jaxtyping import Float, Integer, Shaped
 from torch import Tensor
 from torch.nn import functional
 
+from ppar_dist.config.method_section import PparConfig
 from ppar_dist.config.model_section import BackboneConfig
 from ppar_dist.config.schema import Config
 from ppar_dist.data.reading import EvalSample, eval_samples
 from ppar_dist.data.shards.index import DomainIndex
 from ppar_dist.data.sources import holdout_range
+from ppar_dist.evaluation.counting import LeftOut
 from ppar_dist.models.backbone import Backbone
 from ppar_dist.models.resize import resize_bilinear
 from ppar_dist.ppar.cells import cell_labels
@@ -27,10 +29,21 @@ RANDOM_TOWER = (  # what is wrong with it, and what to do
     "the tower's weights are random, so it sees colours and textures and distrusts labels that are right",
     "set model.backbone.pretrained or init_from, or ppar.reweighting.trust.enabled=false",
 )
+NOT_JUDGED = "no label could be judged, so each is trusted in full: a class needs three sources that show it"
+NO_TRUST = (  # what a configuration that asks for trust does without
+    "ppar.reweighting.enabled=false turns ppar.reweighting.trust off as well",
+    "set ppar.reweighting.enabled=true and ppar.reweighting.beta=0 for trust without weights of samples, or "
+    "ppar.reweighting.trust.enabled=false",
+)
 _STRIDE = 8  # pixels per cell, or the tower's finest stride above it
 _WIDEST = 512  # features; of more, random projections, which keep distances
 _MOST = 2000  # cells of a class of a domain
 _SPARE = 8  # times its even share: what an image may give, for classes that few images have
+
+
+def lacks_trust(ppar: PparConfig) -> bool:
+    """Whether the configuration asks for trust and turns off what it belongs to."""
+    return ppar.enabled and ppar.reweighting.trust.enabled and not ppar.reweighting.enabled
 
 
 def is_random(backbone: BackboneConfig) -> bool:
@@ -101,11 +114,12 @@ def source_cells(
     most: int,
     device: torch.device | str,
     alive: Callable[[], None],
+    purpose: str,
 ) -> list[Cells]:
     """Labelled cells of each source, from images as they are: without augmentation, at ``data.size``.
 
-    Looks at the trained part of each source only. Samples that cannot be used are left out: training
-    reports them.
+    Looks at the trained part of each source only. Samples that cannot be used are left out, and named in
+    the log.
 
     Args:
         look: image (3, H, W) → features (D, h, w).
@@ -116,15 +130,16 @@ def source_cells(
         most: cells of a class of a source, spread evenly.
         device: where ``look`` wants its images.
         alive: called after every image, for a watchdog.
+        purpose: of the pass, for the log.
     """
     found, width = [], 1
     for source in indexes:
         index = copy.copy(source)  # its own open files: what training reads later does not depend on this
-        parts = []
+        parts, left_out = [], LeftOut(index.name, purpose)
         chosen = evenly(holdout_range(index, config.data.holdout).start, images)
         share = max(1, _SPARE * most // max(1, len(chosen)))  # of a source that has fewer images, more each
         for at in chosen:
-            for sample in eval_samples(index, at, at + 1, config.data.size, lambda *_: None):
+            for sample in eval_samples(index, at, at + 1, config.data.size, left_out):
                 seen = look(sample.image.to(device)).float().cpu()
                 grid, width = (seen.shape[1], seen.shape[2]), seen.shape[0]
                 truth = labels_of_cells(sample, grid, num_classes, config.ppar.min_purity).flatten()
@@ -158,6 +173,6 @@ def survey_sources(
     """
     trust, was_training = config.ppar.reweighting.trust, backbone.training
     look = TowerFeatures(backbone.eval())
-    domains = source_cells(look, config, indexes, num_classes, trust.images, _MOST, device, alive)
+    domains = source_cells(look, config, indexes, num_classes, trust.images, _MOST, device, alive, "survey")
     backbone.train(was_training)
     return survey(domains, num_classes, trust)

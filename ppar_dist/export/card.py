@@ -17,6 +17,7 @@ from ppar_dist.data.sources import holdout_range, node_storage
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.load import run_of
 from ppar_dist.run import paths
+from ppar_dist.run.state import TrainState
 from ppar_dist.storage.location import Location
 from ppar_dist.text import visible
 
@@ -139,14 +140,19 @@ def _training(config: Config, manifest: Mapping[str, Any], state: Mapping[str, A
         ("precision", config.engine.precision),
         ("pretrained weights", pretrained),
         ("text prototypes", config.text.file.name if config.text.file else "the backbone's text tower"),
-        (
-            "prediction",
-            "corrected by prototypes of its image" if config.refit.prototypes else "of the network",
-        ),
+        ("prediction", _prediction(config, state)),
         ("code", ", ".join(f"{name} {version}" for name, version in versions.items()) or "unknown"),
         ("configuration", f"config.json, sha256 {str(manifest.get('config_sha256', 'unknown'))[:16]}"),
     ]
     return f"## Training\n\n{_table(('', ''), facts)}"
+
+
+def _prediction(config: Config, state: Mapping[str, Any]) -> str:
+    asked = config.refit
+    if TrainState.from_json(state).lacks_refit(asked):
+        return "of the network; the checkpoint is from before the refit at the end of the run"
+    fitted = "classifier fitted again to whole images, " if asked.linear else ""
+    return fitted + ("corrected by prototypes of its image" if asked.prototypes else "of the network")
 
 
 def _tables(checkpoint: Path, weights: str) -> list[dict[str, Any]]:

@@ -24,6 +24,11 @@ def ends_early(state: TrainState, train: TrainConfig) -> bool:
     return patience is not None and state.step < train.steps and state.evaluations_since >= patience
 
 
+def is_over(state: TrainState, train: TrainConfig) -> bool:
+    """Whether a run at ``state`` has no step to make."""
+    return state.step >= train.steps or ends_early(state, train)
+
+
 def reason(state: TrainState, train: TrainConfig, best: str) -> str:
     """Why it ended, in a sentence; ``best`` names the best checkpoint."""
     delta, times = train.stop_early.min_delta, state.evaluations_since

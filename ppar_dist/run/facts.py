@@ -17,7 +17,7 @@ from ppar_dist.config.schema import Config
 from ppar_dist.errors import UserError
 from ppar_dist.files.jsonl import Line, read
 from ppar_dist.run import paths
-from ppar_dist.run.early_stop import ends_early
+from ppar_dist.run.early_stop import is_over
 from ppar_dist.run.origin import refuse_another_start
 from ppar_dist.run.state import TrainState
 
@@ -157,7 +157,7 @@ def has_ended(found: CheckpointFacts, config: Config) -> bool:
     """Whether a run is over with a checkpoint: it has all steps, or stops early there."""
     noted, step = found.state or _json_object(found.path / STATE), found.step() or 0
     state = TrainState(step, evaluations_since=_whole_number(noted, "evaluations_since") or 0)
-    return step >= config.train.steps or ends_early(state, config.train)
+    return is_over(state, config.train)
 
 
 def leftovers(run: Path) -> dict[str, int]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ppar_dist.config.method_section import RefitConfig
+
 
 @dataclass(frozen=True)
 class Rollback:
@@ -43,6 +45,7 @@ class TrainState:
     risen_to: float | None = None  # mIoU on held-out source data, at its last rise
     evaluations_since: int = 0  # without a rise; they end a run that may stop early
     started_from: dict[str, str] | None = None  # the checkpoint whose weights it began with: name, sha256
+    refitted: dict[str, Any] | None = None  # the step of the last refit, and what it fitted by
 
     def advance(
         self,
@@ -74,6 +77,15 @@ class TrainState:
         if not applied:
             self.skipped.append(self.step)
 
+    def lacks_refit(self, asked: RefitConfig) -> bool:
+        """Whether the model of this step is without the refit that ``asked`` wants at the end."""
+        done = self.refitted
+        if not (asked.linear or asked.prototypes):
+            return False
+        if done is None or done["step"] != self.step:
+            return True
+        return any(done.get(key, value) != value for key, value in asked.model_dump().items())
+
     def rollback_limit(self) -> int:
         """The newest step whose checkpoint the present streak of non-finite steps cannot have spoiled.
 
@@ -102,10 +114,13 @@ class TrainState:
     def from_json(cls, tree: Mapping[str, Any]) -> TrainState:
         """Read ``to_json`` back; entries of other origin are left out.
 
-        Earlier versions did not note which samples were bad: those are counted when they are met again.
+        Earlier versions did not note which samples were bad: those are counted when they are met again. Nor
+        did they note a refit: it counts as made at this step.
         """
         names = {each.name for each in fields(cls)}
         state = cls(**{name: value for name, value in tree.items() if name in names})
+        if "refitted" not in tree:
+            state.refitted = {"step": state.step}
         state.bad_samples = {name: set(bad) for name, bad in tree.get("bad_samples", {}).items()}
         state.rollbacks = [Rollback(**each) for each in tree.get("rollbacks", ())]
         return state

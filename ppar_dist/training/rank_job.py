@@ -28,10 +28,12 @@ from ppar_dist.processes.proc import die_with_parent
 from ppar_dist.processes.rank_log import last_words
 from ppar_dist.processes.signals import Preempted, Preemption
 from ppar_dist.run import paths
+from ppar_dist.run.claim import RunClaim
 from ppar_dist.run.lock import RunLock
 from ppar_dist.run.mirror import send_results
 from ppar_dist.text import visible_lines
-from ppar_dist.training.trainer import train_rank
+from ppar_dist.training.plan import make_plan
+from ppar_dist.training.trainer import Trainer
 from ppar_dist.watchdog import OFF, Watchdog
 
 log = logging.getLogger(__name__)
@@ -76,7 +78,7 @@ def run(
     ):
         lock.on_lost = lambda text: _give_way(watch, monitor, text)
         try:
-            train_rank(config, world, preemption, watch, monitor, lock, accept_changes)
+            _train(config, world, preemption, watch, monitor, lock, accept_changes)
             results, averaged = _score(config, world, watch, progress, "raw"), None
             if config.train.weight_average is not None:
                 averaged = _score(config, world, watch, progress, "averaged")
@@ -190,3 +192,33 @@ def leave_at_once(sentence: str, code: int) -> NoReturn:
     logging.shutdown()
     note_exit(code)
     os._exit(code)
+
+
+def _train(
+    config: Config,
+    world: World,
+    preemption: Preemption,
+    watch: Watchdog,
+    monitor: Monitor,
+    lock: RunLock,
+    accept_changes: bool = False,
+) -> None:
+    """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
+
+    ``monitor`` is opened for it, and left open: what follows the training is shown too.
+
+    Raises:
+        UserError: the configuration cannot work with this data, run folder or number of ranks.
+        Preempted: the run was asked to stop, and has saved a checkpoint.
+        CheckpointError: the last checkpoint could not be written.
+    """
+    watch.phase("start", 0)
+    plan = make_plan(config, world.world_size)
+    # Closed whatever happens: a start that is refused must not keep the remote from the next one.
+    with contextlib.closing(RunClaim(plan.config, world, lock, plan.classes)) as claim:
+        claim.claim(accept_changes, watch.alive)
+        trainer = Trainer(plan, world, claim, preemption, watch, monitor)
+        try:
+            trainer.fit()
+        finally:
+            trainer.close()

@@ -31,6 +31,7 @@ from ppar_dist.errors import UserError
 from ppar_dist.models.average import AVERAGE, averaged_values
 from ppar_dist.models.image_prototypes import refuse_former
 from ppar_dist.models.segmentor import Segmentor
+from ppar_dist.run.early_stop import is_over
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.plan import RunPlan
@@ -99,7 +100,7 @@ def restore(learner: Learner, found: Path, plan: RunPlan, world: World) -> None:
     mine = load_file(found / GENERATOR).get(f"rank-{world.rank:05d}")
     if mine is not None:
         torch.set_rng_state(mine)
-    if state.step < plan.config.train.steps:
+    if not is_over(state, plan.config.train):
         forget_prototypes(learner)
     batch = plan.config.train.global_batch
     if state.samples_seen - state.stepped_over != state.step * batch:

@@ -16,9 +16,17 @@ from ppar_dist.data.style_bank import style_bank
 from ppar_dist.distributed.world import World
 from ppar_dist.evaluation.confusion import mean_iou
 from ppar_dist.evaluation.counting import held_out, refuse_too_many
-from ppar_dist.evaluation.refit import refit
-from ppar_dist.evaluation.survey import RANDOM_TOWER, is_random, survey_sources
+from ppar_dist.evaluation.refit import Refit, refit
+from ppar_dist.evaluation.survey import (
+    NO_TRUST,
+    NOT_JUDGED,
+    RANDOM_TOWER,
+    is_random,
+    lacks_trust,
+    survey_sources,
+)
 from ppar_dist.models.segmentor import Segmentor
+from ppar_dist.ppar.trust import Survey
 from ppar_dist.training.learner import Learner
 from ppar_dist.training.parts import as_written
 from ppar_dist.training.plan import RunPlan
@@ -51,26 +59,28 @@ def survey(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], No
 
     Returns:
         A line for each source whose labels the others distrust: its name, its classes, and what to do. One
-        before them where the tower cannot tell.
+        before them where the tower cannot tell, and where nothing could be judged or trust is off.
     """
     state, config = learner.objective.state, plan.config
+    if lacks_trust(config.ppar):
+        return ["; ".join(NO_TRUST)]
     if state is None or state.trust is None or state.likelihood is None:
         return []
     segmentor, classes = learner.engine.module, plan.classes.classes
     assert isinstance(segmentor, Segmentor)
 
-    def look() -> tuple[Tensor, Tensor]:
+    def look() -> Survey:
         with as_written(config):
-            found = survey_sources(
-                segmentor.backbone, config, plan.indexes, len(classes), world.device, alive
-            )
-        return found.trust.float(), found.likelihood.float()
+            return survey_sources(segmentor.backbone, config, plan.indexes, len(classes), world.device, alive)
 
-    state.believe(*world.on_main(look))
+    found = world.on_main(look)
+    state.believe(found.trust.float(), found.likelihood.float())
     advice = f"the other sources disagree, ppar-dist audit {config.run.dir} draws where"
     lines = []
     if config.init_from is None and is_random(config.model.backbone):
         lines.append(f"trust in the labels of sources: {': '.join(RANDOM_TOWER)}")
+    if found.agreement.isnan().all():
+        lines.append(f"{NOT_JUDGED}; ppar.reweighting.trust.enabled=false saves the look at them")
     for index, row, likelihood in zip(
         plan.indexes, state.trust.tolist(), state.likelihood.tolist(), strict=True
     ):
@@ -115,18 +125,35 @@ def score_held_out(learner: Learner, plan: RunPlan, world: World, watch: Watchdo
     return HeldOutScore(mean_iou(counts.sum(0)), counts, missing)
 
 
-def refit_classifiers(learner: Learner, plan: RunPlan, world: World, alive: Callable[[], None]) -> None:
-    """Fit the classifiers again, as ``refit`` asks, before the model is evaluated and saved. Collective."""
-    segmentor, state = learner.engine.module, learner.objective.state
+def refit_classifiers(learner: Learner, plan: RunPlan, world: World, watch: Watchdog) -> list[str]:
+    """Fit the classifiers again, as ``refit`` asks, before the model is evaluated and saved. Collective.
+
+    Returns:
+        A line where a class had nothing to be fitted to.
+    """
+    segmentor, objective, config = learner.engine.module, learner.objective.state, plan.config
     assert isinstance(segmentor, Segmentor)
-    trust = None if state is None else state.trust
+    trust = None if objective is None else objective.trust
+    watch.phase("refit", learner.state.step)
 
-    def fit() -> dict[str, Tensor]:
-        with as_written(plan.config):
-            return refit(segmentor, plan.config, plan.indexes, trust, world.device, alive)
+    def fit() -> Refit:
+        with as_written(config):
+            return refit(segmentor, config, plan.indexes, trust, world.device, watch.alive)
 
-    segmentor.load_refit(world.on_main(fit))
+    found = world.on_main(fit)
+    segmentor.load_refit(found.values)
     if learner.average is not None:  # it has classifiers of its own
         with learner.average.in_place(segmentor):
-            segmentor.load_refit(world.on_main(fit))
+            segmentor.load_refit(world.on_main(fit).values)
             learner.average.take(segmentor)
+    learner.state.refitted = {"step": learner.state.step, **config.refit.model_dump()}
+    if not found.unseen:
+        return []
+    names = plan.classes.classes
+    what = "all classes keep" if len(found.unseen) == len(names) else "these classes keep"
+    return [
+        f"refit: {what} the classifier of training, without a prototype of the image: "
+        f"{', '.join(names[k] for k in found.unseen)}. None of the {config.refit.images} images looked at of "
+        f"each source has a cell of 4 x 4 pixels that such a label covers to ppar.min_purity="
+        f"{config.ppar.min_purity:g}; raise refit.images"
+    ]

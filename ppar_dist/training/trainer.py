@@ -7,7 +7,6 @@ agree on: bad samples, whether the step is finite, whether one of them was asked
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import time
 from collections.abc import Iterator
@@ -16,7 +15,6 @@ import torch
 from torch import Tensor
 
 from ppar_dist.checkpoint import CheckpointError, checkpoint_name
-from ppar_dist.config.schema import Config
 from ppar_dist.data import quarantine
 from ppar_dist.data.loader import Batch, order_of, train_loader
 from ppar_dist.data.shards import sample
@@ -30,19 +28,23 @@ from ppar_dist.ppar.replica_check import ReplicaCheck
 from ppar_dist.processes.signals import Preempted, Preemption, exit_code
 from ppar_dist.run import paths
 from ppar_dist.run.claim import RunClaim
-from ppar_dist.run.early_stop import ends_early, note_score, reason
+from ppar_dist.run.early_stop import ends_early, is_over, note_score, reason
 from ppar_dist.run.ledger import Ledger, next_attempt
-from ppar_dist.run.lock import RunLock
 from ppar_dist.run.origin import refuse_another_start
 from ppar_dist.run.state import TrainState
 from ppar_dist.training.checkpointing import Checkpointing
 from ppar_dist.training.learner import build_learner
-from ppar_dist.training.plan import RunPlan, make_plan
+from ppar_dist.training.plan import RunPlan
 from ppar_dist.training.precision import check_precision
 from ppar_dist.training.profile import StepProfile
 from ppar_dist.training.recorder import Recorder, bad_by_reason
 from ppar_dist.training.resume import resume
-from ppar_dist.training.source_passes import measure_styles, refit_classifiers, score_held_out, survey
+from ppar_dist.training.source_passes import (
+    measure_styles,
+    refit_classifiers,
+    score_held_out,
+    survey,
+)
 from ppar_dist.training.step_batches import StepBatches
 from ppar_dist.watchdog import Watchdog
 
@@ -107,11 +109,13 @@ class Trainer:
         for line in survey(self.learner, self.plan, self.world, self.watch.alive):
             self.log.warn(line)
 
-    def _refit(self) -> None:
-        """The classifiers' last fit, before they are evaluated and saved."""
-        if self.config.refit.linear or self.config.refit.prototypes:
-            self.watch.phase("refit", self.state.step)
-            refit_classifiers(self.learner, self.plan, self.world, self.watch.alive)
+    def _refit_if_due(self) -> bool:
+        """The classifiers' last fit, before they are evaluated and saved; whether it was made now."""
+        if not (is_over(self.state, self.config.train) and self.state.lacks_refit(self.config.refit)):
+            return False
+        for line in refit_classifiers(self.learner, self.plan, self.world, self.watch):
+            self.log.warn(line)
+        return True
 
     def _open_ledger(self) -> Ledger | None:
         if not self.config.train.ledger:
@@ -133,9 +137,8 @@ class Trainer:
             UserError: too many bad samples, or too many steps without a finite result.
             CheckpointError: the last checkpoint could not be written.
         """
-        if self.resumed_from is not None and self._is_evaluation_due():
-            self._evaluate_or_end()  # the run was stopped between the step and this
-            self.checkpoints.rewrite(self.learner)
+        if self.resumed_from is not None:
+            self._catch_up()
         for batches, waited in self._steps():
             began = time.monotonic()
             figures = self.train_step(batches)
@@ -143,8 +146,7 @@ class Trainer:
             seconds = time.monotonic() - began - inside
             self.log.step(self.state, figures, self.learner.engine, seconds, waited + inside)
             self.profile.step()
-            if self.state.step == self.config.train.steps:
-                self._refit()
+            self._refit_if_due()
             self._refuse_too_many_bad()
             if self.state.non_finite >= self.config.faults.max_non_finite:
                 self.roll_back()
@@ -156,6 +158,15 @@ class Trainer:
             self.checkpoints.log_finished()
         self.checkpoints.end(self.learner)
         return self.state
+
+    def _catch_up(self) -> None:
+        """What the present step still lacks: the run was stopped after it, or now ends there."""
+        fitted = self._refit_if_due()
+        if self._is_evaluation_due() or (fitted and self.config.data.holdout > 0):
+            self._evaluate_or_end()
+        elif not fitted:
+            return
+        self.checkpoints.rewrite(self.learner)
 
     def train_step(self, batches: list[Batch]) -> Figures:
         """One optimiser step over this rank's micro-batches; returns figures of the global batch.
@@ -324,8 +335,7 @@ class Trainer:
         is_best = self.evaluate()
         if not ends_early(self.state, self.config.train):
             return is_best
-        if self.config.refit.linear or self.config.refit.prototypes:
-            self._refit()
+        if self._refit_if_due():
             is_best |= self.evaluate()
         step = self.state.best_step
         best = "none" if step is None else checkpoint_name(step)
@@ -338,9 +348,10 @@ class Trainer:
         Raises:
             UserError: on every rank, when too many of these samples are bad.
         """
+        again = self.state.evaluated_step == self.state.step  # it counted before the last fit
         self.state.evaluated_step = self.state.step
         found = score_held_out(self.learner, self.plan, self.world, self.watch)
-        if not ends_early(self.state, self.config.train):  # else it counted before the last fit
+        if not again and not ends_early(self.state, self.config.train):
             note_score(self.state, found.miou, self.config.train)
         best = self.state.best_miou
         is_best = found.miou > (-1.0 if best is None else best)  # nan never is
@@ -367,33 +378,3 @@ def noise_seed(seed: int, step: int, rank: int) -> int:
     """Seed of the noise inside the model (drop path): another on each rank, the same after a resume."""
     digest = hashlib.blake2b(f"{seed}/{step}/{rank}".encode(), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
-
-
-def train_rank(
-    config: Config,
-    world: World,
-    preemption: Preemption,
-    watch: Watchdog,
-    monitor: Monitor,
-    lock: RunLock,
-    accept_changes: bool = False,
-) -> TrainState:
-    """Train ``config`` on this rank, from the start or from the newest checkpoint, to the last step.
-
-    ``monitor`` is opened for it, and left open: what follows the training is shown too.
-
-    Raises:
-        UserError: the configuration cannot work with this data, run folder or number of ranks.
-        Preempted: the run was asked to stop, and has saved a checkpoint.
-        CheckpointError: the last checkpoint could not be written.
-    """
-    watch.phase("start", 0)
-    plan = make_plan(config, world.world_size)
-    # Closed whatever happens: a start that is refused must not keep the remote from the next one.
-    with contextlib.closing(RunClaim(plan.config, world, lock, plan.classes)) as claim:
-        claim.claim(accept_changes, watch.alive)
-        trainer = Trainer(plan, world, claim, preemption, watch, monitor)
-        try:
-            return trainer.fit()
-        finally:
-            trainer.close()

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from ppar_dist.config.load import load_config
+from ppar_dist.evaluation.prototypes import final_cosines
 from ppar_dist.run.facts import finished
 from ppar_dist.training.plan import make_plan
 from tests.ranks import (
@@ -248,6 +249,7 @@ def test_a_run_that_stops_early_is_finished_and_another_begins_with_it(sources: 
         assert '"step-00000004"' in results
         assert "averaged weights" in results
     config = load_config(one / "config.yaml")
+    assert final_cosines(one, config) is not None
     assert finished(config, make_plan(config, 1).facts) == "step-00000004"
     before = (one / "checkpoints" / "step-00000004" / "manifest.json").stat()
     run_ranks(["train", str(one.with_suffix(".yaml"))], 2)
@@ -260,6 +262,30 @@ def test_a_run_that_stops_early_is_finished_and_another_begins_with_it(sources: 
     assert f"weights of {one}, step-00000004: " in first["text"]
     rmtree(one)  # a resume needs it no more
     run_ranks(["train", str(next_run.with_suffix(".yaml"))], 1)
+
+
+def test_a_refit_that_a_finished_run_is_asked_for_is_that_of_a_run_that_had_it(
+    sources: Path, tmp_path: Path
+) -> None:
+    """Of the averaged weights, too; asked for once more nothing is left to do."""
+    sections = {
+        "data": {"sources": ["left", "right"], "holdout": 0.25},
+        "model": {**tiny_config(sources, tmp_path)["model"], "classifier": "linear"},
+        "train": {"steps": 2, "weight_average": 0.5},
+    }
+    off, on = ({"linear": linear, "prototypes": False, "images": 4} for linear in (False, True))
+    whole = train(sources, tmp_path / "whole", 1, refit=on, **sections)
+    before = train(sources, tmp_path / "late", 1, refit=off, **sections)
+    asked = ["train", str(tmp_path / "late.yaml"), "refit.linear=true", "--accept-changes"]
+    run_ranks(asked, 2)
+    late = Run(tmp_path / "late")
+    for key, value in whole.parameters.items() | whole.method.items():
+        assert torch.equal(value, (late.parameters | late.method)[key]), key
+    assert not torch.equal(before.parameters["linear.weight"], late.parameters["linear.weight"])
+    assert [line["step"] for line in read_lines(tmp_path / "late" / "metrics" / "eval.jsonl")] == [2, 2]
+    written = (tmp_path / "late" / "checkpoints" / "step-00000002" / "manifest.json").stat()
+    run_ranks(asked, 2)
+    assert (tmp_path / "late" / "checkpoints" / "step-00000002" / "manifest.json").stat() == written
 
 
 def test_bf16_trains_and_stays_near_fp32(sources: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -148,6 +149,54 @@ def test_a_plain_run_is_audited_too(run: Path) -> None:
         assert done.returncode == 0, done.stderr
         found.append(json.loads(done.stdout))
     assert found[0] == found[1]
+
+
+def test_the_judge_of_a_run_that_began_with_another_looks_at_that_ones_tower(
+    run: Path, tmp_path: Path
+) -> None:
+    """Its own tower has another seed. Where the checkpoint has changed, the audit is refused."""
+    origin = tmp_path / "origin"
+    shutil.copytree(run, origin)
+    tree = yaml.safe_load((run / "config.yaml").read_text())
+    tree |= {"init_from": str(origin), "seed": 5}
+    tree["run"]["dir"] = str(tmp_path / "run")
+    run_ranks(["train", str(write_config(tmp_path / "config.yaml", tree))], 1)
+    done = run_command(["audit", str(tmp_path / "run"), "--json"])
+    assert done.returncode == 0, done.stderr
+    assert "random" not in done.stderr
+    trust = load_file(tmp_path / "run" / "checkpoints" / "step-00000001" / "ppar.safetensors")[
+        "reweighting.trust"
+    ]
+    for name, row in zip(("left", "right", "third", "wrong"), trust.tolist(), strict=True):
+        for label, value in json.loads(done.stdout)["trust"][name].items():
+            assert value == pytest.approx(row[CLASSES.classes.index(label)], abs=1e-6)
+    shutil.rmtree(origin / "checkpoints")
+    done = run_command(["audit", str(tmp_path / "run")])
+    assert done.returncode == 78
+    assert (
+        f"began with init_from={origin} step-00000001, whose tower judges, and it cannot be read"
+        in done.stderr
+    )
+
+
+def test_two_sources_judge_nothing_and_a_source_of_another_class_set_is_refused(
+    blocks: Path, tmp_path: Path
+) -> None:
+    tree = tiny_config(blocks, tmp_path / "run", train={"steps": 1, "global_batch": 6})
+    shutil.copytree(blocks, tmp_path / "blocks")
+    tree["data"] |= {"root": str(tmp_path / "blocks"), "sources": ["left", "right"]}
+    told = run_command(["train", str(write_config(tmp_path / "config.yaml", tree))])
+    assert told.returncode == 0, told.stderr
+    done = run_command(["audit", str(tmp_path / "run")])
+    assert done.returncode == 0, done.stderr
+    for said in (told.stderr, done.stdout):
+        assert "no label could be judged" in said
+        assert "a class needs three sources that show it" in said
+    meta = tmp_path / "blocks" / "left" / "domain.json"
+    meta.write_text(meta.read_text().replace('"roads6"', '"roads7"'))
+    done = run_command(["audit", str(tmp_path / "run")])
+    assert done.returncode == 78
+    assert "domain left has class set roads7" in done.stderr
 
 
 def test_what_cannot_be_audited_is_refused(blocks: Path, tmp_path: Path) -> None:

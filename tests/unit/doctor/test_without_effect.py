@@ -37,6 +37,13 @@ def test_keys_of_windows_without_windows_are_told(doctor: Doctor) -> None:
     assert "evaluation.crop=[400, 400]: of windows" in found["found"]
 
 
+def test_trust_that_another_switch_turns_off_is_told(doctor: Doctor) -> None:
+    found = doctor(ppar={"reweighting": {"enabled": False, "trust": {"enabled": True}}})["trust"]
+    assert found["status"] == "warning"
+    assert "turns ppar.reweighting.trust off as well" in found["found"]
+    assert "ppar.reweighting.beta=0" in found["remedy"]
+
+
 def test_trust_by_a_tower_of_random_weights_is_told(doctor: Doctor) -> None:
     assert "trust" not in doctor(ppar={"reweighting": {"trust": {"enabled": False}}})
     found = doctor(ppar={"reweighting": {"trust": {"enabled": True}}})["trust"]

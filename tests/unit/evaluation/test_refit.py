@@ -22,6 +22,7 @@ from ppar_dist.ppar.trust import Cells
 from tests.ranks import tiny_config, write_blocks_domain
 
 K, W = 3, 5
+NEW = torch.zeros(K, W), torch.zeros(K)  # a classifier that training left alone
 PROTOTYPES = {f"image_prototypes.{name}" for name in ("means", "precision", "shares")}
 
 
@@ -38,7 +39,7 @@ def test_the_gradient_is_zero_at_the_fitted_classifier() -> None:
         [cells(200, 1, W + 2), cells(50, 2, W + 2)],
         torch.tensor([[1.0, 1.0, 0.5], [0.2, 1.0, 1.0]]),
     )
-    fitted, biases = _logistic(domains, votes, W)
+    fitted, biases = _logistic(domains, votes, *NEW)
     x = torch.cat([each.features[:, :W] for each in domains]).double()
     y = torch.cat([each.labels for each in domains])
     w = torch.cat([vote[each.labels] / len(each.labels) for vote, each in zip(votes, domains, strict=True)])
@@ -54,10 +55,27 @@ def test_the_gradient_is_zero_at_the_fitted_classifier() -> None:
 def test_a_domain_without_trust_does_not_count() -> None:
     good, bad = cells(300, 1), cells(300, 2)
     wrong = Cells(bad.features, (bad.labels + 1) % K)
-    alone = _logistic([good], torch.ones(1, K), W)
-    both = _logistic([good, wrong], torch.tensor([[1.0] * K, [0.0] * K]), W)
+    alone = _logistic([good], torch.ones(1, K), *NEW)
+    both = _logistic([good, wrong], torch.tensor([[1.0] * K, [0.0] * K]), *NEW)
     for one, other in zip(alone, both, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_a_class_without_a_cell_stays_as_probable_as_training_left_it() -> None:
+    """And the others are those of a fit that does not know it."""
+    domain = cells(400, 1)
+    shown = domain.labels != 1
+    domain = Cells(domain.features[shown], domain.labels[shown])
+    noise = torch.randn(K, W, generator=torch.Generator().manual_seed(3))
+    trained = 0.3 * noise, torch.tensor([0.1, -0.5, 0.2])
+    weights, biases = _logistic([domain], torch.ones(1, K), *trained)
+    others = Cells(domain.features, domain.labels // 2)
+    alone = _logistic([others], torch.ones(1, 2), torch.zeros(2, W), torch.zeros(2))
+    torch.testing.assert_close((weights[[0, 2]], biases[[0, 2]]), alone)
+    before, after = (domain.features @ w.t() + b for w, b in (trained, (weights, biases)))
+    odds = [logits[:, 1] - logits[:, [0, 2]].logsumexp(1) for logits in (before, after)]
+    torch.testing.assert_close(odds[0].mean(), odds[1].mean(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(weights[1], trained[0][1])
 
 
 @pytest.fixture(scope="module")
@@ -88,9 +106,10 @@ def test_an_untrained_network_learns_to_tell_colours_apart(
     torch.manual_seed(0)
     model, _ = build_segmentor(config, class_set("roads6"))
     before = right(model.eval(), config, indexes[0])
-    fitted = refit(model, config, indexes, None)
+    fitted, unseen = refit(model, config, indexes, None)
     assert set(fitted) == {"linear.weight", "linear.bias", *PROTOTYPES}
-    assert all(value.isfinite().all() for value in fitted.values())  # class 5 is nowhere
+    assert all(value.isfinite().all() for value in fitted.values())
+    assert 5 in unseen
     assert not model.training
     model.load_refit(fitted)
     after = right(model, config, indexes[0])
@@ -102,7 +121,7 @@ def test_the_same_cells_give_the_same_classifiers(tiny: tuple[Config, list[Domai
     torch.manual_seed(0)
     model, _ = build_segmentor(config, class_set("roads6"))
     trust = torch.full((2, 6), 0.5)
-    first, second = (refit(model, config, indexes, each) for each in (trust, trust))
+    first, second = (refit(model, config, indexes, each).values for each in (trust, trust))
     for name, value in first.items():
         assert torch.equal(value, second[name])
 
@@ -116,16 +135,18 @@ def test_more_images_than_a_source_has_are_all_of_them(
     fitted = []
     for images in (8, 1_000_000):
         asked = config.refit.model_copy(update={"images": images})
-        fitted.append(refit(model, config.model_copy(update={"refit": asked}), indexes, None))
+        fitted.append(refit(model, config.model_copy(update={"refit": asked}), indexes, None).values)
     for name, value in fitted[0].items():
         assert torch.equal(value, fitted[1][name])
 
 
-def of_one_source(root: Path) -> tuple[Segmentor, Config, DomainIndex]:
-    """A model with a text classifier, untrained, and its only source."""
+def of_one_source(root: Path, classifier: str = "otp") -> tuple[Segmentor, Config, DomainIndex]:
+    """A model, untrained, and its only source."""
     write_blocks_domain(root / "left", samples=4, seed=0, rare_in=None)
     tree = tiny_config(root, root / "run")
-    tree["data"]["sources"], tree["refit"] = ["left"], {"prototypes": True, "images": 2}
+    tree["data"]["sources"] = ["left"]
+    tree["model"]["classifier"] = classifier
+    tree["refit"] = {"linear": classifier == "linear", "prototypes": True, "images": 2}
     config = parse_config(tree)
     return build_segmentor(config, class_set("roads6"))[0], config, DomainIndex.open(root / "left")
 
@@ -133,7 +154,7 @@ def of_one_source(root: Path) -> tuple[Segmentor, Config, DomainIndex]:
 def test_prototypes_of_a_run_at_a_path(tmp_path: Path) -> None:
     """A text classifier keeps its text: only prototypes are fitted."""
     model, config, index = of_one_source(tmp_path)
-    fitted = refit(model, config, [index], None)
+    fitted, _ = refit(model, config, [index], None)
     assert set(fitted) == PROTOTYPES
 
 
@@ -143,13 +164,14 @@ def test_prototypes_are_means_of_cells_and_classes_without_cells_have_no_share(
     config, indexes = tiny
     torch.manual_seed(0)
     model, _ = build_segmentor(config, class_set("roads6"))
-    found = refit(model, config, indexes, None)
+    found, unseen = refit(model, config, indexes, None)
     domains = source_cells(
-        model.eval().pixel_features, config, indexes, 6, config.refit.images, 5000, "cpu", lambda: None
+        model.eval().pixel_features, config, indexes, 6, config.refit.images, 5000, "cpu", lambda: None, ""
     )
     for k in range(6):
         own = [each.features[each.labels == k] for each in domains]
         present = [features.mean(0) for features in own if len(features)]
+        assert bool(present) == (k not in unseen)
         assert found["image_prototypes.shares"][k] == (pytest.approx(0.035) if present else 0)
         if present:  # sources count alike, whatever their number of cells
             torch.testing.assert_close(
@@ -172,13 +194,15 @@ def test_prototypes_of_an_earlier_form_are_refused(tiny: tuple[Config, list[Doma
         _load_weights(model, weights, Path("run/checkpoints/step-00000002"))
 
 
-def test_without_a_labelled_cell_a_prediction_stays_as_it_is(tmp_path: Path) -> None:
-    model, config, index = of_one_source(tmp_path)
+@pytest.mark.parametrize("classifier", ["otp", "linear"])
+def test_without_a_labelled_cell_a_prediction_stays_as_it_is(tmp_path: Path, classifier: str) -> None:
+    model, config, index = of_one_source(tmp_path, classifier)
     model.eval()
     image = torch.randint(0, 256, (1, 3, 32, 48), dtype=torch.uint8)
     before = model(image).logits
-    fitted = refit(model, config, [index], torch.zeros(1, 6))  # nobody is trusted
+    fitted, unseen = refit(model, config, [index], torch.zeros(1, 6))  # nobody is trusted
     assert not fitted
+    assert unseen == tuple(range(6))
     model.load_refit(fitted)
     assert torch.equal(model(image).logits, before)
 

@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from ppar_dist.checkpoint.layout import sealed
 from ppar_dist.config.load import parse_config
+from ppar_dist.config.method_section import RefitConfig
 from ppar_dist.doctor.describe import inspect
 from ppar_dist.errors import UserError
 from ppar_dist.evaluation.evaluate import score
 from ppar_dist.evaluation.load import load_segmentor
 from ppar_dist.evaluation.predict import predict
 from ppar_dist.export import export
+from ppar_dist.export.card import model_card
 from ppar_dist.export.folder import portable
 from ppar_dist.files import durable
 from tests.unit.export.models import ATTO
@@ -81,6 +83,22 @@ def test_adapters_are_merged(tmp_path: Path) -> None:
     images = torch.randint(0, 256, (1, 3, 64, 96), dtype=torch.uint8)
     of_run, of_folder = (load_segmentor(tmp_path / name)[0](images) for name in ("run", "model"))
     assert torch.equal(of_run.logits, of_folder.logits)
+
+
+@pytest.mark.parametrize(
+    ("refitted", "said"),
+    [
+        (None, "of the network; the checkpoint is from before the refit at the end of the run"),
+        ({"step": 4}, "classifier fitted again to whole images, corrected by prototypes of its image"),
+    ],
+)
+def test_the_card_tells_what_the_refit_did(
+    root: Path, tmp_path: Path, refitted: dict[str, Any] | None, said: str
+) -> None:
+    _, config, classes, _ = load_segmentor(root / "model")
+    asked = config.model_copy(update={"refit": RefitConfig(linear=True, prototypes=True)})
+    card = model_card(tmp_path, asked, classes, {}, {"step": 4, "refitted": refitted})
+    assert f"| prediction | {said} |" in card
 
 
 def test_it_is_scored_as_the_run_is_and_is_not_written_into(root: Path, copied: Path) -> None:

@@ -8,6 +8,7 @@ import json
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ppar_dist.config.method_section import RefitConfig
 from ppar_dist.run.state import TrainState, bad_counts
 
 BATCH = 4
@@ -72,3 +73,26 @@ def test_sums_of_bad_samples_get_names_and_lose_zeros() -> None:
     sums = [[2.0, 0.0], [0.0, 1.0]]
     expected = {("a/b", "json"): 2, ("c", "label_id"): 1}
     assert bad_counts(sums, ["a/b", "c"], ["json", "label_id"]) == expected
+
+
+def test_a_refit_is_lacking_at_another_step_and_with_other_options() -> None:
+    state, asked = TrainState(step=7), RefitConfig(linear=True)
+    assert not state.lacks_refit(RefitConfig())
+    assert state.lacks_refit(asked)
+    state.refitted = {"step": 7, **asked.model_dump()}
+    again = TrainState.from_json(json.loads(json.dumps(state.to_json())))
+    assert not again.lacks_refit(asked)
+    assert again.lacks_refit(RefitConfig(linear=True, images=9))
+    assert again.lacks_refit(RefitConfig(linear=True, prototypes=True))
+    again.step = 8
+    assert again.lacks_refit(asked)
+
+
+def test_an_earlier_version_did_not_note_its_refit() -> None:
+    """So it is not made again at the step where such a run ended."""
+    old = TrainState(step=7).to_json()
+    del old["refitted"]
+    state = TrainState.from_json(old)
+    assert not state.lacks_refit(RefitConfig(linear=True))
+    state.step = 8
+    assert state.lacks_refit(RefitConfig(linear=True))
