@@ -32,6 +32,7 @@ _NO_VARIANCE = 1e-8  # below it features do not vary at all; its inverse is far 
 _LEAST_VARIANCE = 1e-3  # of a feature, as a share of the mean over features
 _DECAY = 1e-3  # on squared weights of standardised features
 _ITERATIONS = 60
+_HALVINGS = 50  # of the range in which a bias lies
 
 
 class Refit(NamedTuple):
@@ -114,8 +115,8 @@ def _logistic(
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression on the decoder's features; all domains count alike.
 
-    A class without a cell that counts keeps its trained logit, moved by the mean difference of
-    log Σ exp over the fitted classes: so it stays as probable as it was.
+    A class without a cell that counts keeps its trained weights; its bias moves so that the cells' mean
+    probability of it, beside the fitted classes, is what it was.
 
     Args:
         domains: their first W features are the decoder's. Some cell counts.
@@ -158,8 +159,22 @@ def _logistic(
         solver.step(loss)  # type: ignore[no-untyped-call]
     weight = linear.weight.detach() / scale
     bias = linear.bias.detach() - weight @ mean
-    before = (x @ weights[seen].t() + biases[seen]).logsumexp(1)
-    moved = w @ ((x @ weight.t() + bias).logsumexp(1) - before)
-    weights, biases = weights.clone(), biases + moved
+    logits = x @ weights.t() + biases
+    before = logits[:, ~seen] - logits[:, seen].logsumexp(1, keepdim=True)
+    after = logits[:, ~seen] - (x @ weight.t() + bias).logsumexp(1, keepdim=True)
+    weights, biases = weights.clone(), biases.clone()
+    biases[~seen] += _shift(before, after, w)
     weights[seen], biases[seen] = weight, bias
     return weights, biases
+
+
+def _shift(before: Float[Tensor, "N U"], after: Float[Tensor, "N U"], w: Float[Tensor, " N"]) -> Tensor:
+    """What to add to ``after`` so that the mean of its sigmoid under ``w`` is that of ``before``: (U,)."""
+    before, after, w = before.double(), after.double(), w.double()
+    wanted, apart = w @ before.sigmoid(), before - after
+    low, high = apart.amin(0), apart.amax(0)  # no cell finds it more probable, or less
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        enough = w @ (after + middle).sigmoid() >= wanted
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+    return ((low + high) / 2).float()
