@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import pytest
@@ -205,6 +206,17 @@ def test_without_a_labelled_cell_a_prediction_stays_as_it_is(tmp_path: Path, cla
     assert unseen == tuple(range(6))
     model.load_refit(fitted)
     assert torch.equal(model(image).logits, before)
+
+
+def test_images_that_cannot_be_read_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """And a classifier that has nothing to be fitted to stays as it was trained."""
+    model, config, index = of_one_source(tmp_path, "linear")
+    next((tmp_path / "left").glob("*.tar")).unlink()
+    with caplog.at_level(logging.WARNING):
+        fitted, unseen = refit(model, config, [index], None)
+    assert (fitted, unseen) == ({}, tuple(range(6)))
+    assert len(caplog.messages) == 2  # refit.images
+    assert all(line.startswith("left out of the refit of left (") for line in caplog.messages)
 
 
 def test_features_that_never_vary_give_finite_numbers() -> None:
