@@ -107,9 +107,11 @@ def test_prototypes_of_an_end_are_forgotten_where_more_steps_follow(world: World
     steps, batch = plan.config.train.steps, plan.config.train.global_batch
     first.engine.module.image_prototypes.shares.fill_(0.5)
     first.state.step, first.state.samples_seen = steps, steps * batch
+    first.state.evaluations_since = 3  # without a rise
     folder = checkpoint.publish(tmp_path / "run", snapshot.snapshot(first, plan, world))
-    for more, kept in ((0, 0.5), (1, 0.0)):
-        train = plan.config.train.model_copy(update={"steps": steps + more})
+    for more, patience, kept in ((0, None, 0.5), (1, None, 0.0), (1, 3, 0.5), (1, 4, 0.0)):
+        early = plan.config.train.stop_early.model_copy(update={"patience": patience})
+        train = plan.config.train.model_copy(update={"steps": steps + more, "stop_early": early})
         longer = make_plan(plan.config.model_copy(update={"train": train}), 1)
         second = build_learner(longer, world)
         snapshot.restore(second, folder, longer, world)
