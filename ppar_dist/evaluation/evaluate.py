@@ -107,9 +107,7 @@ def evaluate(
     if ranks.world.is_main:
         log.info("scoring %s of %s, step %d: %s", checkpoint.name, run, state.step, how)
         if state.lacks_refit(config.refit):
-            log.warning(
-                "%s is from before the refit at the end of the run, and scored as it is", checkpoint.name
-            )
+            log.warning("%s is from before the refit at the end of its run", checkpoint.name)
     folder = ExampleFolder(examples, classes, ranks.world) if examples is not None else None
     results = {}
     for number, (name, (index, subset)) in enumerate(opened_targets.items()):

@@ -150,10 +150,11 @@ def refit_classifiers(learner: Learner, plan: RunPlan, world: World, watch: Watc
     if not found.unseen:
         return []
     names = plan.classes.classes
+    kept = ", ".join(names[k] for k in found.unseen)
     what = "all classes keep" if len(found.unseen) == len(names) else "these classes keep"
     return [
-        f"refit: {what} the classifier of training, without a prototype of the image: "
-        f"{', '.join(names[k] for k in found.unseen)}. None of the {config.refit.images} images looked at of "
-        f"each source has a cell of 4 x 4 pixels that such a label covers to ppar.min_purity="
-        f"{config.ppar.min_purity:g}; raise refit.images"
+        f"refit: {what} the classifier of training, without a prototype of the image: {kept}. A class needs "
+        f"a cell of 4 x 4 pixels that its label covers to ppar.min_purity={config.ppar.min_purity:g}, of a "
+        f"source that is trusted in it, in one of refit.images={config.refit.images} readable images; where "
+        "sources have the class, raise refit.images"
     ]

@@ -52,6 +52,12 @@ def test_training_says_which_labels_it_distrusts(run: Path) -> None:
     assert f"ppar-dist audit {run}" in lines[1]
 
 
+def test_training_says_which_classes_the_refit_did_not_see(run: Path) -> None:
+    said = (run.parent / "said").read_text()
+    assert "these classes keep the classifier of training, without a prototype of the image: car. A" in said
+    assert "in one of refit.images=4 readable images" in said
+
+
 def test_the_wrong_source_is_found_and_its_regions_are_drawn(run: Path) -> None:
     done = run_command(["audit", str(run), "--regions", "12", "--json"])
     assert done.returncode == 0, done.stderr
